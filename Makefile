@@ -1,0 +1,90 @@
+# Every target does its own set-up and says what it is doing. `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.spanchain-installed
+# Any CPython from 3.11 on; PYTHON=/path/to/python3 chooses another.
+PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3; do \
+	"$$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null \
+	&& { command -v "$$candidate"; break; }; done)
+ARGS ?=
+
+say = @printf '\033[1m==> %s\033[0m\n' "$(1)"
+
+.PHONY: help install components demo test check format bench evaluate soak lock docs clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+
+install: $(STAMP) ## .venv with the locked dependencies and the `spanchain` command, kernels compiled
+
+$(STAMP): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed (Debian: apt-get install python3 python3-venv)"; exit 1; }
+	$(call say,creating $(VENV) with $(PYTHON))
+	@$(PYTHON) -m venv --clear $(VENV) || { echo "python's venv module is needed (Debian: apt-get install python3-venv)"; exit 1; }
+	$(call say,installing the locked dependencies: about 800 MB and one minute)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
+	$(call say,installing the spanchain command)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(call say,compiling the kernels into the cache)
+	@$(PY) -m collector_processor.kernels
+	@touch $@
+
+components: ## the real Collector, telemetrygen, Prometheus and Alertmanager that `make test` runs
+	$(call say,looking for the real components that the end-to-end tests run)
+	@python=$(PY); test -x $$python || python=$(PYTHON); $$python tests/e2e/components.py
+
+demo: install ## a payment platform with faults, and spanchain naming each (Ctrl-C ends it)
+	$(call say,starting the demo)
+	@$(VENV)/bin/spanchain demo $(ARGS)
+
+# Outside CI a machine without the components still runs all other tests; those that need them say how to get them.
+test: install ## all tests, with the real components
+	@$(MAKE) components || test -z "$${CI:-}"
+	$(call say,running all tests)
+	@$(PY) -m pytest $(ARGS)
+
+check: install ## format, lint, types, fast tests: under a minute
+	$(call say,format)
+	@$(VENV)/bin/ruff format --check --quiet . || { echo "make format puts it right"; exit 1; }
+	$(call say,lint)
+	@$(VENV)/bin/ruff check --quiet .
+	$(call say,types)
+	@$(VENV)/bin/mypy
+	$(call say,fast tests)
+	@$(PY) -m pytest -q -m "not slow and not e2e and not data" $(ARGS)
+
+format: install ## formats and fixes what can be fixed without thinking
+	@$(VENV)/bin/ruff check --quiet --fix-only .
+	@$(VENV)/bin/ruff format .
+
+bench: install ## speed and memory, each beside what it is compared with
+	@$(MAKE) components
+	$(call say,measuring; nothing else should run on this machine)
+	@$(PY) -m tests.benchmarks $(ARGS)
+
+evaluate: install ## detection quality on the labelled recordings
+	$(call say,replaying the labelled recordings)
+	@$(PY) -m collector_processor.evaluation $(ARGS)
+
+soak: install ## the long forms of the fuzz, kill and leak tests: some hours
+	@$(MAKE) components
+	$(call say,running the long tests)
+	@SPANCHAIN_SOAK=1 $(PY) -m pytest -m soak $(ARGS)
+
+lock: ## rewrites requirements.lock from pyproject.toml: hashes, no index addresses
+	$(call say,resolving)
+	@test -x $(VENV)/bin/uv || { $(PYTHON) -m venv $(VENV) && $(PY) -m pip install --quiet uv; }
+	@$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-annotate --custom-compile-command "make lock" --group dev --upgrade pyproject.toml -o requirements.lock
+
+docs: install ## rewrites the generated parts of docs/
+	$(call say,writing docs/configuration.md)
+	@$(PY) -m collector_processor.config_reference > docs/configuration.md
+
+clean: ## removes .venv, caches and what runs left behind
+	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist spanchain-data
