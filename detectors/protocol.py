@@ -36,7 +36,7 @@ class Scores:
         """Itself when it fits `batch`.
 
         Raises:
-            BadScoresError: wrong length or dtype, a value not finite, findings unsorted or out of range, p not in (0, 1].
+            BadScoresError: wrong length or dtype, a value not finite, findings unsorted or out of range, a wrong p.
         """
         if self.value.shape != (len(batch),) or self.value.dtype != np.float64:
             raise BadScoresError(f"value is {self.value.dtype}{self.value.shape}, expected float64({len(batch)},)")
