@@ -1,0 +1,384 @@
+"""Log bodies -> templates: the text with its variables masked, whose content hash is the event.
+
+How it works. Called once per *distinct* masked hash of the decode kernel, so it may take tens of microseconds.
+1. Every word that holds a digit becomes one variable, exactly as the kernel counts it; all that follows reads only this
+   normalised text, so two bodies that the kernel takes for one have one template.
+2. Structure: a JSON body stands for its message field, a stack trace for its first line and exception class.
+3. Masking: dates, addresses, paths, quoted strings, and values of `key=value` pairs, dumps and lists. A word that says
+   how something went (`status=FAILED`, `error: no route`) stays: that is what a template is read for.
+4. A small Drain (He et al., ICWS 2017): lines of one service that agree in everything but some plain words form a
+   cluster. A place where a cluster has shown `distinct_min` different words is a variable from then on. Until then the
+   masked text is the template, so ids depend on the order of arrival only while a variable place is being learned.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+VARIABLE: Final = "<*>"
+TEMPLATE_CHARS_MAX: Final = 480
+BODY_CHARS_MAX: Final = 4096
+CLUSTERS_OF_SHAPE_MAX: Final = 32
+MESSAGE_FIELDS: Final = ("message", "msg", "body", "event", "log")
+
+# In the normalised text a word is a run of these, as in the kernel: every non-ASCII character counts as a letter.
+_W: Final = r"[A-Za-z0-9_\x80-\U0010ffff]"
+_DIGIT_WORD: Final = re.compile(rf"{_W}*[0-9]{_W}*")
+_JOINED: Final = re.compile(rf"(?:{_W}+-)*0(?:[-.:/+,@%]0|-{_W}+)*(?!{_W})")
+_MONTH: Final = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]{0,6}"
+_ATOMS: Final = re.compile(
+    rf"\b(?:(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)[a-z]{{0,6}},? )?(?:0[ -])?{_MONTH}[ -]+0(?:,? 0)*"  # date
+    r"(?: [A-Z]{2,5} 0)?"
+    r"|[A-Za-z][A-Za-z0-9+.-]{1,15}://[^\s\"'<>()\[\]{},]+"  # URL
+    rf"|(?:{_W}|[.+-])+@{_W}+(?:[.-]{_W}+)+"  # e-mail
+    rf"|(?<![\w./<])(?:/[\w.@%+~:$-]+){{2,}}/?(?:\?[^\s\"'\])}}]*)?"  # path of two segments or more
+    rf"|(?<!\w)[A-Za-z]:\\[^\s\"']+"  # Windows path
+    r"|(?<!\w)[a-fA-F]{12,}(?!\w)"  # hexadecimal without a digit
+)
+_ANSI: Final = re.compile(r"\x1b\[0?m?")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]+")
+_TOKEN: Final = re.compile(
+    rf'"[^"\\]*(?:\\.[^"\\]*)*"?|(?<!{_W})\'[^\']*\'(?!{_W})|{_W}+|[\[({{]|[\])}}]|\s+|[^\s]', re.DOTALL
+)
+_WORD: Final = re.compile(rf"{_W}+\Z")
+_PIECE: Final = re.compile(rf"<\*>|{_W}+|\s+|[^\s]")
+_PLAIN: Final = re.compile(r"[A-Z]?[a-z\x80-\U0010ffff]+\Z|[A-Z]+\Z")
+_EXCEPTION: Final = re.compile(
+    rf"^\s*(?:Caused by: |\[.{{0,40}}\] )?((?:{_W}+[.$])*{_W}*(?:Exception|Error|Failure|Fault|Panic|Interrupt))"
+    rf"(?!{_W})",
+    re.MULTILINE,
+)
+_MESSAGE: Final = re.compile(r'"(?:' + "|".join(MESSAGE_FIELDS) + r')"\s*:\s*"([^"\\]*(?:\\.[^"\\]*)*)')
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Keys whose value tells how it went, and words that tell it themselves: never masked, never a variable.
+_OUTCOME_KEYS: Final = _words(
+    """
+    status state result outcome success error err exception reason cause msg message level severity lvl event
+    action decision code ok valid verdict phase warning fatal failure failed
+    """
+)
+_OUTCOME_WORDS: Final = _words(
+    """
+    success successful successfully succeeded ok fail fails failed failing failure error errors exception
+    invalid denied declined rejected refused unauthorized forbidden timeout expired aborted cancelled canceled
+    missing lost unavailable unreachable unknown wrong null none nil nan true false no not never cannot unable
+    without retry retrying retried rollback rolled duplicate conflict mismatch corrupt corrupted overflow
+    underflow exceeded insufficient blocked trace debug info notice warn warning fatal critical severe
+    """
+)
+_NULLS: Final = frozenset(("null", "none", "nil", "nan", "undefined"))
+_OPEN: Final = {"[": "]", "(": ")", "{": "}"}
+
+
+class _Reader:
+    """Masks normalised text that holds pairs, dumps and lists by recursive descent of bounded depth."""
+
+    def __init__(self, text: str) -> None:
+        self.tokens: list[str] = _TOKEN.findall(text)
+        self.at = 0
+
+    def top(self) -> str:
+        """The whole text masked: prose stays, pairs keep their keys."""
+        out: list[str] = []
+        while self.at < len(self.tokens):
+            token = self.tokens[self.at]
+            if self.opens():
+                out.append(self.group(1))
+            else:
+                self.at += 1
+                out.append(self.atom(token, out))
+        return "".join(out)
+
+    def opens(self) -> bool:
+        """Whether a group starts here. `[.` is an abbreviated logger name (`o.a.c.c.C.[.[.[/]`), not a group."""
+        if self.tokens[self.at] not in _OPEN:
+            return False
+        return self.at + 1 == len(self.tokens) or self.tokens[self.at + 1] != "."
+
+    def atom(self, token: str, before: list[str]) -> str:
+        """One token of prose: the value of `key=value` and `key:value`, and quoted strings, are variables."""
+        quoted = token[0] in "\"'" and len(token) > 1
+        if not quoted and not _WORD.match(token):
+            return token
+        key = ""
+        if len(before) >= 2 and before[-1] in ("=", ":") and before[-2].strip("\"'"):
+            key = before[-2].strip("\"'")
+            if before[-1] == ":" and not quoted and len(before) >= 3 and before[-3] == ":":
+                key = ""  # `Class::method`
+        if quoted:
+            if self.at < len(self.tokens) and self.tokens[self.at] == ":":
+                return token
+            return token if _tells(key, token) else VARIABLE
+        if not key or not _WORD.match(key) or _tells(key, token):
+            return token
+        return VARIABLE
+
+    def group(self, depth: int) -> str:
+        """The bracketed group that starts here. Its items are split at commas and semicolons."""
+        opening = self.tokens[self.at]
+        closing = _OPEN[opening]
+        self.at += 1
+        items: list[list[str]] = [[]]
+        closed = False
+        while self.at < len(self.tokens):
+            token = self.tokens[self.at]
+            if self.opens():
+                if depth < 12:
+                    items[-1].append(self.group(depth + 1))
+                    continue
+                token = VARIABLE  # deeper than anybody reads: this bounds the recursion
+            self.at += 1
+            if token == closing:
+                closed = True
+                break
+            if token in {",", ";"}:
+                items.append([])
+            else:
+                items[-1].append(token)
+        if not closed and len(items) > 1:
+            items.pop()  # cut off by the length limit
+        return opening + _items(items, depth) + closing
+
+
+def _tells(key: str, value: str) -> bool:
+    """Whether `value` says how something went, so that it must stay readable."""
+    value = value.strip().strip("\"'")
+    if value.lower() in _NULLS:
+        return True
+    name = key.lower()
+    if name not in _OUTCOME_KEYS and not name.endswith(("exception", "error", "status")):
+        return False
+    return len(value) <= 120 and "=" not in value and VARIABLE not in value
+
+
+def _items(items: list[list[str]], depth: int) -> str:
+    """The inside of a group: pairs keep their keys at the first level, deeper only what tells an outcome."""
+    if depth > 2:
+        return VARIABLE if any(items) else ""
+    parts: list[str] = []
+    masked = False
+    words = 0
+    for item in items:
+        text = "".join(item).strip()
+        split = next((i for i, token in enumerate(item) if token in ("=", ":") and 0 < i <= 9), None)
+        if split is None:
+            if text:
+                words += bool(_WORD.match(text))
+                parts.append(_unquoted(text))
+            continue
+        key = "".join(item[:split]).strip().strip("\"'")
+        value = "".join(item[split + 1 :]).strip()
+        last = key.rsplit(" ", 1)[-1].rsplit(".", 1)[-1]
+        if _tells(last, value):
+            parts.append(f"{key}{item[split]}{value}")
+        elif depth > 1:
+            masked = True
+        else:
+            nested = value.endswith(("]", ")", "}")) and not value.startswith(VARIABLE)
+            parts.append(f"{key}{item[split]}{_nested(value) if nested else VARIABLE}")
+    if words and words == len(parts) == len(items) and (words > 1 or depth > 1):
+        return VARIABLE
+    unique = list(dict.fromkeys(parts))
+    if depth > 1 and len(unique) > 3:
+        unique, masked = [], True
+    return ", ".join([*unique, VARIABLE] if masked else unique)
+
+
+def _nested(value: str) -> str:
+    """A value that ends in a group: the group, with what stands before it when that is a type name."""
+    head = value[: min((value.find(c) for c in _OPEN if c in value), default=0)]
+    return value if not head or _WORD.match(head) else VARIABLE + value[len(head) :]
+
+
+def _unquoted(text: str) -> str:
+    return VARIABLE if text[0] in "\"'" and len(text) > 1 else text
+
+
+def _normalise(body: str) -> str:
+    """`body` with every variable word as `0`: the only thing later steps read, so they agree with the kernel's hash."""
+    text = _DIGIT_WORD.sub("0", body[:BODY_CHARS_MAX])
+    return _JOINED.sub("0", _ANSI.sub("", text))
+
+
+def _message(text: str) -> str:
+    """What a structured body says: its message field, else its sorted keys; other text as it is."""
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        found = _MESSAGE.search(text)
+        return found.group(1) if found else text
+    for _ in range(3):
+        if not isinstance(value, dict):
+            break
+        lowered = {str(key).lower(): item for key, item in value.items()}
+        inner = next((lowered[name] for name in MESSAGE_FIELDS if lowered.get(name) not in (None, "")), None)
+        if inner is None:
+            return "{" + ", ".join(f"{key}={_scalar(value[key])}" for key in sorted(value)[:32]) + "}"
+        value = inner
+    return value if isinstance(value, str) else orjson.dumps(value).decode()
+
+
+def _scalar(value: Any) -> str:
+    """A JSON value as the masking wants to see it: words stay (it decides by the key), all else is a variable."""
+    return value if isinstance(value, str) and re.fullmatch(rf"{_W}+(?: {_W}+)*", value) else "0"
+
+
+def _first_line(text: str) -> str:
+    """The first line that says something, and for a stack trace the class of the exception."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    if len(lines) < 2:
+        return lines[0] if lines else ""
+    names = _EXCEPTION.findall("\n".join(lines[1:]))
+    if not names:
+        return lines[0]
+    name = names[-1] if lines[0].startswith("Traceback") else names[0]
+    return lines[0] if name in lines[0] else f"{lines[0]} | {name}"
+
+
+def mask(body: str) -> str:
+    """The masked text of a log body: at most `TEMPLATE_CHARS_MAX` characters, variables as `<*>`, blanks squeezed."""
+    text = _CONTROL.sub(" ", _first_line(_message(_normalise(body))))
+    text = _JOINED.sub("0", _ATOMS.sub("0", text))
+    text = _Reader(text).top()
+    pieces = [VARIABLE if piece == "0" else piece for piece in _PIECE.findall(text)]
+    text = " ".join("".join(pieces).split())
+    while f"{VARIABLE}, {VARIABLE}" in text:
+        text = text.replace(f"{VARIABLE}, {VARIABLE}", VARIABLE)
+    if len(text) > TEMPLATE_CHARS_MAX:
+        text = text[:TEMPLATE_CHARS_MAX].rsplit(" ", 1)[0]
+    return text
+
+
+@dataclass(slots=True)
+class _Cluster:
+    """Lines that agree in all but plain words. `words[i]`: what place i has shown; None once it is a variable."""
+
+    service: int
+    shape: tuple[str, ...]
+    words: list[set[str] | None]
+
+    def likeness(self, words: list[str]) -> float:
+        """Share of the places whose word is known there; 0 when no fixed place agrees."""
+        fixed = sum(1 for word, seen in zip(words, self.words, strict=True) if seen is not None and word in seen)
+        return (fixed + self.words.count(None)) / len(words) if fixed else 0.0
+
+
+class Templates:
+    """Templates of all services. `limit` bounds the clusters kept; the one unused longest goes first.
+
+    `distinct_min`: different words in one place before that place counts as a variable. Fewer would take the handful of
+    verbs of a state machine (`order created`, `order paid`, ...) for a variable.
+    """
+
+    def __init__(self, limit: int, distinct_min: int = 8) -> None:
+        self.limit = limit
+        self.distinct_min = distinct_min
+        self._clusters: OrderedDict[int, _Cluster] = OrderedDict()
+        self._shapes: dict[tuple[int, tuple[str, ...]], list[int]] = {}
+        self._next = 0
+
+    def __len__(self) -> int:
+        return len(self._clusters)
+
+    def template(self, service_key: int, body: str) -> str:
+        """The template of `body` as logged by the service whose content hash is `service_key`."""
+        masked = mask(body)
+        pieces = _PIECE.findall(masked)
+        places = [i for i in range(len(pieces)) if _may_vary(pieces, i)]
+        if len(places) < 2:
+            return masked
+        words = [pieces[i] for i in places]
+        for i in places:
+            pieces[i] = ""
+        cluster = self._cluster(service_key, tuple(pieces), words)
+        for place, (i, word) in enumerate(zip(places, words, strict=True)):
+            seen = cluster.words[place]
+            if seen is not None:
+                seen.add(word)
+                if len(seen) >= self.distinct_min:
+                    cluster.words[place] = seen = None
+            pieces[i] = VARIABLE if seen is None and word.lower() not in _OUTCOME_WORDS else word
+        return "".join(pieces)
+
+    def _cluster(self, service: int, shape: tuple[str, ...], words: list[str]) -> _Cluster:
+        """The cluster most like `words` among those of the same shape, made when none is like enough."""
+        numbers = self._shapes.setdefault((service, shape), [])
+        best, found = 0.0, -1
+        for number in numbers:
+            likeness = self._clusters[number].likeness(words)
+            if likeness > best:
+                best, found = likeness, number
+        if best >= 0.5 or (found >= 0 and len(numbers) >= CLUSTERS_OF_SHAPE_MAX):
+            self._clusters.move_to_end(found)
+            return self._clusters[found]
+        if len(numbers) >= CLUSTERS_OF_SHAPE_MAX:
+            self._drop(numbers[0])
+        return self._add(_Cluster(service, shape, [{word} for word in words]))
+
+    def _add(self, cluster: _Cluster) -> _Cluster:
+        if len(self._clusters) >= self.limit:
+            self._drop(next(iter(self._clusters)))
+        self._clusters[self._next] = cluster
+        self._shapes.setdefault((cluster.service, cluster.shape), []).append(self._next)
+        self._next += 1
+        return cluster
+
+    def _drop(self, number: int) -> None:
+        cluster = self._clusters.pop(number)
+        key = (cluster.service, cluster.shape)
+        self._shapes[key].remove(number)
+        if not self._shapes[key]:
+            del self._shapes[key]
+
+    def snapshot(self) -> dict[str, Any]:
+        """The clusters, least recently used first, as plain lists; `restore` takes them back."""
+        return {
+            "version": 1,
+            "clusters": [
+                {
+                    "service": cluster.service,
+                    "shape": list(cluster.shape),
+                    "words": [None if seen is None else sorted(seen) for seen in cluster.words],
+                    "number": number,
+                }
+                for number, cluster in self._clusters.items()
+            ],
+            "next": self._next,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes back what `snapshot` gave. ValueError when the version is unknown."""
+        if state.get("version") != 1:
+            raise ValueError(f"templates snapshot has version {state.get('version')!r}, expected 1")
+        self._clusters = OrderedDict()
+        self._shapes = {}
+        for entry in state["clusters"]:
+            words = [None if seen is None else set(seen) for seen in entry["words"]]
+            self._clusters[int(entry["number"])] = _Cluster(int(entry["service"]), tuple(entry["shape"]), words)
+        for number in sorted(self._clusters):
+            cluster = self._clusters[number]
+            self._shapes.setdefault((cluster.service, cluster.shape), []).append(number)
+        self._next = int(state["next"])
+
+
+def _may_vary(pieces: list[str], i: int) -> bool:
+    """Whether piece i can be a variable: a plain word, not an identifier, not part of a dotted name, not a level."""
+    piece = pieces[i]
+    if not _PLAIN.match(piece):
+        return False
+    before = pieces[i - 1] if i else " "
+    after = pieces[i + 1] if i + 1 < len(pieces) else " "
+    dotted = after == "." and i + 2 < len(pieces) and pieces[i + 2] != " "
+    return before not in ".$#" and after not in "$#(=:" and not dotted
