@@ -1,0 +1,293 @@
+"""The whole configuration as frozen, typed models: one class a section, every key with its unit, default and reason.
+
+How it works. A file is YAML; `load` (in `config_file.py`) reads it, resolves `${env:NAME}` and `${file:PATH}` and builds
+`Config`. Unknown keys are errors. Units stand last in names (`_s`, `_ms`, `_bytes`, `_max`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, unknown keys refused, descriptions taken from attribute docstrings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(gt=0)]
+Probability = Annotated[float, Field(gt=0, lt=1)]
+
+
+class JoinConfig(Section):
+    """How records become chains."""
+
+    attributes: tuple[str, ...] = ()
+    """Attribute keys whose values rules may read (at most 32); all others are never looked at."""
+    business_keys: tuple[str, ...] = ("payment.id", "order.id", "correlation.id")
+    """Attributes that tie a log without a trace id to a chain whose spans carry the same value."""
+    wait_initial_s: Positive = 6.0
+    """Quiet time after which a chain whose root was seen is complete, until its flow's own wait is learned. SDKs export
+    every 5 s by default."""
+    wait_min_s: Positive = 1.0
+    """Least learned wait."""
+    wait_max_s: Positive = 30.0
+    """Greatest learned wait."""
+    idle_s: Positive = 30.0
+    """Quiet time after which a chain whose root never came is closed as `timeout`."""
+    age_max_s: Positive = 600.0
+    """Absolute age at which any chain is closed."""
+    chains_max: Count = 1_200_000
+    """Open chains of all tenants."""
+    records_max: Count = 24_000_000
+    """Records in open chains of all tenants."""
+    tenant_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """The share of the two limits above that one tenant may hold while others wait."""
+    chain_records_max: Count = 10_000
+    """Records in one chain; further ones are dropped and counted."""
+    closed_remembered_max: Count = 1_000_000
+    """Closed chains remembered, so that a late record is counted as late and makes no second verdict."""
+
+
+class DecodeConfig(Section):
+    """Bounds of the first-sight dictionaries and of what is read of a record."""
+
+    body_bytes_max: Count = 1024
+    """Bytes of a log body that make its template; the rest is not read."""
+    services_max: Count = 4096
+    instances_max: Count = 16_384
+    events_max: Count = 65_536
+    """Operations and templates; a further one counts as `other`."""
+    flows_max: Count = 2048
+    paths_max: Count = 65_536
+    lookups_max: Count = 1_048_576
+    """Entries of the cache from masked text to event; emptied when full."""
+
+
+class ChainSequenceConfig(Section):
+    """`detectors/chain_sequence`: paths of a flow, their shares per slice, their transitions."""
+
+    enabled: bool = True
+    slice_s: Positive = 300.0
+    """Length of a time-of-week slice."""
+    learn_chains_min: Count = 50
+    """Chains of a flow before its new paths are findings (cold start)."""
+    repeat_min: Count = 3
+    """The same finding this often within a slice before anything pages."""
+    interrupted_length_min: Count = 2
+    """Least number of modules of a path that can count as broken off."""
+
+
+class RetrievalConfig(Section):
+    """`detectors/retrieval`: distance to the nearest normal chains."""
+
+    enabled: bool = True
+
+
+class SequenceTransformerConfig(Section):
+    """`detectors/sequence_transformer`: improbability of the order of events."""
+
+    enabled: bool = True
+
+
+class ContextConfig(Section):
+    """`detectors/context`: rules and learned topology."""
+
+    enabled: bool = True
+
+
+class OnlineConfig(Section):
+    """`detectors/online`: River learners and robust statistics per operation, edge and slice."""
+
+    enabled: bool = True
+
+
+class DetectorsConfig(Section):
+    """One section a detector."""
+
+    chain_sequence: ChainSequenceConfig = ChainSequenceConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
+    sequence_transformer: SequenceTransformerConfig = SequenceTransformerConfig()
+    context: ContextConfig = ContextConfig()
+    online: OnlineConfig = OnlineConfig()
+
+
+class PeriodConfig(Section):
+    """A recurring part of the business week: a trading session, the night batch, month-end closing hours."""
+
+    name: str
+    days: tuple[Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"], ...] = ("mon", "tue", "wed", "thu", "fri")
+    """Days on which it starts."""
+    start: Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
+    """Local time, `HH:MM`."""
+    end: Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
+    """Local time, `HH:MM`; not after `start`: it ends the next day."""
+    holidays: Literal["skip", "only", "any"] = "skip"
+    """Whether it also takes place on holidays."""
+    severity: Annotated[int, Field(ge=-1, le=1)] = 0
+    """Raises (1) or lowers (-1) the severity of what is unusual during it by one step."""
+
+
+class CalendarConfig(Section):
+    """The business calendar; its time zone is `decide.timezone`."""
+
+    holidays: str | None = None
+    """A country (`DE`), a part of one (`DE-BY`) or a market (`XNYS`, `XECB`) of the package `holidays`; null: none."""
+    periods: tuple[PeriodConfig, ...] = ()
+    """Parts of the week that people speak of and that weigh more or less."""
+
+
+class BusinessConfig(Section):
+    """What makes an unusual chain matter more or less than its probability says."""
+
+    amount: str | None = None
+    """The attribute, one of `join.attributes`, that says how much money a chain moves; null: amounts do not count."""
+    amount_critical: Positive | None = None
+    """An unusual chain that moves at least this much is critical."""
+    amount_minor: Positive | None = None
+    """An unusual chain that moves less than this stays at info."""
+
+
+class DecideConfig(Section):
+    """How scores become verdicts and verdicts become incidents."""
+
+    alerts_per_day: Positive = 6.0
+    """The alert budget: false incidents an operator accepts a day. Every threshold follows from it."""
+    weights: dict[str, Annotated[float, Field(ge=0)]] = {"rec": 1.0, "seq": 1.0, "ctx": 1.0}
+    """The lambdas of s = l1*d_rec + l2*d_seq + l3*d_ctx. A detector's own name overrides its component."""
+    history: Annotated[int, Field(ge=100, le=10_000)] = 300
+    """Calibration scores kept per flow. 300 held a 1 % target at 0.9-1.4 % on four kinds of scores."""
+    history_min: Annotated[int, Field(ge=20)] = 50
+    """Scores that a flow needs before it is judged by its own; until then all flows of the tenant are one."""
+    probability_max: Probability = 0.02
+    """Greatest p-value that the budget may make unusual, however thin the flow."""
+    audit_share: Probability = 0.1
+    """Share of chains with something new, but nothing broken, that are learned from although they were unusual, so that
+    a release becomes normal."""
+    score_half: Probability = 1e-3
+    """The p-value whose score is 0.5; score = ln p / (ln p + ln score_half)."""
+    score_warning: Probability = 0.5
+    """Unusual chains from this score on are warnings, below it info."""
+    score_critical: Probability = 0.8
+    """Broken, failed or slowed chains from this score on are critical."""
+    business: BusinessConfig = BusinessConfig()
+    calendar: CalendarConfig = CalendarConfig()
+    quarantine_s: Positive = 90.0
+    """Time a chain waits before detectors learn from it, so that what an alarm is about does not become normal."""
+    timezone: str = "UTC"
+    """Time zone of the business calendar (time-of-week slices, sessions, holidays)."""
+
+
+class EngineConfig(Section):
+    """Engine-wide."""
+
+    epoch_s: Positive = 10.0
+    """Grid on which detectors learn and incidents are judged; verdicts do not wait for it."""
+
+
+class QueueConfig(Section):
+    """The bounded queue between the engine and one sink."""
+
+    items_max: Count = 10_000
+    """Items waiting in memory; a further one is dropped and counted as `queue_full`."""
+    bytes_max: Count = 16_777_216
+    """Bytes waiting in memory."""
+    disk_bytes_max: Count = 268_435_456
+    """Bytes waiting in the data folder, for a sink that is down for long. Used by the exporters that send."""
+    retry_initial_s: Positive = 1.0
+    """Wait before the first retry; it doubles with each one and is spread at random by up to a half."""
+    retry_max_s: Positive = 30.0
+    """Greatest wait between two retries."""
+
+
+class PrometheusConfig(Section):
+    """`exporters/prometheus`: the metrics endpoint."""
+
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    """Address to listen on. The endpoint has no authentication."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 9464
+    """0 takes any free port."""
+    series_max: Annotated[int, Field(ge=100)] = 2000
+    """Series of one metric (each bucket of a histogram is one); further label values count under `other`."""
+
+
+class OtlpExportConfig(Section):
+    """`exporters/otlp`: tee mode, one log event and one span event for each unusual chain, beside the original data."""
+
+    enabled: bool = False
+    endpoint: str = "http://127.0.0.1:4317"
+    """Where to send: `http://` or `https://`, host and port. Not spanchain's own receiver."""
+    protocol: Literal["grpc", "http"] = "grpc"
+    """`http` posts protobuf to `/v1/traces` and `/v1/logs` under the endpoint."""
+    headers: dict[str, str] = {}
+    """Sent with every request, such as `authorization`; take secrets from `${env:NAME}` or `${file:PATH}`."""
+    compression: Literal["gzip", "none"] = "gzip"
+    ca_file: str | None = None
+    """PEM file of the authority that signed the server's certificate; the system's authorities when absent."""
+    cert_file: str | None = None
+    """PEM certificate that we show (mTLS), with `key_file`."""
+    key_file: str | None = None
+    timeout_s: Positive = 10.0
+    """Longest time one request may take."""
+    request_bytes_max: Annotated[int, Field(gt=0, lt=4_194_304)] = 3_500_000
+    """Bytes of one request before compression; receivers refuse 4 MiB and more by default."""
+    span_events: bool = True
+    """Also send a zero-length child span under our own service name, so that the event shows inside the trace."""
+    queue: QueueConfig = QueueConfig()
+
+
+class FileExportConfig(Section):
+    """`exporters/file`: `verdicts.jsonl` and `incidents.jsonl` in the data folder."""
+
+    enabled: bool = False
+    verdicts: Literal["unusual", "all", "none"] = "none"
+    """Which verdicts are written: none, those whose severity is not `none`, or all."""
+    queue: QueueConfig = QueueConfig(items_max=2000, bytes_max=67_108_864)
+
+
+class AlertmanagerConfig(Section):
+    """`exporters/alertmanager`: pages without a Prometheus rule in between."""
+
+    enabled: bool = False
+    url: str = "http://127.0.0.1:9093"
+    """Base address; alerts are posted to `/api/v2/alerts` under it."""
+    headers: dict[str, str] = {}
+    """Sent with every request, such as `authorization`."""
+    ca_file: str | None = None
+    """PEM file of the authority that signed the server's certificate; the system's authorities when absent."""
+    timeout_s: Positive = 10.0
+    """Longest time one request may take."""
+    resend_s: Positive = 60.0
+    """How often an open incident is sent again; Alertmanager forgets an alert that is not repeated."""
+    runbook_url: str = ""
+    """Address of the runbooks; `#` and the alert's section are appended. No annotation when empty."""
+    trace_url: str = ""
+    """Address of a trace with `{trace_id}` in it, for the link in the page. No link when empty."""
+    queue: QueueConfig = QueueConfig(items_max=1000, bytes_max=4_194_304, disk_bytes_max=16_777_216)
+
+
+class ExportersConfig(Section):
+    """Where verdicts and incidents go: one section an exporter."""
+
+    prometheus: PrometheusConfig = PrometheusConfig()
+    otlp: OtlpExportConfig = OtlpExportConfig()
+    file: FileExportConfig = FileExportConfig()
+    alertmanager: AlertmanagerConfig = AlertmanagerConfig()
+
+
+class Config(Section):
+    """The root."""
+
+    join: JoinConfig = JoinConfig()
+    decode: DecodeConfig = DecodeConfig()
+    engine: EngineConfig = EngineConfig()
+    detectors: DetectorsConfig = DetectorsConfig()
+    decide: DecideConfig = DecideConfig()
+    exporters: ExportersConfig = ExportersConfig()
+
+
+Durability = Literal["fsync", "os", "none"]
