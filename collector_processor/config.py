@@ -1,7 +1,7 @@
 """The whole configuration as frozen, typed models: one class a section, every key with its unit, default and reason.
 
-How it works. A file is YAML; `load` (in `config_file.py`) reads it, resolves `${env:NAME}` and `${file:PATH}` and builds
-`Config`. Unknown keys are errors. Units stand last in names (`_s`, `_ms`, `_bytes`, `_max`).
+How it works. A file is YAML; `load` (in `config_file.py`) reads it, resolves `${env:NAME}` and `${file:PATH}` and
+builds `Config`. Unknown keys are errors. Units stand last in names (`_s`, `_ms`, `_bytes`, `_max`).
 """
 
 from __future__ import annotations
@@ -58,11 +58,15 @@ class DecodeConfig(Section):
     body_bytes_max: Count = 1024
     """Bytes of a log body that make its template; the rest is not read."""
     services_max: Count = 4096
+    """Services of all tenants; a further one counts as `other`."""
     instances_max: Count = 16_384
+    """Instances (pods, hosts, processes) of all services."""
     events_max: Count = 65_536
     """Operations and templates; a further one counts as `other`."""
     flows_max: Count = 2048
+    """Flows of all tenants; a further one counts as `other`."""
     paths_max: Count = 65_536
+    """Distinct paths of all flows."""
     lookups_max: Count = 1_048_576
     """Entries of the cache from masked text to event; emptied when full."""
 
@@ -71,6 +75,7 @@ class ChainSequenceConfig(Section):
     """`detectors/chain_sequence`: paths of a flow, their shares per slice, their transitions."""
 
     enabled: bool = True
+    """Whether this detector runs."""
     slice_s: Positive = 300.0
     """Length of a time-of-week slice."""
     learn_chains_min: Count = 50
@@ -85,24 +90,28 @@ class RetrievalConfig(Section):
     """`detectors/retrieval`: distance to the nearest normal chains."""
 
     enabled: bool = True
+    """Whether this detector runs."""
 
 
 class SequenceTransformerConfig(Section):
     """`detectors/sequence_transformer`: improbability of the order of events."""
 
     enabled: bool = True
+    """Whether this detector runs."""
 
 
 class ContextConfig(Section):
     """`detectors/context`: rules and learned topology."""
 
     enabled: bool = True
+    """Whether this detector runs."""
 
 
 class OnlineConfig(Section):
     """`detectors/online`: River learners and robust statistics per operation, edge and slice."""
 
     enabled: bool = True
+    """Whether this detector runs."""
 
 
 class DetectorsConfig(Section):
@@ -207,6 +216,7 @@ class PrometheusConfig(Section):
     """`exporters/prometheus`: the metrics endpoint."""
 
     enabled: bool = True
+    """Whether this exporter runs."""
     host: str = "127.0.0.1"
     """Address to listen on. The endpoint has no authentication."""
     port: Annotated[int, Field(ge=0, le=65535)] = 9464
@@ -219,6 +229,7 @@ class OtlpExportConfig(Section):
     """`exporters/otlp`: tee mode, one log event and one span event for each unusual chain, beside the original data."""
 
     enabled: bool = False
+    """Whether this exporter runs."""
     endpoint: str = "http://127.0.0.1:4317"
     """Where to send: `http://` or `https://`, host and port. Not spanchain's own receiver."""
     protocol: Literal["grpc", "http"] = "grpc"
@@ -226,11 +237,13 @@ class OtlpExportConfig(Section):
     headers: dict[str, str] = {}
     """Sent with every request, such as `authorization`; take secrets from `${env:NAME}` or `${file:PATH}`."""
     compression: Literal["gzip", "none"] = "gzip"
+    """Compression of requests."""
     ca_file: str | None = None
     """PEM file of the authority that signed the server's certificate; the system's authorities when absent."""
     cert_file: str | None = None
     """PEM certificate that we show (mTLS), with `key_file`."""
     key_file: str | None = None
+    """PEM private key of `cert_file`."""
     timeout_s: Positive = 10.0
     """Longest time one request may take."""
     request_bytes_max: Annotated[int, Field(gt=0, lt=4_194_304)] = 3_500_000
@@ -244,6 +257,7 @@ class FileExportConfig(Section):
     """`exporters/file`: `verdicts.jsonl` and `incidents.jsonl` in the data folder."""
 
     enabled: bool = False
+    """Whether this exporter runs."""
     verdicts: Literal["unusual", "all", "none"] = "none"
     """Which verdicts are written: none, those whose severity is not `none`, or all."""
     queue: QueueConfig = QueueConfig(items_max=2000, bytes_max=67_108_864)
@@ -253,6 +267,7 @@ class AlertmanagerConfig(Section):
     """`exporters/alertmanager`: pages without a Prometheus rule in between."""
 
     enabled: bool = False
+    """Whether this exporter runs."""
     url: str = "http://127.0.0.1:9093"
     """Base address; alerts are posted to `/api/v2/alerts` under it."""
     headers: dict[str, str] = {}

@@ -36,6 +36,10 @@ WORDS: dict[str, bool | None] = {
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
 }
+TAGS = {
+    f"tag:yaml.org,2002:{name}"
+    for name in ["map", "seq", "str", "int", "float", "bool", "null", "timestamp", "value", "merge"]
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +113,7 @@ class _Reader:
             raise ConfigError(self.source, [Problem("", line, f"not valid YAML: {what}")]) from None
         except RecursionError:
             raise ConfigError(self.source, [Problem("", 1, f"nested deeper than {DEPTH_MAX} levels")]) from None
-        if root is None:
+        if root is None or (isinstance(root, yaml.ScalarNode) and root.value in WORDS and WORDS[root.value] is None):
             return {}
         if not isinstance(root, yaml.MappingNode):
             raise ConfigError(self.source, [Problem("", 1, "must be a mapping of sections")])
@@ -122,6 +126,9 @@ class _Reader:
             # An alias that holds itself, or one that multiplies, ends here.
             limit = f"nested deeper than {DEPTH_MAX} levels" if len(at) > DEPTH_MAX else f"more than {NODES_MAX} values"
             raise ConfigError(self.source, [Problem(_dotted(at), node.start_mark.line + 1, limit)])
+        if node.tag not in TAGS:
+            self._problem(at, node.start_mark.line + 1, f"the tag {node.tag} is not supported")
+            return None
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, at)
         if isinstance(node, yaml.SequenceNode):
@@ -147,9 +154,6 @@ class _Reader:
 
     def _scalar(self, node: yaml.ScalarNode, at: KeyPath) -> Any:
         text: str = node.value
-        if not node.tag.startswith("tag:yaml.org,2002:"):
-            self._problem(at, node.start_mark.line + 1, f"the tag {node.tag} is not supported")
-            return None
         if "$" in text:
             return self._resolve(text, node.start_mark.line + 1, at)
         if node.style is not None:  # quoted or block: text as it stands

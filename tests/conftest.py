@@ -1,0 +1,96 @@
+"""What tests share: the labelled recordings, the real components, free ports, and processes that end with their test.
+
+How it works. What is not on the machine makes a test skip with the reason and the remedy. Under `CI` a missing
+component is a failure instead; the labelled recordings may be absent there too: they are not part of the repository.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import components
+from tests.e2e.processes import Processes
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The repository's root folder."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder of the labelled recordings: SPANCHAIN_DATA, else `../shared/data` beside the repository."""
+    folder = Path(os.environ.get("SPANCHAIN_DATA") or ROOT.parent / "shared" / "data")
+    if not (folder / "recordings").is_dir():
+        pytest.skip(f"no labelled recordings in {folder}; set SPANCHAIN_DATA to the folder that holds recordings/")
+    return folder
+
+
+def component(name: str) -> Path:
+    """The executable of component `name`; without it the test fails in CI, and skips elsewhere."""
+    path = components.find(name)
+    if path is None:
+        if os.environ.get("CI"):
+            pytest.fail(components.advice(name))
+        pytest.skip(components.advice(name))
+    return path
+
+
+@pytest.fixture(scope="session")
+def collector() -> Path:
+    """The OpenTelemetry Collector built from `tests/e2e/collector/manifest.yaml`."""
+    return component("collector")
+
+
+@pytest.fixture(scope="session")
+def telemetrygen() -> Path:
+    """OpenTelemetry's own load generator."""
+    return component("telemetrygen")
+
+
+@pytest.fixture(scope="session")
+def prometheus() -> Path:
+    """The Prometheus server."""
+    return component("prometheus")
+
+
+@pytest.fixture(scope="session")
+def promtool() -> Path:
+    """Prometheus' checker of rules and configurations."""
+    return component("promtool")
+
+
+@pytest.fixture(scope="session")
+def alertmanager() -> Path:
+    """The Alertmanager server."""
+    return component("alertmanager")
+
+
+@pytest.fixture(scope="session")
+def amtool() -> Path:
+    """Alertmanager's checker of configurations."""
+    return component("amtool")
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[Processes]:
+    """Starts programs that are ended when the test is over; their output is in files under `tmp_path`."""
+    with Processes(tmp_path) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def soak_s() -> Callable[[float], float]:
+    """Seconds that a long test runs: its own short form, or `SPANCHAIN_SOAK_S` (3600) under `make soak`."""
+
+    def seconds(short: float) -> float:
+        return float(os.environ.get("SPANCHAIN_SOAK_S", "3600")) if os.environ.get("SPANCHAIN_SOAK") else short
+
+    return seconds

@@ -1,0 +1,125 @@
+"""Programs under test: started, waited for, ended; and free ports on the loopback interface.
+
+How it works. Each program runs in a process group of its own with its output in a file, so that it is ended with all
+its children and its last words stand in the failure. Waiting is polling with a deadline; a program that dies meanwhile
+ends the wait at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+T = TypeVar("T")
+
+
+def free_ports(count: int) -> list[int]:
+    """`count` different loopback TCP ports that nobody listens on at this moment."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def http_get(url: str, accept: str | None = None, timeout_s: float = 5.0) -> str:
+    """Body of a GET as text. Raises `OSError` when it is not answered with 2xx."""
+    request = urllib.request.Request(url, headers={"Accept": accept} if accept else {})
+    with urllib.request.urlopen(request, timeout=timeout_s) as response:
+        return str(response.read().decode())
+
+
+class Process:
+    """One running program."""
+
+    def __init__(self, name: str, command: Sequence[str | Path], log: Path, env: Mapping[str, str] | None) -> None:
+        self.name = name
+        self.log = log
+        with log.open("ab") as output:
+            self.popen = subprocess.Popen(
+                [str(part) for part in command],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **(env or {})},
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    def output(self, characters: int = 3000) -> str:
+        """The end of what the program has printed."""
+        return self.log.read_text(errors="replace")[-characters:]
+
+    def wait_for(self, what: str, condition: Callable[[], T | None], timeout_s: float = 60.0, poll_s: float = 0.1) -> T:
+        """The first true value of `condition`; an `OSError` counts as not yet. `AssertionError` when there is none."""
+        deadline = time.monotonic() + timeout_s
+        last: object = None
+        while time.monotonic() < deadline:
+            assert self.popen.poll() is None, f"{self.name} ended with {self.popen.returncode}:\n{self.output()}"
+            try:
+                last = value = condition()
+            except OSError as error:
+                last = error
+            else:
+                if value:
+                    return value
+            time.sleep(poll_s)
+        raise AssertionError(f"{self.name}: {what}: not within {timeout_s} s; last {last!r}\n{self.output()}")
+
+    def wait_http(self, url: str, timeout_s: float = 60.0) -> str:
+        """Waits until `url` is answered with 2xx; its body."""
+        return self.wait_for(f"GET {url}", lambda: http_get(url) or " ", timeout_s)
+
+    def stop(self, timeout_s: float = 30.0) -> int:
+        """SIGTERM, then its exit status; SIGKILL to the whole group when it does not end in time. Safe twice."""
+        if self.popen.poll() is None:
+            self.popen.send_signal(signal.SIGTERM)
+            try:
+                self.popen.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        return self.popen.returncode
+
+    def kill(self) -> None:
+        """SIGKILL to the program and its children."""
+        if self.popen.poll() is None:
+            os.killpg(self.popen.pid, signal.SIGKILL)
+            self.popen.wait()
+
+
+class Processes:
+    """The programs of one test; leaving the context ends them, the last started first."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.started: list[Process] = []
+
+    def start(self, name: str, *command: str | Path, env: Mapping[str, str] | None = None) -> Process:
+        """Starts `command`; what it prints goes to `<name>.log` in the folder."""
+        process = Process(name, command, self.folder / f"{name}.log", env)
+        self.started.append(process)
+        return process
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for process in reversed(self.started):
+            process.stop(timeout_s=10.0)
+            process.kill()
