@@ -110,6 +110,7 @@ def chains(
         span_id=column("span_id", np.uint64),
         kind=column("kind", np.uint8),
         status=column("status", np.uint8),
+        enters=column("enters", np.bool_),
         cell_record=np.array([c[0] for c in cells], np.int32),
         cell_key=np.array([c[1] for c in cells], np.int32),
         cell_number=np.array([c[2] for c in cells], np.float64),
@@ -132,6 +133,7 @@ class _Rows:
         self.span_id: list[int] = []
         self.kind: list[int] = []
         self.status: list[int] = []
+        self.enters: list[bool] = []
         self.cells: list[tuple[int, int, float]] = []
         self._add(root, NONE, start, root.service or "")
         self.end = max(t + int(d) for t, d in zip(self.time, self.duration, strict=True))
@@ -142,8 +144,8 @@ class _Rows:
             tenant=self.tenant,
             event=self.event[0],
         )
-        spans = [e for e, kind in zip(self.event, self.kind, strict=True) if kind]
-        steps = [e for number, e in enumerate(spans) if number == 0 or spans[number - 1] != e]
+        entries = [e for e, enters in zip(self.event, self.enters, strict=True) if enters]
+        steps = [e for number, e in enumerate(entries) if number == 0 or entries[number - 1] != e]
         text = " > ".join(symbols.events.text[e] for e in steps)
         self.path = symbols.paths.add(content_hash(*(int(hashes[e]) for e in steps)), text, flow=self.flow)
         self.sequence = content_hash(*(int(hashes[e]) for e in self.event))
@@ -164,6 +166,8 @@ class _Rows:
         self.kind.append(
             0 if is_log else _KINDS[node.kind or _kind(node, service, parent == NONE, self._service(parent))]
         )
+        entry_kind = self.kind[row] in {_KINDS["server"], _KINDS["consumer"]}
+        self.enters.append(not is_log and (entry_kind or self._service(parent) != service))
         self.cells += [(row, key, number) for key, number in node.cells.items()]
         length = int((node.ms or 0) * 1e6)
         self.duration.append(length)
