@@ -28,14 +28,14 @@ MESSAGE_FIELDS: Final = ("message", "msg", "body", "event", "log")
 
 # In the normalised text a word is a run of these, as in the kernel: every non-ASCII character counts as a letter.
 _W: Final = r"[A-Za-z0-9_\x80-\U0010ffff]"
-_DIGIT_WORD: Final = re.compile(rf"{_W}*[0-9]{_W}*")
-_JOINED: Final = re.compile(rf"(?:{_W}+-)*0(?:[-.:/+,@%]0|-{_W}+)*(?!{_W})")
+_DIGIT_WORD: Final = re.compile(rf"(?<!{_W})[A-Za-z_\x80-\U0010ffff]*+[0-9]{_W}*+")
+_JOINED: Final = re.compile(rf"(?<!{_W})(?<!{_W}-)(?:{_W}++-)*?0(?!{_W})(?:[-.:/+,@%]0(?!{_W})|-{_W}++)*+")
 _MONTH: Final = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]{0,6}"
 _ATOMS: Final = re.compile(
     rf"\b(?:(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)[a-z]{{0,6}},? )?(?:0[ -])?{_MONTH}[ -]+0(?:,? 0)*"  # date
     r"(?: [A-Z]{2,5} 0)?"
     r"|[A-Za-z][A-Za-z0-9+.-]{1,15}://[^\s\"'<>()\[\]{},]+"  # URL
-    rf"|(?:{_W}|[.+-])+@{_W}+(?:[.-]{_W}+)+"  # e-mail
+    r"|(?<![\w.+-])[\w.+-]++@\w++(?:[.-]\w++)++"  # e-mail
     rf"|(?<![\w./<])(?:/[\w.@%+~:$-]+){{2,}}/?(?:\?[^\s\"'\])}}]*)?"  # path of two segments or more
     rf"|(?<!\w)[A-Za-z]:\\[^\s\"']+"  # Windows path
     r"|(?<!\w)[a-fA-F]{12,}(?!\w)"  # hexadecimal without a digit
