@@ -1,0 +1,231 @@
+"""Payload bytes -> RecordBatch: the compiled scan, and Python once per distinct name.
+
+How it works. `scan` (kernels/decode.py) writes a row per record with hashes in place of strings. Resources are looked up by
+their bytes, events by (service, kind, hash of the name or masked body). What was never seen before is resolved here: the
+resource is parsed, the span name cleaned, the log body masked and mined into a template, and the result is entered in
+`Symbols` under its content hash. A payload that the kernel does not like is repaired record by record and read again.
+
+The seed of the hashes is secret to the instance, so that nobody can choose names that collide; nothing but speed depends on
+it. State: symbols, templates, the lookup tables. All are bounded; a full lookup table is emptied and refills.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+
+from collector_processor.config import DecodeConfig, JoinConfig
+from collector_processor.decode.repair import repair
+from collector_processor.decode.templates import Templates
+from collector_processor.kernels import decode as kernel
+from collector_processor.kernels.table import LookupTable
+from collector_processor.kernels.wire import CLASSES, hash_one
+from collector_processor.model import Payload, RecordBatch, Signal, Symbols, content_hash
+
+LINK_KEYS = ("trace_id", "traceId", "traceparent", "span_id", "spanId")
+INSTANCE_KEYS = ("service.instance.id", "k8s.pod.name", "container.id", "host.name")
+UNKNOWN_SERVICE = "unknown_service"  # https://opentelemetry.io/docs/specs/semconv/resource/#service
+NAME_MAX = 512  # characters of a name that are kept
+
+# A segment of a span name that is an identifier and not a name: all digits, a UUID, or a long word of hex digits.
+IDENTIFIER = re.compile(r"(?<![A-Za-z0-9_])(?:\d+|[0-9a-fA-F-]{24,}|(?=[a-fA-F]*\d)[0-9a-fA-F]{8,})(?![A-Za-z0-9_])")
+
+
+class Decoder:
+    """Turns payloads into RecordBatches. Errors: none are raised for bad data; what is lost stands in `rejected`."""
+
+    def __init__(self, config: DecodeConfig, join: JoinConfig, symbols: Symbols, seed: int) -> None:
+        self.config = config
+        self.symbols = symbols
+        self.seed = np.uint64(seed)
+        self.templates = Templates(config.events_max)
+        self.attributes = tuple(dict.fromkeys((*join.business_keys, *join.attributes)))
+        self.events = LookupTable(config.lookups_max)
+        self.resources: dict[tuple[int, bytes], tuple[int, int]] = {}
+        self.own_records = 0
+        self._wanted_span = self._key_hashes(self.attributes)
+        self._wanted_log = self._key_hashes((*LINK_KEYS, *self.attributes))
+        self._own = kernel.OWN_SCOPE
+        self._rows = np.zeros((4096, kernel.COLUMNS), np.uint64)
+        self._cells = np.zeros((4096, 4), np.int64)
+        self._spans = np.zeros((256, 2), np.int64)  # where each resource stands in the payload
+        self._unknown = np.zeros(4096, np.int64)
+        self._unknown_keys = np.zeros(4096, np.uint64)
+        self._all = np.arange(4096)
+
+    def _key_hashes(self, names: tuple[str, ...]) -> tuple[Any, Any]:
+        """Keyed hashes of attribute keys, and a bit per length (longer than 63 bytes: never matches)."""
+        hashes = [hash_one(np.frombuffer(name.encode(), np.uint8), self.seed) for name in names]
+        lengths = 0
+        for name in names:
+            lengths |= 1 << min(63, len(name.encode()))
+        return np.array(hashes, np.uint64), np.uint64(lengths)
+
+    def decode(self, payload: Payload) -> RecordBatch:
+        """The records of a traces or logs payload. The rows are a view of a buffer that the next call overwrites."""
+        tenant_name = payload.tenant
+        tenant = self.symbols.tenants.add(content_hash("tenant", tenant_name), tenant_name)
+        is_log = payload.signal == Signal.LOGS
+        data = payload.data
+        rejected: dict[str, int] = {}
+        n, n_cells, n_resources = self._scan(data, is_log)
+        if n < 0:
+            data, rejected = repair(data, payload.signal)
+            n, n_cells, n_resources = self._scan(data, is_log)
+            if n < 0:
+                rejected["malformed"] = rejected.get("malformed", 0) + 1
+                n = n_cells = n_resources = 0
+        buffer = np.frombuffer(data, np.uint8)
+        rows = self._rows[:n]
+        if n:
+            self._resolve(data, buffer, rows, tenant, is_log, n_resources)
+        cells = self._cells[:n_cells]
+        numbers = np.empty(n_cells, np.float64)
+        hashes = np.empty(n_cells, np.uint64)
+        if n_cells:
+            kernel.read_cells(buffer, cells, n_cells, self.seed, numbers, hashes)
+        keys = cells[:, 1]
+        if is_log:
+            keys = np.where(keys >= 0, keys - len(LINK_KEYS), keys)
+        return RecordBatch(payload.signal, tenant, rows, cells[:, 0], keys, numbers, hashes, rejected)
+
+    def _scan(self, data: bytes, is_log: bool) -> tuple[int, int, int]:
+        """Runs the kernel, with larger buffers while they are too small. Rows are negative when it gave up."""
+        buffer = np.frombuffer(data, np.uint8)
+        wanted, lengths = self._wanted_log if is_log else self._wanted_span
+        while True:
+            n, n_cells, n_resources, own = kernel.scan(
+                buffer,
+                is_log,
+                self._rows,
+                self.seed,
+                wanted,
+                lengths,
+                len(LINK_KEYS) if is_log else 0,
+                self._cells,
+                self._spans,
+                CLASSES,
+                self._own,
+                self.config.body_bytes_max,
+            )
+            if n != kernel.FULL:
+                self.own_records += max(0, own)
+                return n, n_cells, n_resources
+            size = 2 * len(self._rows)
+            self._rows = np.zeros((size, kernel.COLUMNS), np.uint64)
+            self._cells = np.zeros((2 * len(self._cells), 4), np.int64)
+            self._spans = np.zeros((2 * len(self._spans), 2), np.int64)
+            self._unknown = np.zeros(size, np.int64)
+            self._unknown_keys = np.zeros(size, np.uint64)
+            self._all = np.arange(size)
+
+    def _resolve(self, data: bytes, buffer: Any, rows: Any, tenant: int, is_log: bool, n_resources: int) -> None:
+        """Replaces resource indices and event hashes in `rows` by ids."""
+        ids = [self._resource(data[a:b], tenant) for a, b in self._spans[:n_resources].tolist()]
+        services = np.array([service for service, _ in ids], np.int32)
+        instances = np.array([instance for _, instance in ids], np.int32)
+        todo = self._all[: len(rows)]
+        while True:
+            missing = kernel.resolve(
+                rows, todo, services, instances, self.events.keys, self.events.values, self._unknown, self._unknown_keys
+            )
+            if not missing:
+                return
+            todo = self._unknown[:missing].copy()
+            keys = self._unknown_keys[:missing]
+            # In ascending order of row, so that ids do not depend on the seed. A full table is emptied between keys:
+            # what was put before is then unknown again, and the loop goes round once more for it.
+            _, first = np.unique(keys, return_index=True)
+            for index in np.sort(first)[: self.events.limit].tolist():
+                row = rows[todo[index]]
+                service = int(services[int(row[kernel.RESOURCE])])
+                start, end = int(row[kernel.TEXT]) >> 32, int(row[kernel.TEXT]) & 0xFFFFFFFF
+                self.events.put(int(keys[index]), self._event(data[start:end], row, service, is_log))
+
+    def _resource(self, data: bytes, tenant: int) -> tuple[int, int]:
+        """(service id, instance id) of a serialised Resource."""
+        found = self.resources.get((tenant, data))
+        if found is None:
+            if len(self.resources) >= self.config.instances_max:
+                self.resources.clear()
+            found = self.resources[(tenant, data)] = self._new_resource(data, tenant)
+        return found
+
+    def _new_resource(self, data: bytes, tenant: int) -> tuple[int, int]:
+        values: dict[str, str] = {}
+        try:
+            for attribute in Resource.FromString(data).attributes:
+                if attribute.key == "service.name" or attribute.key in INSTANCE_KEYS:
+                    values[attribute.key] = attribute.value.string_value
+        except Exception:  # protobuf's DecodeError: the rest of the request is good, so its service stays unknown
+            values = {}
+        name = clean(values.get("service.name") or UNKNOWN_SERVICE)
+        tenant_name = self.symbols.tenants.text[tenant]
+        service = self.symbols.services.add(content_hash("service", tenant_name, name), name, tenant=tenant)
+        host = next((clean(values[key]) for key in INSTANCE_KEYS if values.get(key)), "")
+        instance = self.symbols.instances.add(
+            content_hash("instance", tenant_name, name, host), host or name, service=service
+        )
+        return service, instance
+
+    def _event(self, data: bytes, row: Any, service: int, is_log: bool) -> int:
+        """The event id of a span name or log body, on first sight."""
+        symbols = self.symbols
+        service_key = int(symbols.services.hash[service])
+        kind = int(row[kernel.KIND])
+        if is_log:
+            is_text = not int(row[kernel.EVENT]) & 1
+            text = self.templates.template(service_key, body_text(data, is_text)[: self.config.body_bytes_max])
+        else:
+            text = IDENTIFIER.sub("<*>", clean(data.decode("utf-8", "replace")))
+        return symbols.events.add(
+            content_hash("event", service_key, kind, text), text, service=service, is_log=int(is_log), kind=kind
+        )
+
+    def snapshot(self) -> dict[str, Any]:
+        """What first sights have taught; the lookup tables refill by themselves."""
+        return {"version": 1, "templates": self.templates.snapshot()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes back a snapshot; `symbols` is restored by its owner.
+
+        Raises:
+            ValueError: a snapshot of another version."""
+        if state["version"] != 1:
+            raise ValueError(f"decoder snapshot version {state['version']} is not 1")
+        self.templates.restore(state["templates"])
+        self.events.clear()
+        self.resources.clear()
+
+
+def clean(text: str) -> str:
+    """A name without control and bidirectional formatting characters, bounded in length."""
+    return "".join(c if c.isprintable() else " " for c in text[:NAME_MAX]).strip()
+
+
+def body_text(data: bytes, is_text: bool) -> str:
+    """A log body as text; a structured one (AnyValue of another type) as its flat `key=value` form."""
+    if is_text:
+        return data.decode("utf-8", "replace")
+    try:
+        return flat(AnyValue.FromString(data))
+    except Exception:  # protobuf's DecodeError
+        return data.decode("latin-1")
+
+
+def flat(value: AnyValue, depth: int = 0) -> str:
+    """An AnyValue as one line of text; below depth 4 nothing is shown."""
+    which = value.WhichOneof("value")
+    if which == "kvlist_value" and depth < 4:
+        pairs = {item.key: item.value for item in value.kvlist_value.values}
+        for key in ("message", "msg", "event", "log", "body"):
+            if pairs.get(key) is not None and pairs[key].WhichOneof("value") == "string_value":
+                return str(pairs[key].string_value)
+        return " ".join(f"{key}={flat(pairs[key], depth + 1)}" for key in sorted(pairs))
+    if which == "array_value" and depth < 4:
+        return " ".join(flat(item, depth + 1) for item in value.array_value.values)
+    return str(getattr(value, which)) if which and which not in ("kvlist_value", "array_value") else ""

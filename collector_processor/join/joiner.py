@@ -1,0 +1,415 @@
+"""Records -> chains: the open chains of all tenants, when each is complete, and their columns once they are.
+
+How it works. The kernels (kernels/join.py) keep chains and records in arrays; this class owns the arrays, makes room before
+each payload, decides who is evicted when there is none, learns how long each flow has to be waited for, and names paths and
+flows on first sight. The arrays are as large as the limits allow, but memory is taken only for what has ever been used.
+
+Completion: `deadline = last arrival + wait` once the root was seen, `+ idle` while it was not, and never more than the
+greatest age after the first arrival. Waits are per root operation and change only in `learn` (at an epoch's end), so which
+chain is closed when depends on arrival times alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from collector_processor.config import JoinConfig
+from collector_processor.kernels import join as kernel
+from collector_processor.kernels.table import LookupTable, find_many
+from collector_processor.model import (
+    I32,
+    I64,
+    NONE,
+    U64,
+    ChainBatch,
+    Outcome,
+    RecordBatch,
+    Signal,
+    Symbols,
+    content_hash,
+)
+
+SECOND = 1_000_000_000
+BATCH_CHAINS = 4096  # chains of one ChainBatch at the most
+BATCH_RECORDS = 1 << 18
+LEARNED_AFTER = 200  # chains of a flow before its own wait counts
+EVICT_SHARE = 0.01  # chains that go at once when a limit is reached
+DEFAULT_TENANT = "default"
+
+
+class Joiner:
+    """Open chains. `append` and `close` are pure functions of the state and their arguments."""
+
+    def __init__(self, config: JoinConfig, symbols: Symbols, attributes: tuple[str, ...]) -> None:
+        """attributes: the keys that cells of a RecordBatch index (`Decoder.attributes`), business keys first."""
+        self.config = config
+        self.symbols = symbols
+        self.evicted: dict[str, int] = {}
+        self._n_business = len(config.business_keys)
+        wanted = {name: index for index, name in enumerate(config.attributes)}
+        self._attribute_of = np.array([wanted.get(name, NONE) for name in attributes] + [NONE], np.int32)
+        self._limits = np.array(
+            [config.idle_s * SECOND, config.age_max_s * SECOND, config.chain_records_max], np.float64
+        ).astype(np.int64)
+        self._chains = np.empty(config.chains_max, kernel.CHAIN)
+        self._deadlines = np.empty(config.chains_max, np.int64)
+        self._pool = np.empty(config.records_max, kernel.RECORD)
+        self._cells = np.empty(config.records_max if config.attributes else 1, kernel.CELL)
+        self._slots = np.zeros(4096, np.int32)
+        self._closed = np.zeros((max(1, config.closed_remembered_max // 4), 4), np.uint64)
+        self._by_key = np.zeros((config.chains_max, 3), np.uint64)
+        self._state = np.zeros(kernel.STATE, np.int64)
+        self._state[[kernel.CHAINS_FREE, kernel.POOL_FREE, kernel.CELLS_FREE]] = -1
+        self._salts = np.zeros(0, np.uint64)
+        events = symbols.events.limit
+        self._waits = np.full(events, int(config.wait_initial_s * SECOND), np.int64)
+        self._gap = np.zeros(events, np.float64)
+        self._seen = np.zeros(events, np.int64)
+        self._slack = 1.0  # grows while records come late
+        self._late_before = 0
+        self._closed_before = 0
+        self._closed_chains = 0
+        self._path_keys = LookupTable(4 * symbols.paths.limit)
+        self._flow_of = np.full(events, NONE, np.int32)
+
+    # -- what is open ------------------------------------------------------------------------------------------------
+
+    @property
+    def open_chains(self) -> int:
+        """Chains in the table, without logs that wait for a business key."""
+        return int(self._state[kernel.CHAINS_OPEN] - self._state[kernel.PARKED_OPEN])
+
+    @property
+    def open_records(self) -> int:
+        """Records held, waiting logs among them."""
+        return int(self._state[kernel.RECORDS_OPEN])
+
+    def counters(self) -> dict[str, int]:
+        """Totals since the start; each record is in one of: a closed chain, open, late, orphan, duplicate, oversize, evicted."""
+        state = self._state
+        return {
+            "late_spans": int(state[kernel.LATE_SPANS]),
+            "late_logs": int(state[kernel.LATE_LOGS]),
+            "oversize": int(state[kernel.OVERSIZE]),
+            "joined_trace": int(state[kernel.JOINED_TRACE]),
+            "joined_business_key": int(state[kernel.JOINED_KEY]),
+            "orphans": int(state[kernel.ORPHANS]),
+            "duplicates": int(state[kernel.DUPLICATES]),
+            "cells_dropped": int(state[kernel.CELLS_DROPPED]),
+        }
+
+    # -- records in --------------------------------------------------------------------------------------------------
+
+    def append(self, batch: RecordBatch, now_ns: int) -> list[ChainBatch]:
+        """Adds a payload's records. Returns the chains that had to go to make room (rarely any)."""
+        n = len(batch.rows)
+        evicted: list[ChainBatch] = []
+        step = max(1, self.config.records_max // 4)
+        for first in range(0, n, step):
+            rows = batch.rows[first : first + step]
+            evicted += self._make_room(len(rows), now_ns)
+            cells = slice(*np.searchsorted(batch.cell_row, [first, first + len(rows)]))
+            kernel.append(
+                rows,
+                len(rows),
+                batch.signal == Signal.LOGS,
+                batch.tenant,
+                self._salt(batch.tenant),
+                now_ns,
+                batch.cell_row[cells] - first,
+                batch.cell_key[cells],
+                batch.cell_number[cells],
+                batch.cell_hash[cells],
+                self._n_business,
+                self._attribute_of,
+                self._slots,
+                self._chains,
+                self._deadlines,
+                self._pool,
+                self._cells,
+                self._closed,
+                self._by_key,
+                self._waits,
+                self._limits,
+                self._state,
+            )
+        return evicted
+
+    def _salt(self, tenant: int) -> np.uint64:
+        """What the tenant adds to the key of its chains."""
+        while tenant >= self._salts.size:
+            name = self.symbols.tenants.text[self._salts.size]
+            salt = 0 if name == DEFAULT_TENANT else content_hash("salt", name)
+            self._salts = np.append(self._salts, np.uint64(salt))
+        return np.uint64(self._salts[tenant])
+
+    def _make_room(self, n: int, now_ns: int) -> list[ChainBatch]:
+        """Sees to it that n chains and n records fit."""
+        state = self._state
+        need = int(state[kernel.CHAINS_OPEN]) + n
+        if 2 * need > self._slots.size:
+            self._slots = np.zeros(1 << (2 * need - 1).bit_length(), np.int32)
+            kernel.rebuild_slots(self._slots, self._chains, self._deadlines, int(state[kernel.CHAINS_TOP]))
+        evicted: list[ChainBatch] = []
+        while (
+            state[kernel.CHAINS_OPEN] + n > self.config.chains_max
+            or state[kernel.RECORDS_OPEN] + n > self.config.records_max
+        ) and state[kernel.CHAINS_OPEN]:
+            evicted += self._evict(n, now_ns)
+        return evicted
+
+    def _evict(self, n: int, now_ns: int) -> list[ChainBatch]:
+        """Closes chains of the tenant that holds most records, those longest without an arrival first."""
+        open_rows = np.flatnonzero(self._deadlines[: self._state[kernel.CHAINS_TOP]] != kernel.FREE).astype(np.int32)
+        open_chains = self._chains[open_rows]
+        held = np.bincount(open_chains["tenant"], weights=open_chains["count"])
+        candidates = open_rows[open_chains["tenant"] == int(held.argmax())]
+        last = self._chains["last"][candidates]
+        order = np.lexsort((self._chains["lo"][candidates], self._chains["hi"][candidates], last))
+        go = candidates[order[: max(n, int(EVICT_SHARE * len(open_rows)))]]
+        reason = "chains" if self._state[kernel.CHAINS_OPEN] + n > self.config.chains_max else "records"
+        self.evicted[reason] = self.evicted.get(reason, 0) + len(go)
+        self._deadlines[go] = now_ns
+        return self._emit(go, evicted=True)
+
+    # -- chains out --------------------------------------------------------------------------------------------------
+
+    def close(self, now_ns: int) -> list[ChainBatch]:
+        """The chains due at `now_ns`, in the order in which they became due (ties by key)."""
+        top = int(self._state[kernel.CHAINS_TOP])
+        due = np.empty(top, np.int32)
+        due = due[: kernel.collect(self._deadlines, top, now_ns, due)]
+        return self._emit(due, evicted=False) if due.size else []
+
+    def next_deadline(self) -> int | None:
+        """The latest deadline of an open chain, None when none is open: by then all of them are due."""
+        deadlines = self._deadlines[: self._state[kernel.CHAINS_TOP]]
+        deadlines = deadlines[deadlines != kernel.FREE]
+        return int(deadlines.max()) if deadlines.size else None
+
+    def _emit(self, due: I32, evicted: bool) -> list[ChainBatch]:
+        due = due[: kernel.drop_parked(
+            due, self._slots, self._chains, self._deadlines, self._pool, self._cells, self._state
+        )]
+        chains = self._chains[due]
+        due = due[np.lexsort((chains["lo"], chains["hi"], self._deadlines[due]))]
+        batches = []
+        ends = np.cumsum(self._chains["count"][due])
+        first = 0
+        while first < due.size:
+            before = int(ends[first - 1]) if first else 0
+            last = max(first + 1, int(np.searchsorted(ends, before + BATCH_RECORDS, "right")))
+            last = min(last, first + BATCH_CHAINS)
+            batches.append(self._emit_batch(due[first:last], evicted))
+            first = last
+        return batches
+
+    def _emit_batch(self, due: I32, evicted: bool) -> ChainBatch:
+        symbols = self.symbols
+        n = due.size
+        counts = self._chains["count"][due]
+        records = int(counts.sum())
+        closed = self._deadlines[due]
+        roots, gaps = self._chains["root"][due], self._chains["gap"][due]
+        cells = int(self._state[kernel.CELLS_OPEN])
+        chain_int, chain_hash = np.empty((n, 8), np.int64), np.empty((n, 4), np.uint64)
+        offsets = np.empty(n + 1, np.int64)
+        record_int, record_time = np.empty((records, 3), np.int32), np.empty(records, np.int64)
+        record_float, record_span = np.empty((records, 2), np.float32), np.empty(records, np.uint64)
+        record_byte = np.empty((records, 3), np.uint8)
+        cell_int, cell_number = np.empty((cells, 2), np.int32), np.empty(cells, np.float64)
+        cell_hash = np.empty(cells, np.uint64)
+        m, k = kernel.emit(
+            due,
+            symbols.events.hash,
+            symbols.events.column("service"),
+            self._slots,
+            self._chains,
+            self._deadlines,
+            self._pool,
+            self._cells,
+            self._closed,
+            self._state,
+            max(1, int(counts.max())),
+            chain_int,
+            chain_hash,
+            offsets,
+            record_int,
+            record_time,
+            record_float,
+            record_span,
+            record_byte,
+            cell_int,
+            cell_number,
+            cell_hash,
+        )
+        kernel.learn_waits(roots, gaps, self._gap, self._seen)
+        self._closed_chains += n
+        tenant = chain_int[:, 0].astype(np.int32)
+        for each in np.unique(tenant).tolist():
+            self._salt(each)
+        aged = closed >= chain_int[:, 5] + self._limits[1]
+        outcome = np.where((roots >= 0) & ~aged, Outcome.COMPLETE, Outcome.TIMEOUT).astype(np.uint8)
+        if evicted:
+            outcome[:] = Outcome.EVICTED
+        batch = ChainBatch(
+            symbols=symbols,
+            tenant=tenant,
+            trace_hi=chain_hash[:, 0] ^ self._salts[tenant],
+            trace_lo=chain_hash[:, 1].copy(),
+            flow=self._flows(tenant, chain_int[:, 2]),
+            path=np.empty(n, np.int32),
+            sequence=chain_hash[:, 3].copy(),
+            start_ns=chain_int[:, 3].copy(),
+            end_ns=chain_int[:, 4].copy(),
+            closed_ns=closed,
+            arrived_ns=chain_int[:, 6].copy(),
+            outcome=outcome,
+            root=chain_int[:, 1].astype(np.int32),
+            offsets=offsets,
+            event=record_int[:m, 0].copy(),
+            instance=record_int[:m, 1].copy(),
+            parent=record_int[:m, 2].copy(),
+            time_ns=record_time[:m],
+            duration=record_float[:m, 0].copy(),
+            self_time=record_float[:m, 1].copy(),
+            span_id=record_span[:m],
+            kind=record_byte[:m, 0].copy(),
+            status=record_byte[:m, 1].copy(),
+            enters=record_byte[:m, 2].astype(np.bool_),
+            cell_record=cell_int[:k, 0].copy(),
+            cell_key=cell_int[:k, 1].copy(),
+            cell_number=cell_number[:k].copy(),
+            cell_hash=cell_hash[:k].copy(),
+        )
+        self._name_paths(batch, chain_hash[:, 2])
+        return batch
+
+    # -- names on first sight ----------------------------------------------------------------------------------------
+
+    def _flows(self, tenant: I32, entry: I64) -> I32:
+        """Flow ids of chains that begin with the operations `entry`."""
+        flow = self._flow_of[entry]
+        if (flow < 0).any():
+            symbols = self.symbols
+            services = symbols.events.column("service")
+            _, first = np.unique(entry, return_index=True)
+            for row in np.sort(first[flow[first] < 0]).tolist():
+                event = int(entry[row])
+                text = f"{symbols.services.text[services[event]]} {symbols.events.text[event]}"
+                key = content_hash("flow", int(symbols.events.hash[event]))
+                self._flow_of[event] = symbols.flows.add(key, text, tenant=int(tenant[row]), event=event)
+            flow = self._flow_of[entry]
+        return flow
+
+    def _name_paths(self, batch: ChainBatch, hashes: U64) -> None:
+        """Fills batch.path; a path is interned within its flow."""
+        keys = hashes ^ (self.symbols.flows.hash[batch.flow] | np.uint64(1))
+        missing = find_many(self._path_keys.keys, self._path_keys.values, keys, batch.path)
+        if not missing:
+            return
+        paths = self.symbols.paths
+        texts = self.symbols.events.text
+        unknown = np.flatnonzero(batch.path == NONE)
+        _, first = np.unique(keys[unknown], return_index=True)
+        for chain in unknown[np.sort(first)].tolist():
+            rows = slice(int(batch.offsets[chain]), int(batch.offsets[chain + 1]))
+            events = batch.event[rows][batch.enters[rows]]
+            steps = tuple(events[np.flatnonzero(np.diff(events, prepend=NONE))].tolist())
+            shown = " > ".join(texts[step] for step in steps[:12]) + (" > …" if len(steps) > 12 else "")
+            path = paths.add(int(keys[chain]), shown, flow=int(batch.flow[chain]))
+            if path == len(self.symbols.path_steps):
+                self.symbols.path_steps.append(steps)
+            self._path_keys.put(int(keys[chain]), path)
+        find_many(self._path_keys.keys, self._path_keys.values, keys, batch.path)
+
+    # -- learning, at an epoch's end ---------------------------------------------------------------------------------
+
+    def learn(self) -> None:
+        """Takes over what the epoch has taught about waiting: twice the longest usual gap of the flow, more while more
+        than one record in a thousand chains comes late."""
+        late = int(self._state[kernel.LATE_SPANS] + self._state[kernel.LATE_LOGS])
+        closed = self._closed_chains - self._closed_before
+        if closed or late > self._late_before:
+            if late - self._late_before > 0.001 * closed:
+                self._slack = min(8.0, self._slack * 1.5)
+            else:
+                self._slack = max(1.0, self._slack * 0.99)
+        self._late_before, self._closed_before = late, self._closed_chains
+        known = len(self.symbols.events)
+        least, most = self.config.wait_min_s * SECOND, self.config.wait_max_s * SECOND
+        learned = np.clip(self._slack * (2.0 * self._gap[:known] + 0.5 * SECOND), least, most)
+        initial = min(most, self._slack * self.config.wait_initial_s * SECOND)
+        self._waits[:known] = np.where(self._seen[:known] >= LEARNED_AFTER, learned, initial).astype(np.int64)
+        self._waits[known:] = int(initial)
+
+    # -- snapshot ----------------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything as arrays; only rows that were ever used."""
+        top, pool, cells = (int(self._state[k]) for k in (kernel.CHAINS_TOP, kernel.POOL_TOP, kernel.CELLS_TOP))
+        known = len(self.symbols.events)
+        used = np.flatnonzero(self._closed[:, 0])
+        keyed = np.flatnonzero(self._by_key[:, 0])
+        return {
+            "version": 1,
+            "state": self._state.copy(),
+            "chains": self._chains[:top].view(np.uint8).copy(),
+            "deadlines": self._deadlines[:top].copy(),
+            "pool": self._pool[:pool].view(np.uint8).copy(),
+            "cells": self._cells[:cells].view(np.uint8).copy(),
+            "closed_rows": used,
+            "closed": self._closed[used],
+            "by_key_rows": keyed,
+            "by_key": self._by_key[keyed],
+            "waits": self._waits[:known].copy(),
+            "gap": self._gap[:known].copy(),
+            "seen": self._seen[:known].copy(),
+            "waits_rest": int(self._waits[-1]),
+            "slack": self._slack,
+            "late_before": self._late_before,
+            "closed_before": self._closed_before,
+            "closed_chains": self._closed_chains,
+            "evicted": dict(self.evicted),
+            "flow_of": self._flow_of[:known].copy(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes back a snapshot.
+
+        Raises:
+            ValueError: a snapshot of another version, or of larger limits than the present config's."""
+        if state["version"] != 1:
+            raise ValueError(f"join snapshot version {state['version']} is not 1")
+        chains = np.array(state["chains"], np.uint8).view(kernel.CHAIN)
+        pool = np.array(state["pool"], np.uint8).view(kernel.RECORD)
+        cells = np.array(state["cells"], np.uint8).view(kernel.CELL)
+        if chains.size > self._chains.size or pool.size > self._pool.size or cells.size > self._cells.size:
+            raise ValueError("join snapshot holds more than the configured limits")
+        self._state = np.array(state["state"], np.int64)
+        self._chains[: chains.size] = chains
+        self._deadlines[: chains.size] = state["deadlines"]
+        self._pool[: pool.size] = pool
+        self._cells[: cells.size] = cells
+        self._closed[:] = 0
+        self._closed[state["closed_rows"]] = state["closed"]
+        self._by_key[:] = 0
+        self._by_key[state["by_key_rows"]] = state["by_key"]
+        known = len(state["waits"])
+        self._waits[:] = state["waits_rest"]
+        self._waits[:known] = state["waits"]
+        self._gap[:known] = state["gap"]
+        self._seen[:known] = state["seen"]
+        self._flow_of[:known] = state["flow_of"]
+        self._slack = float(state["slack"])
+        self._late_before = int(state["late_before"])
+        self._closed_before = int(state["closed_before"])
+        self._closed_chains = int(state["closed_chains"])
+        self.evicted = {str(k): int(v) for k, v in state["evicted"].items()}
+        self._path_keys.clear()
+        self._salts = np.zeros(0, np.uint64)
+        need = 2 * max(2048, int(self._state[kernel.CHAINS_OPEN]))
+        self._slots = np.zeros(1 << (need - 1).bit_length(), np.int32)
+        kernel.rebuild_slots(self._slots, self._chains, self._deadlines, chains.size)

@@ -1,0 +1,727 @@
+"""The chain table in arrays: append records to open chains, find the due ones, write them out as ragged columns.
+
+How it works. A chain is a row of `chains` (a structured array); `slots` is an open-addressing table from its key to that
+row. Its records are a linked list through `pool`. Freed rows of both are linked into free lists, so memory follows the
+number of open chains and not the traffic. A chain is due when its deadline has passed; being due depends on engine time
+alone, so a record that comes after the deadline is late whether or not anybody has called `collect` in between.
+
+`emit` sorts a chain's records by (time, logs after spans, content of the event, identity), drops copies, links the spans
+to a tree, writes the records depth first, and computes self times; so the order of arrival leaves no trace in the result.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import int64, njit, uint64
+
+from collector_processor.kernels.decode import END, EVENT, KIND, PARENT, RESOURCE, SPAN, STATUS, TIME, TRACE_HI, TRACE_LO
+from collector_processor.kernels.wire import finish, mix
+
+CHAIN = np.dtype(
+    [
+        ("hi", np.uint64),  # key: trace id, mixed with the tenant; for parked logs (0, hash of the business key)
+        ("lo", np.uint64),
+        ("opened", np.int64),  # engine time of the first and of the last record
+        ("last", np.int64),
+        ("business", np.uint64),  # hash of the last business key seen on a span
+        ("head", np.int32),  # first record in the pool, -1 none; next free row of a free one
+        ("count", np.int32),
+        ("root", np.int32),  # event id of the root span, -1 not seen yet
+        ("tenant", np.int32),  # -1 for a free row
+        ("gap", np.float32),  # longest time between two arrivals, ns
+        ("parked", np.int32),  # 1: logs that wait for a chain with their business key
+    ],
+    align=True,
+)
+RECORD = np.dtype(
+    [
+        ("next", np.int32),
+        ("event", np.uint32),  # event id | kind << 21 | status << 24
+        ("time", np.int64),
+        ("span", np.uint64),
+        ("parent", np.uint64),  # of a log: its identity
+        ("duration", np.float32),
+        ("instance", np.int32),
+        ("cells", np.int32),  # first attribute value in `cells`, -1 none
+    ],
+    align=True,
+)
+CELL = np.dtype([("next", np.int32), ("key", np.int32), ("number", np.float64), ("hash", np.uint64)], align=True)
+EVENT_BITS = 21
+EVENT_MASK = (1 << EVENT_BITS) - 1
+FREE = np.iinfo(np.int64).max  # deadline of a row that holds no chain
+
+# Columns of `state` int64[STATE]: what the kernels count and carry from call to call.
+CHAINS_TOP = 0  # rows of `chains` ever used
+CHAINS_FREE = 1  # head of the free list of chains, -1 empty
+POOL_TOP = 2
+POOL_FREE = 3
+CHAINS_OPEN = 4  # chains in the table, parked ones included
+RECORDS_OPEN = 5
+PARKED_OPEN = 6
+LATE_SPANS = 7
+LATE_LOGS = 8
+OVERSIZE = 9  # records of a chain that is at its limit
+JOINED_TRACE = 10  # logs joined by trace id
+JOINED_KEY = 11  # logs joined by business key
+ORPHANS = 12  # logs that nothing joins
+DUPLICATES = 13
+CELLS_TOP = 14
+CELLS_FREE = 15
+CELLS_OPEN = 16
+CELLS_DROPPED = 17
+STATE = 18
+
+
+@njit(forceinline=True)
+def find_slot(slots, chains, hi, lo):
+    """Index in `slots` at which the key stands, or at which it would be entered (slots hold row + 1, 0 empty)."""
+    mask = uint64(slots.size - 1)
+    i = finish(mix(hi, lo)) & mask
+    while True:
+        s = slots[i]
+        if s == 0 or (chains[s - 1].hi == hi and chains[s - 1].lo == lo):
+            return int64(i)
+        i = (i + uint64(1)) & mask
+
+
+@njit(nogil=True, cache=True)
+def remove_slot(slots, chains, at):
+    """Takes the entry at `at` out of the table, moving later ones of its run back (no tombstones)."""
+    mask = int64(slots.size - 1)
+    hole = at
+    i = (at + 1) & mask
+    while slots[i] != 0:
+        home = int64(finish(mix(chains[slots[i] - 1].hi, chains[slots[i] - 1].lo)) & uint64(mask))
+        if ((i - home) & mask) >= ((i - hole) & mask):
+            slots[hole] = slots[i]
+            hole = i
+        i = (i + 1) & mask
+    slots[hole] = 0
+
+
+@njit(nogil=True, cache=True)
+def rebuild_slots(slots, chains, deadlines, top):
+    """Enters every open chain in an empty table."""
+    for s in range(top):
+        if deadlines[s] != FREE:
+            slots[find_slot(slots, chains, chains[s].hi, chains[s].lo)] = s + 1
+
+
+@njit(forceinline=True)
+def open_chain(slots, chains, deadlines, state, at, hi, lo, tenant, now):
+    """A new chain in slot `at`; the caller has made sure that a row is free."""
+    s = state[CHAINS_FREE]
+    if s >= 0:
+        state[CHAINS_FREE] = chains[s].head
+    else:
+        s = state[CHAINS_TOP]
+        state[CHAINS_TOP] += 1
+    state[CHAINS_OPEN] += 1
+    slots[at] = s + 1
+    chains[s].hi = hi
+    chains[s].lo = lo
+    chains[s].opened = now
+    chains[s].last = now
+    chains[s].business = 0
+    chains[s].head = -1
+    chains[s].count = 0
+    chains[s].root = -1
+    chains[s].tenant = tenant
+    chains[s].gap = 0
+    chains[s].parked = 0
+    return s
+
+
+@njit(nogil=True, cache=True)
+def free_chain(slots, chains, deadlines, state, s):
+    """Takes chain s out of the table and its row into the free list; its records are the caller's."""
+    remove_slot(slots, chains, find_slot(slots, chains, chains[s].hi, chains[s].lo))
+    state[CHAINS_OPEN] -= 1
+    state[PARKED_OPEN] -= chains[s].parked
+    chains[s].tenant = -1
+    chains[s].head = state[CHAINS_FREE]
+    state[CHAINS_FREE] = s
+    deadlines[s] = FREE
+
+
+@njit(forceinline=True)
+def closed_before(closed, hi, lo):
+    """Whether the key was closed lately. closed uint64[buckets, 4]: the last four keys of each bucket."""
+    h = finish(mix(hi, lo)) | uint64(1)
+    b = int64(h % uint64(closed.shape[0]))
+    return closed[b, 0] == h or closed[b, 1] == h or closed[b, 2] == h or closed[b, 3] == h
+
+
+@njit(forceinline=True)
+def remember_closed(closed, hi, lo):
+    """Enters a key among the closed ones; the oldest of its bucket is forgotten."""
+    h = finish(mix(hi, lo)) | uint64(1)
+    b = int64(h % uint64(closed.shape[0]))
+    closed[b, 3] = closed[b, 2]
+    closed[b, 2] = closed[b, 1]
+    closed[b, 1] = closed[b, 0]
+    closed[b, 0] = h
+
+
+@njit(forceinline=True)
+def store(pool, state, chains, s, rows, r):
+    """Copies row r to the pool and links it to chain s; the caller has made sure that a record is free."""
+    k = state[POOL_FREE]
+    if k >= 0:
+        state[POOL_FREE] = pool[k].next
+    else:
+        k = state[POOL_TOP]
+        state[POOL_TOP] += 1
+    state[RECORDS_OPEN] += 1
+    start = int64(rows[r, TIME])
+    pool[k].next = chains[s].head
+    pool[k].event = np.uint32(
+        rows[r, EVENT] | (rows[r, KIND] << uint64(EVENT_BITS)) | (rows[r, STATUS] << uint64(EVENT_BITS + 3))
+    )
+    pool[k].time = start
+    pool[k].span = rows[r, SPAN]
+    pool[k].parent = rows[r, PARENT]
+    pool[k].duration = np.float32(max(int64(0), int64(rows[r, END]) - start))
+    pool[k].instance = np.int32(rows[r, RESOURCE])
+    pool[k].cells = -1
+    chains[s].head = k
+    chains[s].count += 1
+    return k
+
+
+@njit(forceinline=True)
+def store_cell(cells, pool, state, k, key, number, value):
+    """Keeps an attribute value of record k; dropped and counted when there is no room."""
+    i = state[CELLS_FREE]
+    if i >= 0:
+        state[CELLS_FREE] = cells[i].next
+    elif state[CELLS_TOP] < cells.size:
+        i = state[CELLS_TOP]
+        state[CELLS_TOP] += 1
+    else:
+        state[CELLS_DROPPED] += 1
+        return
+    state[CELLS_OPEN] += 1
+    cells[i].next = pool[k].cells
+    cells[i].key = key
+    cells[i].number = number
+    cells[i].hash = value
+    pool[k].cells = i
+
+
+@njit(nogil=True, cache=True)
+def append(
+    rows,
+    n,
+    is_log,
+    tenant,
+    salt,
+    now,
+    cell_row,
+    cell_key,
+    cell_number,
+    cell_hash,
+    n_business,
+    attribute_of,
+    slots,
+    chains,
+    deadlines,
+    pool,
+    cells,
+    closed,
+    by_key,
+    waits,
+    limits,
+    state,
+):
+    """Appends rows[:n] of one payload to their chains.
+
+    salt: uint64 that tells tenants apart in the key. cell_*: the payload's cells, ascending by row; keys below n_business
+    are business keys, and attribute_of int32[keys] says which are kept (-1 not). by_key (uint64[b, 3]: hash, chain key; direct-mapped) finds the chain of a business key. waits
+    int64[events]: quiet time per root event. limits int64[3]: idle, greatest age, records a chain. The caller has made sure of
+    n free chains and records."""
+    c = 0
+    idle, age_max, records_max = limits[0], limits[1], limits[2]
+    for r in range(n):
+        first = c
+        while c < cell_row.size and cell_row[c] == r:
+            c += 1
+        hi = rows[r, TRACE_HI]
+        lo = rows[r, TRACE_LO]
+        linked = (hi | lo) != 0
+        parked = False
+        if linked:
+            hi ^= salt
+        else:
+            hi, lo, parked = by_business_key(
+                first, c, cell_key, cell_hash, n_business, salt, by_key, slots, chains, deadlines, now
+            )
+            if (hi | lo) == 0:
+                state[ORPHANS] += 1
+                continue
+        at = find_slot(slots, chains, hi, lo)
+        s = slots[at] - 1
+        if (s >= 0 and deadlines[s] <= now) or (s < 0 and not parked and closed_before(closed, hi, lo)):
+            if is_log:
+                state[LATE_LOGS] += 1
+            else:
+                state[LATE_SPANS] += 1
+            continue
+        if s < 0:
+            s = open_chain(slots, chains, deadlines, state, at, hi, lo, tenant, now)
+            if parked:
+                chains[s].parked = 1
+                state[PARKED_OPEN] += 1
+        if chains[s].count >= records_max:
+            state[OVERSIZE] += 1
+            continue
+        gap = now - chains[s].last
+        if gap > chains[s].gap:
+            chains[s].gap = gap
+        chains[s].last = now
+        stored = store(pool, state, chains, s, rows, r)
+        for k in range(first, c):
+            if cell_key[k] >= 0 and attribute_of[cell_key[k]] >= 0:
+                store_cell(cells, pool, state, stored, attribute_of[cell_key[k]], cell_number[k], cell_hash[k])
+        if is_log:
+            if linked:
+                state[JOINED_TRACE] += 1
+            elif not parked:
+                state[JOINED_KEY] += 1
+        else:
+            if rows[r, PARENT] == 0:
+                chains[s].root = np.int32(rows[r, EVENT])
+            for k in range(first, c):
+                if 0 <= cell_key[k] < n_business and cell_hash[k] != chains[s].business:
+                    chains[s].business = cell_hash[k]
+                    claim(cell_hash[k], salt, s, by_key, slots, chains, deadlines, pool, state, now)
+        wait = waits[chains[s].root] if chains[s].root >= 0 else idle
+        deadlines[s] = min(chains[s].opened + age_max, now + wait)
+
+
+@njit(nogil=True, cache=True)
+def by_business_key(first, last, cell_key, cell_hash, n_business, salt, by_key, slots, chains, deadlines, now):
+    """(hi, lo, parked): key of the open chain that a log without a trace id belongs to; else, where it names a business
+    key by attribute, the key under which it waits for such a chain; else zeros."""
+    wait_hash = uint64(0)
+    for k in range(first, last):
+        key = cell_key[k]
+        if key >= n_business:
+            continue
+        h = cell_hash[k] ^ salt
+        b = int64(finish(h) % uint64(by_key.shape[0]))
+        if by_key[b, 0] == h:
+            s = slots[find_slot(slots, chains, by_key[b, 1], by_key[b, 2])] - 1
+            if s >= 0 and deadlines[s] > now:
+                return by_key[b, 1], by_key[b, 2], False
+        if wait_hash == 0 or key >= 0:
+            wait_hash = h
+    if wait_hash == 0:
+        return uint64(0), uint64(0), False
+    return uint64(0), wait_hash, True
+
+
+@njit(nogil=True, cache=True)
+def claim(value, salt, s, by_key, slots, chains, deadlines, pool, state, now):
+    """Chain s bears business key `value`: later logs find it, and those that were waiting for it are moved to it."""
+    h = value ^ salt
+    b = int64(finish(h) % uint64(by_key.shape[0]))
+    by_key[b, 0] = h
+    by_key[b, 1] = chains[s].hi
+    by_key[b, 2] = chains[s].lo
+    if state[PARKED_OPEN] == 0:
+        return
+    at = find_slot(slots, chains, uint64(0), h)
+    w = slots[at] - 1
+    if w < 0 or chains[w].parked == 0 or deadlines[w] <= now:
+        return
+    k = chains[w].head
+    while pool[k].next >= 0:
+        k = pool[k].next
+    pool[k].next = chains[s].head
+    chains[s].head = chains[w].head
+    chains[s].count += chains[w].count
+    state[JOINED_KEY] += chains[w].count
+    free_chain(slots, chains, deadlines, state, w)
+
+
+@njit(nogil=True, cache=True)
+def collect(deadlines, top, now, out):
+    """Rows of the chains that are due at `now`, into out. Returns how many."""
+    n = 0
+    for s in range(top):
+        if deadlines[s] <= now:
+            out[n] = s
+            n += 1
+    return n
+
+
+@njit(forceinline=True)
+def less(pool, hashes, a, b):
+    """Whether record a stands before record b: by time, spans before logs, event content, identity."""
+    if pool[a].time != pool[b].time:
+        return pool[a].time < pool[b].time
+    ea, eb = pool[a].event, pool[b].event
+    log_a, log_b = ((ea >> EVENT_BITS) & 7) == 0, ((eb >> EVENT_BITS) & 7) == 0
+    if log_a != log_b:
+        return log_b
+    ha, hb = hashes[ea & EVENT_MASK], hashes[eb & EVENT_MASK]
+    if ha != hb:
+        return ha < hb
+    if pool[a].span != pool[b].span:
+        return pool[a].span < pool[b].span
+    if pool[a].parent != pool[b].parent:
+        return pool[a].parent < pool[b].parent
+    return pool[a].duration < pool[b].duration
+
+
+@njit(nogil=True, cache=True)
+def sort_records(pool, hashes, order, scratch, n):
+    """Sorts order[:n] (rows of the pool) in place: insertion sort while short, else merges of sorted runs."""
+    run = 24
+    for lo in range(0, n, run):
+        for i in range(lo + 1, min(lo + run, n)):
+            x = order[i]
+            j = i
+            while j > lo and less(pool, hashes, x, order[j - 1]):
+                order[j] = order[j - 1]
+                j -= 1
+            order[j] = x
+    while run < n:
+        for lo in range(0, n, 2 * run):
+            mid = min(lo + run, n)
+            hi = min(lo + 2 * run, n)
+            i, j, k = lo, mid, lo
+            while k < hi:
+                if j >= hi or (i < mid and not less(pool, hashes, order[j], order[i])):
+                    scratch[k] = order[i]
+                    i += 1
+                else:
+                    scratch[k] = order[j]
+                    j += 1
+                k += 1
+        order[:n] = scratch[:n]
+        run *= 2
+
+
+@njit(forceinline=True)
+def find_span(table, mask, span, pool, order):
+    """Position in `order` of the span with this id, -1 none. table holds position + 1, 0 empty."""
+    i = int64(finish(span) & uint64(mask))
+    while table[i] != 0:
+        if pool[order[table[i] - 1]].span == span:
+            return int64(table[i] - 1)
+        i = (i + 1) & mask
+    return int64(-1)
+
+
+@njit(nogil=True, cache=True)
+def unite(pool, order, n, hashes, table, mask):
+    """Drops copies from the sorted order[:n] and enters each span in `table`. Returns the number that stays."""
+    for i in range(mask + 1):
+        table[i] = 0
+    kept = 0
+    for i in range(n):
+        k = order[i]
+        if (pool[k].event >> EVENT_BITS) & 7 == 0:
+            if kept > 0:
+                j = order[kept - 1]
+                if pool[j].time == pool[k].time and pool[j].event == pool[k].event and pool[j].parent == pool[k].parent:
+                    if pool[j].span == pool[k].span:
+                        continue
+            order[kept] = k
+            kept += 1
+            continue
+        at = int64(finish(pool[k].span) & uint64(mask))
+        copy = False
+        while table[at] != 0:
+            j = order[table[at] - 1]
+            if pool[j].span == pool[k].span and (pool[j].event ^ pool[k].event) & (7 << EVENT_BITS) == 0:
+                copy = True
+                break
+            at = (at + 1) & mask
+        if copy:
+            continue
+        order[kept] = k
+        kept += 1
+        table[at] = kept
+    return kept
+
+
+@njit(nogil=True, cache=True)
+def link_tree(pool, order, n, table, mask, parent, first_child, next_sibling):
+    """Fills parent (position or -1) and the child lists, children by position. Returns (root position or -1, first top).
+
+    A log goes under the span that emitted it, without one under the root. Tops are linked through next_sibling."""
+    root = -1
+    for i in range(n):
+        first_child[i] = -1
+        k = order[i]
+        if root < 0 and (pool[k].event >> EVENT_BITS) & 7 != 0 and pool[k].parent == 0:
+            root = i
+    top = -1
+    for i in range(n - 1, -1, -1):
+        k = order[i]
+        p = int64(-1)
+        if (pool[k].event >> EVENT_BITS) & 7 == 0:
+            if pool[k].span != 0:
+                p = find_span(table, mask, pool[k].span, pool, order)
+            if p < 0:
+                p = int64(root)
+        elif pool[k].parent != 0 and pool[k].parent != pool[k].span:
+            p = find_span(table, mask, pool[k].parent, pool, order)
+        parent[i] = p
+        if p >= 0:
+            next_sibling[i] = first_child[p]
+            first_child[p] = i
+        else:
+            next_sibling[i] = top
+            top = i
+    return root, top
+
+
+@njit(nogil=True, cache=True)
+def depth_first(n, top, first_child, next_sibling, parent, stack, place, walk):
+    """walk[j] = position of the j-th record depth first; place is its inverse. Positions that only a ring of parents holds
+    are cut loose and walked last."""
+    for i in range(n):
+        place[i] = -1
+    j = 0
+    depth = 0
+    start = top
+    cut = 0
+    while True:
+        i = start
+        while i >= 0 or depth > 0:
+            if i < 0:
+                depth -= 1
+                i = next_sibling[stack[depth]]
+                continue
+            if place[i] >= 0:  # a ring that was cut open: its first member is reached again
+                i = next_sibling[i]
+                continue
+            place[i] = j
+            walk[j] = i
+            j += 1
+            stack[depth] = i
+            depth += 1
+            i = first_child[i]
+        if j == n:
+            return
+        while place[cut] >= 0:
+            cut += 1
+        parent[cut] = -1
+        next_sibling[cut] = -1
+        start = cut
+
+
+@njit(nogil=True, cache=True)
+def self_times(pool, order, n, walk, parent, covered, reach, out):
+    """out[i] float32 per position: the span's duration less the union of its children within it.
+
+    Children come by start time in `walk`, so one pass with a `reach` per parent is enough."""
+    for i in range(n):
+        covered[i] = 0
+        reach[i] = pool[order[i]].time
+    for j in range(n):
+        i = walk[j]
+        k = order[i]
+        p = parent[i]
+        if p < 0 or (pool[k].event >> EVENT_BITS) & 7 == 0:
+            continue
+        end = pool[order[p]].time + int64(pool[order[p]].duration)
+        a = max(pool[k].time, reach[p])
+        b = min(pool[k].time + int64(pool[k].duration), end)
+        if b > a:
+            covered[p] += b - a
+            reach[p] = b
+    for i in range(n):
+        out[i] = max(np.float32(0.0), pool[order[i]].duration - np.float32(covered[i]))
+
+
+@njit(nogil=True, cache=True)
+def emit(
+    due,
+    hashes,
+    event_service,
+    slots,
+    chains,
+    deadlines,
+    pool,
+    cells,
+    closed,
+    state,
+    outlier,
+    chain_int,
+    chain_hash,
+    offsets,
+    record_int,
+    record_time,
+    record_float,
+    record_span,
+    record_byte,
+    cell_int,
+    cell_number,
+    cell_hash,
+):
+    """Writes the chains `due` out in that order, forgets them and frees their records.
+
+    hashes uint64[events]: content hash of each event. event_service int32[events]. outlier int64: chains of more records
+    than this are sorted with the same code, only memory for them is taken. Out, per chain c: chain_int int64[n, 8] (tenant,
+    root row or -1, entry event, start, end, opened, last, records of copies dropped), chain_hash uint64[n, 4] (hi, lo, path,
+    sequence), offsets int64[n + 1]. Per record: record_int int32[m, 3] (event, instance, parent row), record_time int64[m],
+    record_float float32[m, 2] (duration, self time), record_span uint64[m], record_byte uint8[m, 3] (kind, status, 1 when
+    the span enters a module). Per attribute value: cell_int int32[k, 2] (row, key), cell_number float64[k], cell_hash
+    uint64[k]. Returns (records, attribute values) written. Parked chains must not be among `due`."""
+    size = 8
+    while size < 2 * outlier:
+        size *= 2
+    order = np.empty(outlier, np.int32)
+    scratch = np.empty(outlier, np.int32)
+    table = np.zeros(size, np.int32)
+    parent = np.empty(outlier, np.int32)
+    first_child = np.empty(outlier, np.int32)
+    next_sibling = np.empty(outlier, np.int32)
+    place = np.empty(outlier, np.int32)
+    walk = np.empty(outlier, np.int32)
+    covered = np.empty(outlier, np.int64)
+    reach = np.empty(outlier, np.int64)
+    alone = np.empty(outlier, np.float32)
+    m = 0
+    n_cells = 0
+    offsets[0] = 0
+    for c in range(due.size):
+        s = due[c]
+        n = chains[s].count
+        k = chains[s].head
+        for i in range(n - 1, -1, -1):  # the list runs from the last arrival to the first, which is nearly sorted backwards
+            order[i] = k
+            k = pool[k].next
+        total = n
+        mask = 7
+        while mask < 2 * n:
+            mask = 2 * mask + 1
+        sort_records(pool, hashes, order, scratch, n)
+        n = unite(pool, order, n, hashes, table, mask)
+        root, top = link_tree(pool, order, n, table, mask, parent, first_child, next_sibling)
+        depth_first(n, top, first_child, next_sibling, parent, scratch, place, walk)
+        self_times(pool, order, n, walk, parent, covered, reach, alone)
+        path = uint64(1469598103934665603)
+        sequence = uint64(1469598103934665603)
+        before = -1
+        entry = -1
+        start = pool[order[0]].time
+        finish_time = start
+        for j in range(n):
+            i = walk[j]
+            k = order[i]
+            event = int64(pool[k].event & EVENT_MASK)
+            kind = (pool[k].event >> EVENT_BITS) & 7
+            p = parent[i]
+            sequence = mix(sequence, hashes[event])
+            finish_time = max(finish_time, pool[k].time + int64(pool[k].duration))
+            enters = False
+            if kind != 0:
+                enters = p < 0 or kind == 3 or kind == 6
+                if not enters:
+                    enters = event_service[pool[order[p]].event & EVENT_MASK] != event_service[event]
+                if enters and event != before:
+                    path = mix(path, hashes[event])
+                    before = event
+                if entry < 0:
+                    entry = event
+            record_int[m + j, 0] = event
+            record_int[m + j, 1] = pool[k].instance
+            record_int[m + j, 2] = m + place[p] if p >= 0 else -1
+            record_time[m + j] = pool[k].time
+            record_float[m + j, 0] = pool[k].duration
+            record_float[m + j, 1] = alone[i]
+            record_span[m + j] = pool[k].span
+            record_byte[m + j, 0] = kind
+            record_byte[m + j, 1] = pool[k].event >> (EVENT_BITS + 3)
+            record_byte[m + j, 2] = enters
+            v = pool[k].cells
+            while v >= 0:
+                cell_int[n_cells, 0] = m + j
+                cell_int[n_cells, 1] = cells[v].key
+                cell_number[n_cells] = cells[v].number
+                cell_hash[n_cells] = cells[v].hash
+                n_cells += 1
+                v = cells[v].next
+        if root >= 0:
+            entry = int64(pool[order[root]].event & EVENT_MASK)
+        elif entry < 0:
+            entry = int64(pool[order[0]].event & EVENT_MASK)
+        chain_int[c, 0] = chains[s].tenant
+        chain_int[c, 1] = m + place[root] if root >= 0 else -1
+        chain_int[c, 2] = entry
+        chain_int[c, 3] = start
+        chain_int[c, 4] = finish_time
+        chain_int[c, 5] = chains[s].opened
+        chain_int[c, 6] = chains[s].last
+        chain_int[c, 7] = total - n
+        chain_hash[c, 0] = chains[s].hi
+        chain_hash[c, 1] = chains[s].lo
+        chain_hash[c, 2] = mix(path, uint64(entry >= 0))
+        chain_hash[c, 3] = sequence
+        state[DUPLICATES] += total - n
+        m += n
+        offsets[c + 1] = m
+        remember_closed(closed, chains[s].hi, chains[s].lo)
+        free_records(pool, cells, state, chains[s].head, total)
+        free_chain(slots, chains, deadlines, state, s)
+    return m, n_cells
+
+
+@njit(nogil=True, cache=True)
+def free_records(pool, cells, state, head, n):
+    """Puts a chain's list of n records, and their attribute values, back into the free lists."""
+    if head < 0:
+        return
+    k = head
+    while True:
+        v = pool[k].cells
+        while v >= 0:
+            after = cells[v].next
+            cells[v].next = state[CELLS_FREE]
+            state[CELLS_FREE] = v
+            state[CELLS_OPEN] -= 1
+            v = after
+        if pool[k].next < 0:
+            break
+        k = pool[k].next
+    pool[k].next = state[POOL_FREE]
+    state[POOL_FREE] = head
+    state[RECORDS_OPEN] -= n
+
+
+@njit(nogil=True, cache=True)
+def drop_parked(due, slots, chains, deadlines, pool, cells, state):
+    """Takes the parked chains out of `due` (in place): their logs are orphans. Returns the number of chains that stay."""
+    kept = 0
+    for c in range(due.size):
+        s = due[c]
+        if chains[s].parked:
+            state[ORPHANS] += chains[s].count
+            free_records(pool, cells, state, chains[s].head, chains[s].count)
+            free_chain(slots, chains, deadlines, state, s)
+        else:
+            due[kept] = s
+            kept += 1
+    return kept
+
+
+@njit(nogil=True, cache=True)
+def learn_waits(roots, gaps, estimate, seen):
+    """Longest usual time between two arrivals of a flow, per root event: rises at once half way to a longer gap, sinks by
+    0.2 % a chain. roots int64[n] event ids (-1 skipped), gaps float32[n] ns; estimate float64, seen int64 [events]."""
+    for c in range(roots.size):
+        e = roots[c]
+        if e < 0:
+            continue
+        seen[e] += 1
+        if gaps[c] > estimate[e]:
+            estimate[e] += 0.5 * (gaps[c] - estimate[e])
+        else:
+            estimate[e] += 0.002 * (gaps[c] - estimate[e])
