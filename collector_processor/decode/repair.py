@@ -1,5 +1,4 @@
-"""What is damaged in an OTLP export request leaves it, or is mended; everything else stays byte for byte as it was
-sent.
+"""Takes what is damaged out of an OTLP export request, or mends it; the rest stays byte for byte as it was sent.
 
 How it works. A Collector checks neither UTF-8 nor the depth of values, and protobuf refuses a whole request for one
 bad string: one bad record would cost its batch. So `examine` (kernels/examine.py) looks through the bytes and marks
@@ -111,9 +110,9 @@ def clean(
 ) -> Cleaned:
     """The request in `data` (protobuf, traces or logs) as protobuf accepts it, and what had to go.
 
-    records_max, elements_max: raises `TooManyError` above that many records, or messages of any kind, before anything is
-    built. keep_damaged: mend records with invalid UTF-8 (replacement characters) or too deep values (cut off) instead
-    of rejecting them. own_scope: records of this instrumentation scope are left out.
+    records_max, elements_max: above that many records, or messages of any kind, `TooManyError` is raised before
+    anything is built. keep_damaged: mend records with invalid UTF-8 (replacement characters) or too deep values (cut
+    off) instead of rejecting them. own_scope: records of this instrumentation scope are left out.
     """
     if not data:
         return Cleaned(data, 0, 0, {}, {})
@@ -229,8 +228,7 @@ def _count(counts: dict[str, int], reason: int) -> None:
 
 
 def _mend(data: bytes, at: int, stop: int, kind: int, depth: int) -> Iterator[bytes]:
-    """The fields of the message of type `kind` in data[at:stop], `depth` messages deep, that are whole, and made
-    sound."""
+    """The whole fields of the message of type `kind` in data[at:stop], `depth` messages deep, made sound."""
     fields: list[int] = SCHEMA[kind].tolist()
     while at < stop:
         start = at
