@@ -1,0 +1,183 @@
+"""What waits for a sink: in memory, or in one SQLite file that survives the process.
+
+How it works. Both kinds keep items in order and give the oldest first; an item leaves when it was delivered. On disk
+an item is a row; SQLite's write-ahead log makes each step atomic, so a kill at any point leaves the step before or the
+step after. A delivered row leaves its key behind until `settle` was called three times more: the runtime calls it
+before each checkpoint, keeps two, and after a crash gives again what came after the one it restored; an item given
+again is known by its key and not sent again. A file that is damaged is moved aside, not trusted.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+SETTLED_KEPT = 3  # calls of `settle` that a delivered key outlives: the checkpoint being written, and the two kept
+DELIVERED_MAX = 100_000  # delivered keys remembered when nobody calls `settle`
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS item (seq INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT, payload BLOB, settled INTEGER);
+CREATE UNIQUE INDEX IF NOT EXISTS item_key ON item (key) WHERE key != '';
+CREATE INDEX IF NOT EXISTS item_waiting ON item (seq) WHERE payload IS NOT NULL;
+CREATE INDEX IF NOT EXISTS item_delivered ON item (seq) WHERE payload IS NULL;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing to deliver. `key` is its content hash, empty when nobody may ask; `size` is in bytes."""
+
+    payload: Any
+    size: int
+    key: str = ""
+
+
+class Backlog(Protocol):
+    """Items in order; `size` is theirs in bytes. Not thread-safe: the queue holds the locks."""
+
+    size: int
+
+    def __len__(self) -> int: ...
+
+    def append(self, items: Sequence[Item]) -> None: ...
+
+    def oldest(self, items_max: int, bytes_max: int) -> list[Item]:
+        """The oldest items: at least one when there is any, at most `items_max`, at most `bytes_max` together."""
+        ...
+
+    def drop_oldest(self, number: int) -> None:
+        """Takes out the `number` oldest items: they were delivered, or given up."""
+        ...
+
+
+class MemoryBacklog:
+    """Items in a deque; any payload."""
+
+    def __init__(self) -> None:
+        self._items: deque[Item] = deque()
+        self.size = 0
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def append(self, items: Sequence[Item]) -> None:
+        self._items.extend(items)
+        self.size += sum(item.size for item in items)
+
+    def oldest(self, items_max: int, bytes_max: int) -> list[Item]:
+        return _fitting(self._items, items_max, bytes_max)
+
+    def drop_oldest(self, number: int) -> None:
+        for _ in range(number):
+            self.size -= self._items.popleft().size
+
+
+class DiskBacklog:
+    """Items in the SQLite file `path`; payloads are bytes.
+
+    Every method raises `sqlite3.Error` when the disk does not do it, and has then changed nothing. The constructor
+    raises `OSError` when the file cannot be had at all.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._open()
+        except sqlite3.OperationalError as error:
+            raise OSError(f"{path}: {error}") from error
+        except sqlite3.DatabaseError:
+            self._move_aside()
+            self._open()
+
+    def _open(self) -> None:
+        # One thread at a time is in here: the queue's lock sees to it.
+        self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=1)
+        try:
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            self._db.executescript(_SCHEMA)
+            waiting = "SELECT count(*), coalesce(sum(length(payload)), 0) FROM item WHERE payload IS NOT NULL"
+            rows, self.size = self._db.execute(waiting).fetchone()
+            self._waiting = int(rows)
+            self._delivered = self._count_delivered()
+        except sqlite3.Error:
+            self._db.close()
+            raise
+
+    def _move_aside(self) -> None:
+        for suffix in ("", "-wal", "-shm"):
+            part = self.path.with_name(self.path.name + suffix)
+            if part.exists():
+                part.replace(part.with_name(part.name + ".damaged"))
+
+    def _count_delivered(self) -> int:
+        return int(self._db.execute("SELECT count(*) FROM item WHERE payload IS NULL").fetchone()[0])
+
+    def __len__(self) -> int:
+        return self._waiting
+
+    def append(self, items: Sequence[Item]) -> None:
+        """Keeps those whose key is not known."""
+        added = size = 0
+        insert = "INSERT OR IGNORE INTO item (key, payload, settled) VALUES (?, ?, 0)"
+        with self._db:
+            self._db.execute("BEGIN")
+            for item in items:
+                new = self._db.execute(insert, (item.key, item.payload)).rowcount
+                added, size = added + new, size + new * item.size
+        self._waiting, self.size = self._waiting + added, self.size + size
+
+    def oldest(self, items_max: int, bytes_max: int) -> list[Item]:
+        rows = self._db.execute(
+            "SELECT payload, key FROM item WHERE payload IS NOT NULL ORDER BY seq LIMIT ?", (items_max,)
+        )
+        try:
+            return _fitting((Item(payload, len(payload), key) for payload, key in rows), items_max, bytes_max)
+        finally:
+            rows.close()
+
+    def drop_oldest(self, number: int) -> None:
+        dropped = self._db.execute(
+            "SELECT seq, length(payload) FROM item WHERE payload IS NOT NULL ORDER BY seq LIMIT ?", (number,)
+        ).fetchall()
+        last = (dropped[-1][0],)
+        with self._db:
+            self._db.execute("BEGIN")
+            self._db.execute("DELETE FROM item WHERE payload IS NOT NULL AND key = '' AND seq <= ?", last)
+            update = "UPDATE item SET payload = NULL WHERE payload IS NOT NULL AND seq <= ?"
+            delivered = self._delivered + self._db.execute(update, last).rowcount
+            if delivered > DELIVERED_MAX * 11 // 10:
+                oldest = "SELECT seq FROM item WHERE payload IS NULL ORDER BY seq LIMIT ?"
+                self._db.execute(f"DELETE FROM item WHERE seq IN ({oldest})", (delivered - DELIVERED_MAX,))
+                delivered = DELIVERED_MAX
+        self._waiting, self.size = self._waiting - number, self.size - sum(size for _, size in dropped)
+        self._delivered = delivered
+
+    def settle(self) -> None:
+        """Before a checkpoint: what is kept is then safe against a power cut too, and old keys are forgotten."""
+        with self._db:
+            self._db.execute("BEGIN")
+            self._db.execute(f"DELETE FROM item WHERE payload IS NULL AND settled >= {SETTLED_KEPT}")
+            self._db.execute("UPDATE item SET settled = settled + 1 WHERE payload IS NULL")
+            delivered = self._count_delivered()
+        self._delivered = delivered
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def close(self) -> None:
+        self._db.close()
+
+
+def _fitting(items: Any, items_max: int, bytes_max: int) -> list[Item]:
+    out: list[Item] = []
+    size = 0
+    for item in items:
+        size += item.size
+        if out and (len(out) == items_max or size > bytes_max):
+            break
+        out.append(item)
+    return out

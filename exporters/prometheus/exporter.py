@@ -1,0 +1,181 @@
+"""Feeds the chain and incident metrics from each batch, and serves `/metrics`.
+
+How it works. Nothing here can be slow: `export` adds columns to arrays in memory, so there is no queue and nothing is
+ever dropped. Chains are counted by (tenant, flow): each pair met in a batch is turned into a row of the metric once
+and remembered. Exemplars are the last chain of each bucket; their span is the root (for an anomaly: the span to look
+at) and their time is the chain's closing, which only ascends, as Prometheus demands. The server is a thread per scrape
+around prometheus_client's own negotiation of text, OpenMetrics and gzip.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from http.server import ThreadingHTTPServer
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+from prometheus_client import MetricsHandler
+
+from collector_processor.config import PrometheusConfig
+from collector_processor.model import I64, NONE, U64, ChainBatch, Incident, Kind, Outcome, Symbols, VerdictBatch
+from collector_processor.rows import category_of, findings_of, name_of, severity_of, subject_record
+from exporters.prometheus.telemetry import Sightings, Telemetry
+
+OUTCOMES = tuple(outcome.name.lower() for outcome in Outcome)
+OPEN_MAX = 100_000  # incidents whose state is remembered
+SCRAPE_TIMEOUT_S = 10
+
+
+class PrometheusExporter:
+    """The metrics endpoint. `address` is (host, port) once started."""
+
+    name = "prometheus"
+
+    def __init__(self, config: PrometheusConfig, telemetry: Telemetry) -> None:
+        self._config = config
+        self._telemetry = telemetry
+        self._server: ThreadingHTTPServer | None = None
+        self._thread: threading.Thread | None = None
+        self._symbols: Symbols | None = None
+        self._flow_rows: dict[int, tuple[int, ...]] = {}  # tenant and flow -> row of the score, rows of each outcome
+        self._open: dict[str, tuple[str, str, str]] = {}  # incident -> tenant, kind, severity
+        self._models: dict[str, str] = {}
+        self.address: tuple[str, int] | None = None
+
+    def start(self) -> None:
+        """Listens. Raises `OSError` when the address cannot be had."""
+        if self._server is not None:
+            return
+        handler = type("Handler", (_Handler,), {"registry": self._telemetry.registry})
+        self._server = _Server((self._config.host, self._config.port), handler)
+        self.address = (self._config.host, self._server.server_address[1])
+        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread.start()
+
+    def export(self, verdicts: VerdictBatch, incidents: list[Incident]) -> None:
+        if len(verdicts):
+            self._count_chains(verdicts)
+            self._count_anomalies(verdicts)
+        for incident in incidents:
+            self._count_incident(incident)
+        if verdicts.models != self._models:
+            self._models = dict(verdicts.models)
+            models = self._models.items()
+            self._telemetry.replace("model_info", [({"model": m, "version": v}, 1.0) for m, v in models])
+
+    def flush(self, deadline_s: float) -> bool:  # noqa: ARG002  # the protocol's
+        """Always True: metrics live in memory and start at 0 in each process."""
+        return True
+
+    def shutdown(self, deadline_s: float) -> None:
+        if self._server is None:
+            return
+        self._server.shutdown()
+        self._server.server_close()
+        if self._thread is not None:
+            self._thread.join(deadline_s)
+        self._server = self._thread = None
+
+    def _count_chains(self, verdicts: VerdictBatch) -> None:
+        chains = verdicts.chains
+        rows = self._rows(chains)
+        spans = np.where(chains.root == NONE, chains.offsets[:-1], chains.root)
+        seen = Sightings(chains.trace_hi, chains.trace_lo, chains.span_id[spans], chains.closed_ns)
+        self._telemetry.observe_rows("chain_score", rows[:, 0], verdicts.score, seen)
+        outcome_rows = np.take_along_axis(rows, chains.outcome.astype(np.int64)[:, None] + 1, axis=1)[:, 0]
+        self._telemetry.count_rows("chains_total", outcome_rows)
+
+    def _rows(self, chains: ChainBatch) -> I64:
+        """int64[n, 4] of each chain: its row in `chain_score`, its row in `chains_total` for each outcome."""
+        symbols = chains.symbols
+        if symbols is not self._symbols:
+            self._symbols, self._flow_rows = symbols, {}
+        pairs, inverse = np.unique(chains.tenant.astype(np.int64) << 32 | chains.flow, return_inverse=True)
+        table = np.empty((pairs.size, 1 + len(OUTCOMES)), np.int64)
+        for index, pair in enumerate(pairs.tolist()):
+            rows = self._flow_rows.get(pair)
+            if rows is None:
+                labels = (symbols.tenants.text[pair >> 32], symbols.flows.text[pair & 0xFFFFFFFF])
+                score = self._telemetry.rows("chain_score", [labels])
+                totals = self._telemetry.rows("chains_total", [(*labels, outcome) for outcome in OUTCOMES])
+                rows = self._flow_rows[pair] = (*score.tolist(), *totals.tolist())
+            table[index] = rows
+        return table[inverse]
+
+    def _count_anomalies(self, verdicts: VerdictBatch) -> None:
+        unusual = np.flatnonzero(verdicts.severity)
+        if not unusual.size:
+            return
+        chains = verdicts.chains
+        rows = self._telemetry.rows("anomalies_total", [_labels(verdicts, chain) for chain in unusual.tolist()])
+        seen = Sightings(
+            chains.trace_hi[unusual],
+            chains.trace_lo[unusual],
+            _span_ids(chains, [subject_record(verdicts, chain) for chain in unusual.tolist()]),
+            chains.closed_ns[unusual],
+        )
+        self._telemetry.count_rows("anomalies_total", rows, seen, verdicts.score[unusual])
+
+    def _count_incident(self, incident: Incident) -> None:
+        """Keeps `incidents_open` in step; an incident given again, or resolved without being known, changes nothing."""
+        before = self._open.pop(incident.incident_id, None)
+        if before is not None:
+            self._add_open(before, -1)
+        if incident.state == "opened" and before is None:
+            self._telemetry.count(
+                "incidents_total",
+                tenant=incident.tenant,
+                kind=incident.kind,
+                severity=incident.severity,
+                category=incident.category,
+            )
+        if incident.state != "resolved" and len(self._open) < OPEN_MAX:
+            labels = (incident.tenant, incident.kind, incident.severity)
+            self._open[incident.incident_id] = labels
+            self._add_open(labels, 1)
+
+    def _add_open(self, labels: tuple[str, str, str], amount: int) -> None:
+        tenant, kind, severity = labels
+        self._telemetry.add("incidents_open", amount, tenant=tenant, kind=kind, severity=severity)
+
+
+def _labels(verdicts: VerdictBatch, chain: int) -> tuple[str, ...]:
+    chains = verdicts.chains
+    findings = findings_of(verdicts, chain)
+    return (
+        chains.symbols.tenants.text[chains.tenant[chain]],
+        chains.symbols.flows.text[chains.flow[chain]],
+        name_of(Kind(int(verdicts.findings["kind"][findings[0]]))) if findings.size else "score",
+        severity_of(verdicts, chain),
+        category_of(verdicts, chain) or "none",
+    )
+
+
+def _span_ids(chains: ChainBatch, records: Sequence[int]) -> U64:
+    return np.array([0 if record == NONE else chains.span_id[record] for record in records], np.uint64)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 16
+
+
+class _Handler(MetricsHandler):
+    """prometheus_client's handler on one path, with a limit on how long a client may take."""
+
+    timeout = SCRAPE_TIMEOUT_S
+
+    def do_GET(self) -> None:  # noqa: N802  # the base class's name
+        if urlsplit(self.path).path != "/metrics":
+            self.send_error(404, "only /metrics is here")
+            return
+        super().do_GET()
+
+    def version_string(self) -> str:
+        """Nothing about what runs here, for the endpoint is open."""
+        return "spanchain"
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the base class's name
+        """A scrape is no event."""

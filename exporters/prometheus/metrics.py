@@ -1,0 +1,192 @@
+"""The one table of every metric: the exposition, `docs/metrics.md` and the bounds of every label come from it.
+
+How it works. A metric has closed labels, whose values this program chooses (a kind, a reason), and open ones, whose
+values come from outside (a tenant, a flow). Open labels stand in `open_labels`, the coarsest first: where a metric has
+reached its bound, a further combination counts under `other`, the finest open label first, so totals stay exact.
+Names follow the Prometheus conventions: base units, `_total` for counters. Histogram buckets are upper bounds.
+
+    python -m exporters.prometheus.metrics > docs/metrics.md
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+PREFIX = "spanchain_"
+OTHER = "other"
+
+# Close to 1 is where verdicts are decided, so that is where the buckets are.
+SCORE_BUCKETS = (0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
+# From "the batch after the chain closed" to "the idle limit passed first".
+LATENCY_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric; `name` without the prefix."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+    open_labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+    exemplars: bool = False
+    starts_at: tuple[tuple[str, ...], ...] = ()
+    """Label values that exist from the start, at 0, so that the first increase is seen as one."""
+
+    @property
+    def lines(self) -> int:
+        """Series of one combination of label values: each bucket is one, and sum and count."""
+        return len(self.buckets) + 3 if self.kind == "histogram" else 1
+
+
+_SIGNALS = ("traces", "logs")
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            "chain_score",
+            "histogram",
+            "Score of each closed chain, 0 to 1, high = anomalous.",
+            ("tenant", "flow"),
+            ("tenant", "flow"),
+            SCORE_BUCKETS,
+            exemplars=True,
+        ),
+        Metric(
+            "anomalies_total",
+            "counter",
+            "Chains whose verdict has a severity. kind: of the most significant finding, score when there is none.",
+            ("tenant", "flow", "kind", "severity", "category"),
+            ("tenant", "flow"),
+            exemplars=True,
+        ),
+        Metric("incidents_open", "gauge", "Incidents open now.", ("tenant", "kind", "severity"), ("tenant",)),
+        Metric(
+            "incidents_total",
+            "counter",
+            "Incidents opened, by the severity they opened with.",
+            ("tenant", "kind", "severity", "category"),
+            ("tenant",),
+        ),
+        Metric(
+            "chains_total",
+            "counter",
+            "Chains closed. outcome: complete, timeout (the root never came, or too old), evicted (a cap was reached).",
+            ("tenant", "flow", "outcome"),
+            ("tenant", "flow"),
+        ),
+        Metric(
+            "records_received_total",
+            "counter",
+            "Spans and log records received, accepted or not. transport: grpc, http, kafka, file.",
+            ("signal", "transport"),
+            starts_at=tuple((signal, transport) for signal in _SIGNALS for transport in ("grpc", "http")),
+        ),
+        Metric(
+            "records_rejected_total",
+            "counter",
+            "Spans and log records refused for good, told to the sender where the protocol can.",
+            ("signal", "reason"),
+        ),
+        Metric(
+            "records_duplicate_total",
+            "counter",
+            "Spans and log records that had already been received.",
+            ("signal",),
+            starts_at=tuple((signal,) for signal in _SIGNALS),
+        ),
+        Metric(
+            "records_late_total",
+            "counter",
+            "Spans and log records whose chain had been closed.",
+            ("signal",),
+            starts_at=tuple((signal,) for signal in _SIGNALS),
+        ),
+        Metric(
+            "logs_joined_total",
+            "counter",
+            "Log records by how they found their chain: trace, business_key, or orphan (none), late (closed before).",
+            ("outcome",),
+            starts_at=(("trace",), ("business_key",), ("orphan",), ("late",)),
+        ),
+        Metric("open_chains", "gauge", "Chains that wait for further records.", starts_at=((),)),
+        Metric(
+            "verdict_latency_seconds",
+            "histogram",
+            "From the acknowledgement of a chain's last record to its verdict, the quiet gap included.",
+            buckets=LATENCY_BUCKETS,
+            starts_at=((),),
+        ),
+        Metric(
+            "exporter_queue_length",
+            "gauge",
+            "Items that wait for a sink, in memory and on disk.",
+            ("exporter",),
+        ),
+        Metric(
+            "exporter_sent_total",
+            "counter",
+            "Items that a sink has taken.",
+            ("exporter",),
+        ),
+        Metric(
+            "exporter_retries_total",
+            "counter",
+            "Attempts that failed and are made again. reason: the status or the kind of failure.",
+            ("exporter", "reason"),
+        ),
+        Metric(
+            "exporter_dropped_total",
+            "counter",
+            "Items given up. reason: queue_full, refused (by the sink), rejected (partly), too_large, shutdown, error.",
+            ("exporter", "reason"),
+        ),
+        Metric("model_info", "gauge", "1 for each model in use.", ("model", "version")),
+        Metric(
+            "label_overflow_total",
+            "counter",
+            "Updates of a metric that counted under `other`, for the metric had reached its bound of series.",
+            ("metric",),
+        ),
+        Metric("build_info", "gauge", "1; the version of the program.", ("version",)),
+    )
+}
+
+
+def reference() -> str:
+    """`docs/metrics.md`."""
+    lines = [
+        "# Metrics",
+        "",
+        "Served on `http://127.0.0.1:9464/metrics` (`exporters.prometheus`), as Prometheus text or OpenMetrics,",
+        "whichever is asked for. Exemplars carry `trace_id` and `span_id`; they are in OpenMetrics only; Prometheus",
+        "keeps them with `--enable-feature=exemplar-storage`. Beside these, the usual `process_*` and `python_info`.",
+        "",
+        "A metric has at most `exporters.prometheus.series_max` series (2,000), buckets counted. What is over the",
+        f"bound counts under `{OTHER}`: the last label marked with * first, then the one before. So sums are exact.",
+        "",
+        "| metric | type | labels | meaning |",
+        "|---|---|---|---|",
+    ]
+    for metric in METRICS.values():
+        labels = ", ".join(f"{label}*" if label in metric.open_labels else label for label in metric.labels)
+        kind = metric.kind + (", exemplars" if metric.exemplars else "")
+        lines.append(f"| `{PREFIX}{metric.name}` | {kind} | {labels} | {metric.help} |")
+    lines += ["", "Histogram buckets, upper bounds:", ""]
+    for metric in METRICS.values():
+        if metric.kind == "histogram":
+            lines.append(f"- `{PREFIX}{metric.name}`: {', '.join(f'{bound:g}' for bound in metric.buckets)}, +Inf")
+    lines += [
+        "",
+        "Made from `exporters/prometheus/metrics.py` by `python -m exporters.prometheus.metrics > docs/metrics.md`.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(reference(), end="")  # noqa: T201  # the command's output
