@@ -12,6 +12,7 @@ from typing import Literal
 
 from collector_processor.config import Config
 from collector_processor.model import Symbols
+from detectors import chain_sequence
 from detectors.protocol import Detector, Factory
 
 Component = Literal["rec", "seq", "ctx"]
@@ -25,7 +26,9 @@ class Registered:
     build: Factory
 
 
-DETECTORS: dict[str, Registered] = {}
+DETECTORS: dict[str, Registered] = {
+    "chain_sequence": Registered("seq", chain_sequence.build),
+}
 
 
 def build(config: Config, symbols: Symbols) -> dict[str, Detector]:

@@ -1,0 +1,214 @@
+"""Kernels over ordered event ids: collapsing loops, finding a sequence inside others, counting what was learned.
+
+How it works. A *row* is a distinct canonical path; its operations stand in one shared pool (`start`, `length`).
+Everything here is a loop over rows or chains of a batch; what the numbers mean is decided in
+`detectors/chain_sequence`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+REPEAT_MAX = 64  # longest loop body that is collapsed
+BUCKETS = 64  # half-octaves of an effective count, from 2**-8
+KNOWN, NEW, COLD, TIMED_OUT = 0, 1, 2, 4  # flags of `known_values`; TIMED_OUT is added to one of the others
+TIMEOUT, EVICTED = 1, 2  # model.Outcome
+
+
+@njit(inline="always", cache=True)
+def bucket(count):
+    """The half-octave of a positive effective count, 0..BUCKETS - 1."""
+    if count <= 0.00390625:
+        return 0
+    return min(BUCKETS - 1, int(2.0 * math.log2(count) + 16.0))
+
+
+@njit(cache=True, nogil=True)
+def collapse(events, companions):
+    """Removes, in place, every direct repetition of a run of up to REPEAT_MAX events (`a b c b c b c d` -> `a b c d`).
+
+    `companions` moves along with `events`. Returns the new length. One pass suffices: what is left after a removal is a
+    state that was free of repetitions before.
+    """
+    n = 0
+    for i in range(events.size):
+        events[n] = events[i]
+        companions[n] = companions[i]
+        n += 1
+        for run in range(1, min(REPEAT_MAX, n // 2) + 1):
+            same = True
+            for k in range(1, run + 1):
+                if events[n - k] != events[n - run - k]:
+                    same = False
+                    break
+            if same:
+                n -= run
+                break
+    return n
+
+
+@njit(cache=True, nogil=True)
+def containing(query, pool, start, length, rows):
+    """Per row: (is `query` a proper subsequence of it, number of gaps in the leftmost match, common prefix)."""
+    inside = np.zeros(rows.size, np.bool_)
+    gaps = np.zeros(rows.size, np.int32)
+    prefix = np.zeros(rows.size, np.int32)
+    for r in range(rows.size):
+        row = rows[r]
+        size = length[row]
+        first = start[row]
+        limit = min(size, query.size)
+        common = 0
+        while common < limit and pool[first + common] == query[common]:
+            common += 1
+        prefix[r] = common
+        if size <= query.size:
+            continue
+        matched = common
+        position = common
+        broken = 0
+        skipping = False
+        while matched < query.size and size - position >= query.size - matched:
+            if pool[first + position] == query[matched]:
+                matched += 1
+                skipping = False
+            elif not skipping:
+                skipping = True
+                broken += 1
+            position += 1
+        if matched == query.size:
+            inside[r] = True
+            gaps[r] = broken + (1 if position < size and not skipping else 0)
+    return inside, gaps, prefix
+
+
+@njit(cache=True, nogil=True)
+def surprise(row, start, length, transition, transition_count, origin, origin_count):
+    """(worst, at): greatest -ln P(next | step) over the transitions of `row`, and its position in the row.
+
+    A step that the flow never had counts for more than any transition between known ones: by ln(chains of the flow).
+    """
+    worst = 0.0
+    at = 0
+    chains = origin_count[origin[transition[start[row]]]]
+    for k in range(start[row], start[row] + length[row]):
+        t = transition[k]
+        value = -math.log((transition_count[t] + 0.5) / (origin_count[origin[t]] + 1.0))
+        if k + 1 < start[row] + length[row] and origin_count[origin[transition[k + 1]]] <= 0.0:
+            value += math.log(chains + 1.0)
+        if value > worst:
+            worst = value
+            at = k - start[row]
+    return worst, at
+
+
+@njit(cache=True, nogil=True)
+def known_values(rows, outcome, warm, flow, good, bad, ratio, mass, total, seen, value, state):
+    """Per chain: -ln(share of the flow's chains on paths at most as frequent), and what is left to look at one by one.
+
+    Adds 1 to `seen[row]` for each chain. A chain that a cap cut short says nothing about the system and gets 0.
+    """
+    for c in range(rows.size):
+        row = rows[c]
+        f = flow[row]
+        value[c] = 0.0
+        state[c] = COLD
+        if outcome[c] == EVICTED:
+            continue
+        seen[row] += 1
+        late = TIMED_OUT if outcome[c] == TIMEOUT else 0
+        if total[f] < warm:
+            state[c] = COLD | late
+            continue
+        if good[row] <= 0.0 or bad[row] > good[row]:
+            state[c] = NEW | late
+            continue
+        state[c] = KNOWN | late
+        own = bucket(good[row] * ratio[row])
+        below = 0.0
+        everything = 0.0
+        for b in range(BUCKETS):
+            everything += mass[f, b]
+            if b <= own:
+                below += mass[f, b]
+        share = max(below, 1e-9) / max(everything, 1e-9)
+        value[c] = -math.log(min(1.0, max(share, 1.0 / (total[f] + 1.0))))
+
+
+@njit(cache=True, nogil=True)
+def learn_rows(
+    rows, normal, outcome, times, flow, good, bad, ratio, first, last, mass, total, recent, fresh, late, memory, oddity,
+    oddities, start, length, transition, transition_count, origin, origin_count, bad_max,
+):  # fmt: skip
+    """Counts chains in order. A path's first normal chain makes it known and leaves its surprise in `oddity`."""
+    for c in range(rows.size):
+        row = rows[c]
+        f = flow[row]
+        if outcome[c] == EVICTED:
+            continue
+        if first[row] == 0:
+            first[row] = times[c]
+        last[row] = max(last[row], times[c])
+        if not normal[c]:
+            bad[row] = min(bad_max, bad[row] + 1.0)
+            continue
+        recent[f] = recent[f] * (1.0 - 1.0 / memory) + 1.0
+        fresh[f] *= 1.0 - 1.0 / memory
+        late[f] = late[f] * (1.0 - 1.0 / memory) + (1.0 if outcome[c] == TIMEOUT else 0.0)
+        if good[row] <= 0.0:
+            fresh[f] += 1.0
+            odd, _ = surprise(row, start, length, transition, transition_count, origin, origin_count)
+            oddity[f, oddities[f] % oddity.shape[1]] = odd
+            oddities[f] += 1
+        else:
+            effective = good[row] * ratio[row]
+            mass[f, bucket(effective)] -= effective
+        good[row] += 1.0
+        total[f] += 1.0
+        effective = good[row] * ratio[row]
+        mass[f, bucket(effective)] += effective
+        for k in range(start[row], start[row] + length[row]):
+            t = transition[k]
+            transition_count[t] += 1.0
+            origin_count[origin[t]] += 1.0
+
+
+@njit(cache=True, nogil=True)
+def residual(actual, expected, dispersion):
+    """Signed root deviance of a count under a negative binomial of that mean and variance = mean * dispersion.
+
+    Its tail is that of a standard normal to a few per cent (McCullagh & Nelder, Generalized Linear Models, 2.4); half a
+    count of continuity correction towards the mean.
+    """
+    mean = max(expected, 1e-6)
+    y = max(actual - 0.5, mean) if actual > mean else min(actual + 0.5, mean)
+    deviance = y * math.log(y / mean) if y > 0.0 else 0.0
+    if dispersion > 1.0 + 1e-6:
+        size = mean / (dispersion - 1.0)
+        deviance -= (y + size) * math.log((y + size) / (mean + size))
+    else:
+        deviance -= y - mean
+    root = math.sqrt(2.0 * max(0.0, deviance))
+    return root if y > mean else -root
+
+
+@njit(cache=True, nogil=True)
+def share_residuals(counts, flow_counts, share, dispersion, flow, out):
+    """`residual` of each row's count in a window, given how many chains its flow had there."""
+    for row in range(counts.size):
+        n = flow_counts[flow[row]]
+        expected = n * share[row]
+        if n == 0.0 or expected == 0.0:
+            out[row] = 0.0
+        else:
+            out[row] = residual(counts[row], expected, dispersion[row])
+
+
+@njit(cache=True, nogil=True)
+def residuals(counts, expected, dispersion, out):
+    """`residual`, element by element."""
+    for i in range(counts.size):
+        out[i] = residual(counts[i], expected[i], dispersion[i])

@@ -1,0 +1,544 @@
+"""The chain-sequence detector: new paths, broken-off paths, and shares of the traffic that jump.
+
+How it works. Each flow has a table of canonical paths. A chain on a known path scores -ln(share of the flow's chains on
+paths at most as frequent, at this time of the week): two array look-ups. A path without normal history is judged once
+per flow state, by hand: its p-value is the flow's present rate of new paths times the share of earlier new ones that
+were at least as surprising under the flow's step-to-step probabilities, so that a flow whose paths vary by nature stays
+quiet. It is *interrupted* when it is a proper subsequence of a known path (attributed to the one that it most probably
+is), else *new*. At epoch boundaries the same finding `repeat_min` times within a slice, and counts outside their range,
+become findings about the flow. What was judged anomalous counts as `bad` and trains nothing, until the path has kept
+coming for longer than a day (`adopt_s`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import numpy as np
+
+from collector_processor.config import ChainSequenceConfig, Config
+from collector_processor.kernels import sequence as kernels
+from collector_processor.model import (
+    FINDING,
+    I32,
+    I64,
+    NONE,
+    Bool,
+    ChainBatch,
+    Findings,
+    Kind,
+    Level,
+    Symbols,
+    no_findings,
+)
+from detectors.chain_sequence.distribution import RATE_SLICES_MIN, SLICES_MIN, Distribution
+from detectors.chain_sequence.flows import MEMORY, FlowTable
+from detectors.chain_sequence.paths import START, PathTable
+from detectors.protocol import Scores
+
+P_MIN = 1e-15
+GAP = math.log(0.01)  # what each further gap costs a known path as the explanation of a broken-off one
+WINDOW_P = 1e-4  # a window is a finding below this
+BAD_MAX = 1000.0  # anomalous chains remembered per path: more would make a correction too slow
+FORGET_SLICES = 2016.0  # slices (a week at the default) over which path counts fade
+FLOW_DETAIL = 1 << 40  # added to a flow id in `detail` when the finding is about the flow's own rate
+SHORT_DETAIL = 1 << 41  # added in `detail` for the short window
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What is to be said of a path that is not known, or of a late chain."""
+
+    kind: int  # Kind, or NONE: score only
+    p: float
+    other: int = NONE  # row of the known path it is compared with
+    share: float = 0.0  # of that path among the flow's normal chains
+    step: int = NONE  # event that was expected and did not come, or that came and was not expected
+    after: int = NONE  # event before it
+    subject: int = NONE  # event to look at first
+    caller: int = NONE  # service that called the subject, when it is the callee that kept silent
+
+
+class ChainSequence:
+    """See the module. `epoch_s` is the engine's grid, `rows_max` bounds the canonical paths."""
+
+    name = "chain_sequence"
+
+    def __init__(self, config: ChainSequenceConfig, symbols: Symbols, epoch_s: float, rows_max: int) -> None:
+        self.config = config
+        self.symbols = symbols
+        self.paths = PathTable(symbols, rows_max, config.path_length_max)
+        self.flows = FlowTable()
+        self.distribution = Distribution(config.slice_s, epoch_s)
+        self.tenant_chains = np.zeros(1024)
+        self.tenant_rootless = np.zeros(1024)
+        self.share = np.zeros(0)
+        self.slice_index = NONE  # of the last `advance`
+        self.judged: dict[tuple[int, int], Judgement] = {}
+        self.learned_at = 0.0  # chains of all flows when `judged` was last emptied
+
+    # scoring
+
+    def score(self, batch: ChainBatch) -> Scores:
+        paths = self.paths
+        rows = paths.rows(batch)
+        self.flows.reserve(len(self.symbols.flows))
+        value, state = np.empty(rows.size), np.empty(rows.size, np.uint8)
+        column, flow = paths.column, self.flows.column
+        kernels.known_values(
+            rows, batch.outcome, float(self.config.learn_chains_min), column["flow"], column["good"], column["bad"],
+            column["ratio"], flow["mass"], flow["total"], column["seen"], value, state,
+        )  # fmt: skip
+        unusual = np.flatnonzero((state != kernels.KNOWN) & (state != kernels.COLD))
+        if unusual.size == 0:
+            return Scores(value, no_findings())
+        return Scores(value, self._findings(rows, state, unusual, value))
+
+    def _findings(self, rows: I32, state: Any, chains: I64, value: Any) -> Findings:
+        """One finding a chain, made once per distinct (row, state); sets the values of these chains."""
+        codes = rows[chains].astype(np.int64) * 8 + state[chains]
+        distinct, inverse = np.unique(codes, return_inverse=True)
+        templates = no_findings(distinct.size)
+        values = np.empty(distinct.size)
+        for i, code in enumerate(distinct.tolist()):
+            row, flags = code >> 3, code & 7
+            judgement = self._judgement(row, flags)
+            values[i] = -math.log(judgement.p)
+            self._fill(templates[i : i + 1], row, judgement)
+            templates["detail"][i] = code
+            templates["actual"][i] = self.paths.column["length"][row]
+            if judgement.other != NONE:
+                templates["expected"][i] = self.paths.column["length"][judgement.other]
+            if judgement.kind == NONE:
+                templates["detail"][i] = NONE
+        value[chains] = np.maximum(value[chains], values[inverse])
+        findings = templates[inverse]
+        findings["chain"] = chains
+        return np.asarray(findings[findings["detail"] != NONE], FINDING)
+
+    def _fill(self, finding: Findings, row: int, judgement: Judgement) -> None:
+        """Writes kind, subject and p of `judgement` into one finding."""
+        finding["kind"] = max(judgement.kind, 0)
+        finding["level"] = Level.OPERATION if judgement.subject != NONE else Level.FLOW
+        finding["flow"] = self.paths.column["flow"][row]
+        finding["event"] = judgement.subject
+        finding["service"] = self._service(judgement.subject)
+        finding["caller"] = judgement.caller
+        finding["p"] = judgement.p
+
+    def _service(self, event: int) -> int:
+        return int(self.symbols.events.column("service")[event]) if event >= 0 else NONE
+
+    def _judgement(self, row: int, flags: int) -> Judgement:
+        found = self.judged.get((row, flags))
+        if found is None:
+            if flags & 3 == kernels.NEW:
+                found = self._judge_new(row, bool(flags & kernels.TIMED_OUT))
+            else:
+                found = self._judge_late(row, cold=flags & 3 == kernels.COLD)
+            self.judged[(row, flags)] = found
+        return found
+
+    def _judge_new(self, row: int, late: bool) -> Judgement:
+        flow = int(self.paths.column["flow"][row])
+        surprise, at = self.paths.surprise(row)
+        p = self.flows.new_path_rate(flow) * self.flows.odder_share(flow, surprise)
+        if late:
+            p = min(1.0, 2.0 * min(p, self.flows.late_rate(flow)))
+        p = max(p, P_MIN)
+        length = int(self.paths.column["length"][row])
+        known = self.paths.candidates(row, self.paths.flow_rows(flow))
+        broken = self._broken_off(row, known, p, late)
+        if broken is not None:
+            return broken if length >= self.config.interrupted_length_min else Judgement(NONE, p)
+        return self._new(row, at, p)
+
+    def _new(self, row: int, at: int, p: float) -> Judgement:
+        """A path that no known one contains: the step with the most surprising transition, and who made it."""
+        operations = self.paths.operations(row)
+        if operations.size == 0:
+            return Judgement(Kind.NEW_SEQUENCE, p)
+        at = min(at, operations.size - 1)
+        caller, _ = self.paths.caller_of(row, at)
+        step = int(operations[at])
+        return Judgement(
+            Kind.NEW_SEQUENCE, p, step=step, after=int(operations[at - 1]) if at else NONE,
+            subject=step if caller == NONE else caller, other=self._nearest(row),
+        )  # fmt: skip
+
+    def _nearest(self, row: int) -> int:
+        """The known path of the flow with the longest common beginning, the more frequent one of equals."""
+        column = self.paths.column
+        rows = self.paths.flow_rows(int(column["flow"][row]))
+        rows = rows[(column["good"][rows] > 0) & (rows != row)]
+        if rows.size == 0:
+            return NONE
+        _, _, prefix = self.paths.containing(row, rows)
+        order = np.lexsort((column["key"][rows], -column["good"][rows], -prefix))
+        return int(rows[order[0]])
+
+    def _broken_off(self, row: int, known: I64, p: float, late: bool) -> Judgement | None:
+        """The judgement when `row` is a proper subsequence of one of `known`, else None."""
+        inside, gaps, prefix = self.paths.containing(row, known)
+        if not inside.any():
+            return None
+        column = self.paths.column
+        total = self.flows.column["total"]
+        best: tuple[float, int] | None = None
+        choice = (NONE, 0, NONE, NONE, 0.0)
+        for i in np.flatnonzero(inside).tolist():
+            other, at = int(known[i]), int(prefix[i])
+            operations = self.paths.operations(other)
+            flow = int(column["flow"][other])
+            step, after = int(operations[at]), int(operations[at - 1]) if at else NONE
+            share = float(column["good"][other] / max(total[flow], 1.0))
+            taken = self.paths.probability(flow, after if at else START, step)
+            rank = (math.log(max(share, 1e-9)) + GAP * float(gaps[i]) + math.log(taken), int(column["key"][other]))
+            if best is None or rank > best:
+                best, choice = rank, (other, at, step, after, share)
+        other, at, step, after, share = choice
+        caller, by_client = self.paths.caller_of(other, at)
+        silent = caller == NONE or late or by_client or not bool((self.paths.operations(row) == caller).any())
+        return Judgement(
+            Kind.INTERRUPTED_SEQUENCE, p, other=other, share=share, step=step, after=after,
+            subject=step if silent else caller, caller=self._service(caller) if silent else NONE,
+        )  # fmt: skip
+
+    def _judge_late(self, row: int, cold: bool) -> Judgement:
+        """A chain closed without its root, on a path that is usual, or in a flow too young to say.
+
+        Without its root a chain looks like a flow of its own, so a young flow is looked for inside the tenant's others.
+        """
+        column = self.paths.column
+        flow = int(column["flow"][row])
+        if cold:
+            tenants = self.symbols.flows.column("tenant")
+            tenant = int(tenants[flow])
+            rows = np.flatnonzero(tenants[self.paths.view("flow")] == tenant).astype(np.int64)
+            rows = rows[self.flows.column["total"][column["flow"][rows]] >= self.config.learn_chains_min]
+            chains = float(self.tenant_chains[tenant])
+            p = (float(self.tenant_rootless[tenant]) + 0.5) / (chains + 1.0)
+        else:
+            rows = self.paths.flow_rows(flow)
+            p = self.flows.late_rate(flow)
+        broken = self._broken_off(row, self.paths.candidates(row, rows), min(1.0, max(p, P_MIN)), late=True)
+        if broken is None:
+            return Judgement(NONE, 1.0 if cold else p)
+        return broken
+
+    # windows
+
+    def advance(self, now_ns: int) -> Findings:
+        size, distribution = self.paths.size, self.distribution
+        distribution.reserve(size, max(1, len(self.symbols.flows)))
+        flow = self.paths.view("flow")
+        self._refresh_shares()
+        boundary = distribution.missed_boundary(now_ns)
+        if boundary is not None:
+            distribution.push(boundary, np.zeros(size, np.int64), flow)
+            self._end_slice(boundary)
+        seen = self.paths.view("seen")
+        ended = distribution.push(now_ns, seen, flow)
+        seen[:] = 0
+        findings = [self._repeated(), *self._shares_out_of_range(), *self._rates_out_of_range(now_ns)]
+        if ended:
+            self._end_slice(now_ns)
+        self._enter_slice(now_ns)
+        return np.concatenate(findings) if any(f.size for f in findings) else no_findings()
+
+    def _refresh_shares(self) -> None:
+        """The share of each row expected now."""
+        good, flow = self.paths.view("good"), self.paths.view("flow")
+        self.flows.reserve(len(self.symbols.flows))
+        total = self.flows.column["total"]
+        overall = good / np.maximum(total[flow], 1.0)
+        self.share = overall * self.paths.view("ratio")
+
+    def _end_slice(self, now_ns: int) -> None:
+        """Learns from the slice that ended at `now_ns`."""
+        self.distribution.end_slice(now_ns, self.share, self.paths.view("flow"))
+
+    def _enter_slice(self, now_ns: int) -> None:
+        """When another slice has begun: forgets a little, and sets what is expected in it."""
+        slice_index = now_ns // self.distribution.slice_ns
+        if slice_index == self.slice_index:
+            return
+        self.slice_index = slice_index
+        flow = self.paths.view("flow")
+        self.paths.decay(1.0 - 1.0 / FORGET_SLICES)
+        total = np.bincount(flow, self.paths.view("good"), self.flows.column["total"].size)
+        self.flows.column["total"][:] = total
+        overall = self.paths.view("good") / np.maximum(total[flow], 1.0)
+        shares = self.distribution.shares(self.distribution.slot(now_ns), flow, overall)
+        self.paths.view("ratio")[:] = np.divide(shares, overall, out=np.ones_like(overall), where=overall > 0)
+        self._recount()
+        self._refresh_shares()
+
+    def _recount(self) -> None:
+        self.flows.recount(self.paths.view("flow"), self.paths.view("good") * self.paths.view("ratio"))
+        self._forget_judgements()
+
+    def _forget_judgements(self) -> None:
+        """After what is known has changed noticeably; part of the state, so that a restored run judges alike."""
+        self.judged.clear()
+        self.learned_at = float(self.flows.column["total"].sum())
+
+    def _repeated(self) -> Findings:
+        """New and broken-off paths seen `repeat_min` times within the last slice, summed per flow, kind and subject."""
+        counts = self.distribution.rows.sum_long[: self.paths.size]
+        good, bad, flow = (self.paths.view(name) for name in ("good", "bad", "flow"))
+        warm = self.flows.column["total"][flow] >= self.config.learn_chains_min
+        rows = np.flatnonzero((counts > 0) & warm & ((good <= 0) | (bad > good)))
+        groups: dict[tuple[int, int, int], list[tuple[int, int, Judgement]]] = {}
+        for row in rows.tolist():
+            judgement = self._judgement(row, kernels.NEW)
+            if judgement.kind != NONE:
+                key = (int(flow[row]), judgement.kind, judgement.subject)
+                groups.setdefault(key, []).append((int(counts[row]), row, judgement))
+        groups = {key: found for key, found in groups.items() if sum(c for c, _, _ in found) >= self.config.repeat_min}
+        findings = no_findings(len(groups))
+        for i, ((of_flow, _, _), found) in enumerate(groups.items()):
+            count = sum(c for c, _, _ in found)
+            _, row, judgement = max(found, key=lambda entry: (entry[0], -entry[1]))
+            chains = float(self.distribution.flows.sum_long[of_flow])
+            self._fill(findings[i : i + 1], row, judgement)
+            findings["p"][i] = min(judgement.p, repeat_tail(count, chains * judgement.p))
+            findings["expected"][i], findings["actual"][i] = chains * judgement.p, count
+            findings["detail"][i] = row * 8 + kernels.NEW
+        return findings
+
+    def _shares_out_of_range(self) -> list[Findings]:
+        flow = self.paths.view("flow")
+        old_enough = self.distribution.slices[flow] >= SLICES_MIN
+        old_enough &= (self.flows.column["total"][flow] >= self.config.learn_chains_min) & (self.paths.view("good") > 0)
+        out = []
+        for long in (False, True):
+            residual, counts, expected = self.distribution.residuals(self.share[: flow.size], flow, long)
+            rows = np.flatnonzero(old_enough & (np.abs(residual) > 3.5) & (np.abs(counts - expected) >= 3))
+            if rows.size:
+                out.append(self._range_findings(rows, residual, counts, expected, long, of_flow=False))
+        return out
+
+    def _rates_out_of_range(self, now_ns: int) -> list[Findings]:
+        slot = self.distribution.slot(max(0, now_ns - 1))
+        known = self.distribution.slices >= RATE_SLICES_MIN
+        if not known.any():
+            return []
+        out = []
+        for long in (False, True):
+            residual, counts, expected = self.distribution.rate_residuals(slot, long)
+            old_enough = self.distribution.slices[: counts.size] >= RATE_SLICES_MIN
+            flows = np.flatnonzero(old_enough & (np.abs(residual) > 3.5) & (np.abs(counts - expected) >= 5))
+            if flows.size:
+                out.append(self._range_findings(flows, residual, counts, expected, long, of_flow=True))
+        return out
+
+    def _range_findings(
+        self, index: I64, residual: Any, counts: Any, expected: Any, long: bool, *, of_flow: bool
+    ) -> Findings:
+        """Findings for the rows (or flows) `index` whose two-sided tail is below WINDOW_P."""
+        p = np.array([max(P_MIN, math.erfc(abs(float(r)) / math.sqrt(2.0))) for r in residual[index]])
+        index, p = index[p < WINDOW_P], p[p < WINDOW_P]
+        findings = no_findings(index.size)
+        findings["kind"] = np.where(residual[index] > 0, Kind.DISTRIBUTION_SURGE, Kind.DISTRIBUTION_DROP)
+        findings["level"] = Level.FLOW
+        findings["p"], findings["expected"], findings["actual"] = p, expected[index], counts[index]
+        findings["detail"] = index + (0 if long else SHORT_DETAIL) + (FLOW_DETAIL if of_flow else 0)
+        if of_flow:
+            findings["flow"] = index
+            findings["event"] = self.symbols.flows.column("event")[index]
+        else:
+            findings["flow"] = self.paths.view("flow")[index]
+            findings["event"] = [self._where_it_parts(row) for row in index.tolist()]
+        findings["service"] = self.symbols.events.column("service")[np.maximum(findings["event"], 0)]
+        return findings
+
+    def _where_it_parts(self, row: int) -> int:
+        """The operation that decides between a path and the flow's most similar other one."""
+        other = self._nearest(row)
+        operations = self.paths.operations(row)
+        if operations.size == 0:
+            return int(self.symbols.flows.column("event")[self.paths.column["flow"][row]])
+        if other == NONE:
+            return int(operations[0])
+        _, _, prefix = self.paths.containing(row, np.array([other], np.int64))
+        at = int(prefix[0])
+        holder, at = (row, at) if at < operations.size else (other, min(at, self.paths.operations(other).size - 1))
+        caller, _ = self.paths.caller_of(holder, at)
+        return caller if caller != NONE else int(self.paths.operations(holder)[at])
+
+    # learning
+
+    def learn(self, batch: ChainBatch, normal: Bool) -> None:
+        if len(batch) == 0:
+            return
+        paths, flows = self.paths, self.flows
+        rows = paths.rows(batch)
+        flows.reserve(len(self.symbols.flows))
+        column, flow = paths.column, flows.column
+        known = int((paths.view("good") > 0).sum())
+        kernels.learn_rows(
+            rows, np.ascontiguousarray(normal, np.bool_), batch.outcome, batch.closed_ns, column["flow"],
+            column["good"], column["bad"], column["ratio"], column["first_ns"], column["last_ns"], flow["mass"],
+            flow["total"], flow["recent"], flow["fresh"], flow["late"], MEMORY, flow["oddity"], flow["oddities"],
+            paths.transition_start, paths.transition_length, paths.transition, paths.transition_count, paths.origin,
+            paths.origin_count, BAD_MAX,
+        )  # fmt: skip
+        self._count_rootless(batch, normal)
+        self._adopt()
+        total = float(flow["total"].sum())
+        if int((paths.view("good") > 0).sum()) != known or total > self.learned_at * 1.05:
+            self._forget_judgements()
+        self._evict()
+
+    def _count_rootless(self, batch: ChainBatch, normal: Bool) -> None:
+        tenants = batch.tenant[normal]
+        self.tenant_chains += np.bincount(tenants, minlength=self.tenant_chains.size)
+        self.tenant_rootless += np.bincount(tenants[batch.root[normal] < 0], minlength=self.tenant_chains.size)
+
+    def _adopt(self) -> None:
+        """Takes in paths that were judged anomalous and yet kept coming for `adopt_s`: an intended release."""
+        bad, good = self.paths.view("bad"), self.paths.view("good")
+        waiting = np.flatnonzero(bad > good)
+        if waiting.size == 0:
+            return
+        age = self.paths.view("last_ns")[waiting] - self.paths.view("first_ns")[waiting]
+        kept_coming = (age >= self.config.adopt_s * 1e9) & (bad[waiting] >= self.config.adopt_repeats)
+        adopted = waiting[kept_coming]
+        if adopted.size:
+            self.flows.column["total"] += np.bincount(
+                self.paths.view("flow")[adopted], bad[adopted], self.flows.column["total"].size
+            )
+            good[adopted] += bad[adopted]
+            bad[adopted] = 0.0
+            self._recount()
+
+    def _evict(self) -> None:
+        kept = self.paths.evict()
+        if kept is not None:
+            self.distribution.reserve(int(kept.max()) + 1, 1)
+            self.distribution.keep(kept)
+            self._recount()
+
+    # explaining
+
+    def evidence(self, finding: np.void) -> dict[str, Any]:
+        detail = int(finding["detail"])
+        if finding["kind"] in (Kind.DISTRIBUTION_SURGE, Kind.DISTRIBUTION_DROP):
+            return self._range_evidence(finding, detail)
+        row = detail >> 3
+        judgement = self._judgement(row, detail & 7)
+        total = float(self.flows.column["total"][self.paths.column["flow"][row]])
+        facts: dict[str, Any] = {
+            "path": self._text(row),
+            "history": round(total),
+            "seen": int(self.paths.column["good"][row] + self.paths.column["bad"][row]),
+            "new_path_rate": round(self.flows.new_path_rate(int(self.paths.column["flow"][row])), 6),
+            "step": self._event_text(judgement.step),
+            "after": self._event_text(judgement.after),
+        }
+        if judgement.other != NONE:
+            facts["known_path"] = self._text(judgement.other)
+        if judgement.kind == Kind.INTERRUPTED_SEQUENCE:
+            facts["share"] = round(judgement.share, 6)
+        if finding["chain"] == NONE:
+            facts |= {"expected": round(float(finding["expected"]), 3), "actual": int(finding["actual"])}
+            facts["within_s"] = self.config.slice_s
+        return {key: value for key, value in facts.items() if value is not None}
+
+    def _range_evidence(self, finding: np.void, detail: int) -> dict[str, Any]:
+        short, index = bool(detail & SHORT_DETAIL), detail & (FLOW_DETAIL - 1)
+        distribution = self.distribution
+        of_flow = bool(detail & FLOW_DETAIL)
+        dispersion = distribution.rate_dispersion[index] if of_flow else distribution.dispersion[index]
+        spread = 3.0 * math.sqrt(max(float(finding["expected"]), 0.25) * float(dispersion))
+        low, high = max(0.0, float(finding["expected"]) - spread), float(finding["expected"]) + spread
+        within = distribution.short * distribution.epoch_ns / 1e9 if short else self.config.slice_s
+        facts = {
+            "expected": f"{low:.0f} to {high:.0f}",
+            "actual": int(finding["actual"]),
+            "within_s": within,
+            "history": int(distribution.slices[int(finding["flow"])]),
+        }
+        if not of_flow:
+            facts |= {"path": self._text(index), "share": round(float(self.share[index]), 6)}
+        return facts
+
+    def _event_text(self, event: int) -> str | None:
+        if event < 0:
+            return None
+        return f"{self.symbols.services.text[self._service(event)]} {self.symbols.events.text[event]}"
+
+    def _text(self, row: int) -> str:
+        names = [self._event_text(int(event)) or "" for event in self.paths.operations(row)]
+        if len(names) > 12:
+            names = [*names[:8], f"({len(names) - 10} more)", *names[-2:]]
+        return " > ".join(names)
+
+    def version(self) -> str:
+        return "1"
+
+    def describe_state(self) -> str | None:
+        total = self.flows.column["total"][: len(self.symbols.flows)]
+        young = np.flatnonzero((total > 0) & (total < self.config.learn_chains_min))
+        if young.size:
+            parts = [
+                f"{self.symbols.flows.text[flow]} ({int(total[flow])} of {self.config.learn_chains_min} chains)"
+                for flow in young[:5].tolist()
+            ]
+            more = f" and {young.size - 5} more" if young.size > 5 else ""
+            return f"learning the paths of {', '.join(parts)}{more}; new paths there are not reported until then"
+        if not total.any():
+            return (
+                f"no chain learned yet; new paths are reported from {self.config.learn_chains_min} chains of a flow on"
+            )
+        slices = self.distribution.slices[: total.size][total > 0]
+        if slices.size and slices.max() < SLICES_MIN:
+            wait = (SLICES_MIN - int(slices.max())) * self.config.slice_s / 60
+            return f"shares of paths are judged after {SLICES_MIN} slices: {wait:.0f} more minutes"
+        return None
+
+    def snapshot(self) -> dict[str, Any]:
+        return {
+            "version": 1,
+            "paths": self.paths.snapshot(),
+            "flows": self.flows.snapshot(),
+            "distribution": self.distribution.snapshot(),
+            "tenant_chains": self.tenant_chains.copy(),
+            "tenant_rootless": self.tenant_rootless.copy(),
+            "learned_at": self.learned_at,
+            "share": self.share.copy(),
+            "slice_index": self.slice_index,
+            "judged": np.array([[*key, *astuple(j)] for key, j in self.judged.items()]).reshape(-1, 10),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        if state["version"] != 1:
+            raise ValueError(f"chain_sequence snapshot of version {state['version']}, expected 1")
+        self.paths.restore(state["paths"])
+        self.flows.restore(state["flows"])
+        self.distribution.restore(state["distribution"])
+        self.tenant_chains = np.array(state["tenant_chains"], np.float64)
+        self.tenant_rootless = np.array(state["tenant_rootless"], np.float64)
+        self.learned_at = float(state["learned_at"])
+        self.share = np.array(state["share"], np.float64)
+        self.slice_index = int(state["slice_index"])
+        self.judged = {
+            (int(row), int(flags)): Judgement(int(kind), p, int(other), share, *(int(event) for event in events))
+            for row, flags, kind, p, other, share, *events in np.asarray(state["judged"]).tolist()
+        }
+
+
+def repeat_tail(count: int, expected: float) -> float:
+    """P(at least `count` of a Poisson of mean `expected`), by its Chernoff bound: an upper limit, never 0."""
+    if count <= expected:
+        return 1.0
+    expected = max(expected, 1e-9)
+    return max(P_MIN, math.exp(count - expected - count * math.log(count / expected)))
+
+
+def build(config: Config, symbols: Symbols) -> ChainSequence:
+    """The detector as configured."""
+    return ChainSequence(config.detectors.chain_sequence, symbols, config.engine.epoch_s, config.decode.paths_max)

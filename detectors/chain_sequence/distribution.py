@@ -1,0 +1,275 @@
+"""Is the share of a path, or the traffic of a flow, other than it should be at this time of the week?
+
+How it works. Chains are counted per row (canonical path) and per epoch; two windows, a minute and a slice, are judged
+at each epoch boundary. A row's count is judged *given* the flow's count, by its share; a flow's count by the rate of
+earlier slices. Both use a negative binomial whose dispersion was learned from ended slices, after what lay beyond three
+sigma had been pulled back to three. What is expected at this time comes from the same slice of the week when at least
+two weeks are known, from the same time of day when at least two days are, and from everything so far (decaying) before
+that.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from collector_processor.kernels import sequence as kernels
+from collector_processor.model import F64, I32, I64
+from detectors.chain_sequence.paths import grown
+
+NS = 1_000_000_000
+DAY_S, WEEK_S = 86_400, 604_800
+SHORT_S = 60.0  # the short window
+SIGMA = 3.0
+PROFILED_MAX = 1024  # rows (and, apart, flows) whose share is kept per slice of the week
+SLICES_MIN = 3  # ended slices with traffic before shares are judged
+RATE_SLICES_MIN = 12  # ended slices before a flow's rate is judged
+MEMORY_SLICES = 48.0  # slices over which rate and dispersion are averaged: four hours at the default
+SLOT_MEMORY = 0.5  # weight of the newest week or day in a slice's profile
+
+
+class Window:
+    """Counts of the last epochs: a ring of epochs with running sums for the short window and the slice."""
+
+    def __init__(self, epochs: int, short: int) -> None:
+        self.short = short
+        self.ring = np.zeros((epochs, 16), np.int64)
+        self.sum_short = np.zeros(16, np.int64)
+        self.sum_long = np.zeros(16, np.int64)
+        self.at = 0
+
+    def reserve(self, size: int) -> None:
+        """Room for `size` columns."""
+        if size > self.ring.shape[1]:
+            room = max(size, 2 * self.ring.shape[1])
+            pad = room - self.ring.shape[1]
+            self.ring = np.pad(self.ring, ((0, 0), (0, pad)))
+            self.sum_short, self.sum_long = np.pad(self.sum_short, (0, pad)), np.pad(self.sum_long, (0, pad))
+
+    def push(self, counts: I64, epochs: int) -> None:
+        """Ends `epochs` epochs: all empty but the last, which had `counts`."""
+        size = self.ring.shape[0]
+        if epochs >= size:
+            self.ring[:] = 0
+            self.sum_short[:] = 0
+            self.sum_long[:] = 0
+            self.at += epochs - 1
+            epochs = 1
+        for step in range(epochs):
+            self.at += 1
+            leaving = self.ring[self.at % size]
+            self.sum_long -= leaving
+            self.sum_short -= self.ring[(self.at - self.short) % size]
+            leaving[:] = 0
+            if step == epochs - 1:
+                leaving[: counts.size] = counts
+                self.sum_short += leaving
+                self.sum_long += leaving
+
+    def keep(self, kept: I64) -> None:
+        """Only the columns `kept`, in that order."""
+        self.ring = np.ascontiguousarray(self.ring[:, kept])
+        self.sum_short, self.sum_long = self.sum_short[kept], self.sum_long[kept]
+
+    def snapshot(self) -> dict[str, Any]:
+        return {"ring": self.ring.copy(), "at": self.at}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.ring, self.at = np.array(state["ring"], np.int64), int(state["at"])
+        size = self.ring.shape[0]
+        last = [(self.at - k) % size for k in range(min(self.short, size))]
+        self.sum_short, self.sum_long = self.ring[last].sum(axis=0), self.ring.sum(axis=0)
+
+
+class Profile:
+    """Mean count per slice of the week, for the first PROFILED_MAX columns; float32[slices of a week, columns]."""
+
+    def __init__(self, slice_s: float) -> None:
+        self.slots = max(1, round(WEEK_S / slice_s))
+        self.slots_a_day = max(1, round(DAY_S / slice_s))
+        self.mean = np.zeros((self.slots, 16), np.float32)
+        self.visits = np.zeros(self.slots, np.int32)
+
+    def reserve(self, size: int) -> None:
+        """Room for `size` columns, PROFILED_MAX at most."""
+        size = min(size, PROFILED_MAX)
+        if size > self.mean.shape[1]:
+            room = min(PROFILED_MAX, max(size, 2 * self.mean.shape[1]))
+            self.mean = np.pad(self.mean, ((0, 0), (0, room - self.mean.shape[1])))
+
+    def update(self, slot: int, counts: F64) -> None:
+        """Takes in the (cleaned) counts of a slice that ended."""
+        n = min(counts.size, self.mean.shape[1])
+        weight = max(SLOT_MEMORY, 1.0 / (self.visits[slot] + 1))
+        self.mean[slot] *= 1.0 - weight
+        self.mean[slot, :n] += (weight * counts[:n]).astype(np.float32)
+        self.visits[slot] += 1
+
+    def expected(self, slot: int) -> F64 | None:
+        """Mean counts at `slot`: of the week when seen twice, of the day when two days are known, else None."""
+        if self.visits[slot] >= 2:
+            return np.asarray(self.mean[slot], np.float64)
+        days = np.arange(slot % self.slots_a_day, self.slots, self.slots_a_day)
+        days = days[self.visits[days] > 0]
+        if days.size < 2:
+            return None
+        return np.asarray(self.mean[days].mean(axis=0), np.float64)
+
+    def keep(self, kept: I64) -> None:
+        """Only the columns `kept`, in that order."""
+        self.mean = np.ascontiguousarray(self.mean[:, kept[kept < self.mean.shape[1]]])
+
+    def snapshot(self) -> dict[str, Any]:
+        return {"mean": self.mean.copy(), "visits": self.visits.copy()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.mean, self.visits = np.array(state["mean"], np.float32), np.array(state["visits"], np.int32)
+
+
+class Distribution:
+    """Windows, profiles and dispersions of rows and of flows. `flow` is always the flow id of each row."""
+
+    def __init__(self, slice_s: float, epoch_s: float) -> None:
+        self.slice_ns, self.epoch_ns = int(slice_s * NS), int(epoch_s * NS)
+        epochs = max(1, round(slice_s / epoch_s))
+        self.short = min(epochs, max(1, round(SHORT_S / epoch_s)))
+        self.epochs = epochs
+        self.rows, self.flows = Window(epochs, self.short), Window(epochs, self.short)
+        self.row_profile, self.flow_profile = Profile(slice_s), Profile(slice_s)
+        self.dispersion = np.ones(16)  # of a row's count given its flow's, per row
+        self.spread_weight = np.zeros(16)
+        self.rate = np.zeros(16)  # chains a slice, per flow
+        self.rate_dispersion = np.ones(16)
+        self.slices = np.zeros(16, np.int64)  # ended slices since the flow was first seen
+        self.last_epoch = -1
+
+    def reserve(self, rows: int, flows: int) -> None:
+        """Room for that many rows and flows."""
+        self.rows.reserve(rows)
+        self.flows.reserve(flows)
+        self.row_profile.reserve(rows)
+        self.flow_profile.reserve(flows)
+        self.dispersion, self.spread_weight = grown(self.dispersion, rows, 1.0), grown(self.spread_weight, rows)
+        self.rate, self.slices = grown(self.rate, flows), grown(self.slices, flows)
+        self.rate_dispersion = grown(self.rate_dispersion, flows, 1.0)
+
+    def push(self, now_ns: int, counts: I64, flow: I32) -> bool:
+        """Ends the epochs up to `now_ns`, of which the last had `counts` per row; True when a slice ended with it."""
+        epoch = now_ns // self.epoch_ns
+        passed = max(1, epoch - self.last_epoch) if self.last_epoch >= 0 else 1
+        self.last_epoch = epoch
+        by_flow = np.bincount(flow, counts, self.flows.ring.shape[1]).astype(np.int64)
+        self.rows.push(counts, passed)
+        self.flows.push(by_flow, passed)
+        return now_ns % self.slice_ns == 0 and passed <= self.epochs
+
+    def missed_boundary(self, now_ns: int) -> int | None:
+        """The end of a slice between the last push and `now_ns`; None also after a gap longer than a slice.
+
+        Nobody can tell a silent system from a source that was away: after such a gap the windows start anew.
+        """
+        boundary = now_ns // self.slice_ns * self.slice_ns
+        last = self.last_epoch * self.epoch_ns
+        return (
+            boundary if self.last_epoch >= 0 and last < boundary < now_ns and now_ns - last <= self.slice_ns else None
+        )
+
+    def slot(self, now_ns: int) -> int:
+        """The slice of the week (Thursday 00:00 UTC first) that begins at or before `now_ns`."""
+        return int(now_ns // self.slice_ns % self.row_profile.slots)
+
+    def shares(self, slot: int, flow: I32, overall: F64) -> F64:
+        """Per row, the share of its flow expected in `slot`; `overall` where the week and the day know too little."""
+        expected = self.row_profile.expected(slot)
+        if expected is None:
+            return overall
+        known = min(expected.size, flow.size)
+        counts = np.concatenate([expected[:known], np.zeros(flow.size - known)])
+        totals = np.bincount(flow, counts, self.rate.size)
+        strength = totals[flow] / (totals[flow] + 20.0)
+        profiled = np.divide(counts, totals[flow], out=overall.copy(), where=totals[flow] > 0)
+        profiled[known:] = overall[known:]
+        return np.asarray(strength * profiled + (1.0 - strength) * overall)
+
+    def rates(self, slot: int) -> F64:
+        """Per flow, the chains a slice expected in `slot`."""
+        expected = self.flow_profile.expected(slot)
+        if expected is None:
+            return self.rate
+        return np.concatenate([expected, self.rate[expected.size :]])[: self.rate.size]
+
+    def residuals(self, share: F64, flow: I32, long: bool) -> tuple[F64, I64, F64]:
+        """Per row: residual, count and expected count of the short or the long window, given the flow's count."""
+        rows, flows = (self.rows.sum_long, self.flows.sum_long) if long else (self.rows.sum_short, self.flows.sum_short)
+        counts = rows[: flow.size]
+        out = np.empty(flow.size)
+        totals = flows.astype(np.float64)
+        kernels.share_residuals(counts, totals, share, self.dispersion, flow, out)
+        return out, counts, totals[flow] * share
+
+    def rate_residuals(self, slot: int, long: bool) -> tuple[F64, I64, F64]:
+        """Per flow: residual, count and expected count of the window."""
+        counts = self.flows.sum_long if long else self.flows.sum_short
+        expected = self.rates(slot)[: counts.size] * (1.0 if long else self.short / self.epochs)
+        out = np.empty(counts.size)
+        kernels.residuals(counts, expected, self.rate_dispersion, out)
+        return out, counts, expected
+
+    def end_slice(self, now_ns: int, share: F64, flow: I32) -> None:
+        """Learns dispersions, rates and profiles from the slice that ended; what lies beyond 3 sigma is pulled in."""
+        slot = self.slot(now_ns - 1)
+        _, ended, expected = self.residuals(share, flow, long=True)
+        counts = ended.astype(np.float64)
+        dispersion, weight = self.dispersion[: flow.size], self.spread_weight[: flow.size]
+        judged = expected >= 0.5
+        squared = (counts - expected) ** 2 / np.maximum(expected, 0.5)
+        squared = np.minimum(squared, SIGMA**2 * dispersion)
+        weight[judged] = np.minimum(weight[judged] + 1.0, MEMORY_SLICES)
+        dispersion += np.where(judged, (squared - dispersion) / (weight + 4.0), 0.0)
+        np.maximum(dispersion, 1.0, out=dispersion)
+        if self.row_profile.expected(slot) is not None:
+            counts = cleaned(counts, expected, dispersion)
+        self.row_profile.update(slot, counts)
+        self._end_slice_of_flows(slot)
+
+    def _end_slice_of_flows(self, slot: int) -> None:
+        counts = self.flows.sum_long.astype(np.float64)
+        size = counts.size
+        expected = self.rates(slot)[:size]
+        slices, dispersion = self.slices[:size], self.rate_dispersion[:size]
+        slices += (slices > 0) | (counts > 0)
+        weight = 1.0 / np.minimum(np.maximum(slices, 1), MEMORY_SLICES)
+        squared = (counts - expected) ** 2 / np.maximum(expected, 1.0)
+        settled = slices > SLICES_MIN
+        squared = np.where(settled, np.minimum(squared, SIGMA**2 * dispersion), squared)
+        dispersion += np.where(slices > 1, weight * (squared - dispersion), 0.0)
+        np.maximum(dispersion, 1.0, out=dispersion)
+        counts = np.where(settled, cleaned(counts, expected, dispersion), counts)
+        self.rate[:size] += weight * (counts - self.rate[:size])
+        self.flow_profile.update(slot, counts)
+
+    def keep(self, kept: I64) -> None:
+        """Only the rows `kept`, in that order."""
+        self.rows.keep(kept)
+        self.row_profile.keep(kept)
+        self.dispersion, self.spread_weight = self.dispersion[kept], self.spread_weight[kept]
+
+    def snapshot(self) -> dict[str, Any]:
+        names = ("dispersion", "spread_weight", "rate", "rate_dispersion", "slices")
+        parts = {name: getattr(self, name).snapshot() for name in ("rows", "flows", "row_profile", "flow_profile")}
+        return {**parts, **{name: getattr(self, name).copy() for name in names}, "last_epoch": self.last_epoch}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        for name in ("rows", "flows", "row_profile", "flow_profile"):
+            getattr(self, name).restore(state[name])
+        for name in ("dispersion", "spread_weight", "rate", "rate_dispersion"):
+            setattr(self, name, np.array(state[name], np.float64))
+        self.slices = np.array(state["slices"], np.int64)
+        self.last_epoch = int(state["last_epoch"])
+
+
+def cleaned(counts: F64, expected: F64, dispersion: F64) -> F64:
+    """`counts` with what lies beyond 3 sigma pulled in to 3 sigma."""
+    spread = SIGMA * np.sqrt(np.maximum(expected, 0.25) * dispersion)
+    return np.clip(counts, expected - spread, expected + spread)
