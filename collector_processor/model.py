@@ -20,7 +20,7 @@ nanoseconds. `p` is a calibrated p-value: the probability that a normal chain lo
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from typing import Any
 
@@ -318,6 +318,7 @@ class ChainBatch:
     span_id: U64  # [m] big-endian; of the emitting span for a log, 0 unknown
     kind: U8  # [m] 0 for a log, else SpanKind + 1: 1 unspecified, 2 internal, 3 server, 4 client, 5 producer, 6 consumer
     status: U8  # [m] span: 0 unset, 1 ok, 2 error. log: severity number 0-24
+    enters: Bool  # [m] the span enters a module: one step of the path
     # attributes that the config asks for
     cell_record: I32 = field(default_factory=lambda: np.zeros(0, np.int32))  # [k] row of the record, ascending
     cell_key: I32 = field(default_factory=lambda: np.zeros(0, np.int32))  # [k] index in config.join.attributes
@@ -338,6 +339,28 @@ class ChainBatch:
     def trace_id(self, chain: int) -> str:
         """32 lowercase hex digits."""
         return f"{int(self.trace_hi[chain]):016x}{int(self.trace_lo[chain]):016x}"
+
+    @staticmethod
+    def concat(batches: list[ChainBatch]) -> ChainBatch:
+        """All chains of `batches` (at least one, of the same symbols) in order, as one batch."""
+        if len(batches) == 1:
+            return batches[0]
+        rows = np.cumsum([0] + [batch.records for batch in batches])
+        columns: dict[str, Any] = {}
+        for name in (column.name for column in fields(ChainBatch)):
+            parts = [getattr(batch, name) for batch in batches]
+            if name == "symbols":
+                columns[name] = parts[0]
+                continue
+            if name == "offsets":
+                parts = [np.zeros(1, np.int64)] + [part[1:] + row for part, row in zip(parts, rows, strict=False)]
+            elif name in ("root", "parent", "cell_record"):
+                parts = [
+                    np.where(part >= 0, part + row, NONE).astype(np.int32)
+                    for part, row in zip(parts, rows, strict=False)
+                ]
+            columns[name] = np.concatenate(parts)
+        return ChainBatch(**columns)
 
     def take(self, chains: I64 | Bool) -> ChainBatch:
         """The same batch with only `chains` (indices or mask), in that order."""
@@ -367,7 +390,7 @@ class ChainBatch:
         }
         per_record = {
             name: getattr(self, name)[rows]
-            for name in ("event", "instance", "time_ns", "duration", "self_time", "span_id", "kind", "status")
+            for name in ("event", "instance", "time_ns", "duration", "self_time", "span_id", "kind", "status", "enters")
         }
         return ChainBatch(
             symbols=self.symbols,
@@ -397,6 +420,7 @@ class VerdictBatch:
     models: dict[str, str]  # model name -> version
     detectors: tuple[str, ...] = ()  # what `findings["detector"]` is an index into
     evidence: dict[int, dict[str, Any]] = field(default_factory=dict)  # finding row -> evidence; of unusual chains only
+    notes: dict[int, dict[str, Any]] = field(default_factory=dict)  # unusual chain -> what its explanation rests on
     # [n] what `Decider.learn` needs once the quarantine is over; opaque to everybody else
     training: npt.NDArray[Any] = field(default_factory=lambda: np.zeros(0, np.uint8))
 

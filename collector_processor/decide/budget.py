@@ -1,0 +1,117 @@
+"""How unlikely a chain must be to count as unusual: the alert budget, spread over the chains of each flow.
+
+How it works. A flow may have `alerts_per_day` unusual chains a day by chance, so its limit is that number over its
+chains a day, measured online with a memory of an hour. The same counts tell whether a flow's alarms are what chance
+allows or more: the first are cleared and go back into calibration (dropping them would cut the tail off, and the
+limit would run away), the second do not train anything. Counts of an epoch are integers that wait until its end, so
+neither the order nor the grouping of its chains matters.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from collector_processor.model import F64, I32, Bool
+
+DAY_S = 86_400.0
+MEMORY_S = 3600.0
+MEMORY_CHAINS = 64.0
+SHARE_BY_CHANCE = 0.05  # unusual chains among the last MEMORY_CHAINS that chance alone explains: about two or three
+SHARE_CHANGED = 0.5
+LIMIT_MIN = 1e-7
+LIMIT_FIRST = 1e-4  # until a flow's rate is known
+PRIOR_S = 60.0  # how long the first chain of a flow counts as observed: one chain is no rate
+
+
+class Budget:
+    """Limits and alarm shares per flow."""
+
+    def __init__(self, alerts_per_day: float, probability_max: float) -> None:
+        self._alerts = alerts_per_day
+        self._most = probability_max
+        self._last_ns = 0
+        self._pending = np.zeros((0, 2), np.int64)  # chains, unusual ones since the last boundary
+        self._chains = np.zeros(0)  # decayed count
+        self._seconds = np.zeros(0)  # decayed time of observation, 0 for a flow not seen yet
+        self._share = np.zeros(0)  # of unusual chains, decayed by chains
+        self._limit = np.zeros(0)
+
+    def limit(self, flow: I32) -> F64:
+        """[n] the p-value up to which a chain of `flow` is unusual."""
+        self._grow(flow)
+        return self._limit[flow]
+
+    def by_chance(self, flow: I32) -> Bool:
+        """[n] whether the flow's alarms of late are no more than chance allows."""
+        self._grow(flow)
+        return self._share[flow] <= np.maximum(SHARE_BY_CHANCE, 3.0 * self._limit[flow])
+
+    def changed(self, flow: I32) -> Bool:
+        """[n] whether most chains of the flow have been unusual of late: it is the flow that has changed."""
+        self._grow(flow)
+        return self._share[flow] >= SHARE_CHANGED
+
+    def chains_per_day(self, flow: int) -> float | None:
+        """What the limit of `flow` rests on; None before the first boundary."""
+        if not 0 <= flow < self._seconds.size or self._seconds[flow] == 0:
+            return None
+        return float(self._chains[flow] / self._seconds[flow] * DAY_S)
+
+    def count(self, flow: I32, unusual: Bool) -> None:
+        """Notes n judged chains."""
+        self._grow(flow)
+        np.add.at(self._pending[:, 0], flow, 1)
+        if unusual.any():
+            np.add.at(self._pending[:, 1], flow[unusual], 1)
+
+    def advance(self, now_ns: int) -> None:
+        """Ends an epoch: folds what was noted into rates, shares and limits."""
+        new, alarms = self._pending[:, 0], self._pending[:, 1]
+        if not new.any():
+            return
+        elapsed = (now_ns - self._last_ns) / 1e9 if self._last_ns else PRIOR_S
+        self._last_ns = now_ns
+        fade = math.exp(-elapsed / MEMORY_S)
+        known = self._seconds > 0
+        self._chains = self._chains * fade + new
+        self._seconds = np.where(known, self._seconds * fade + elapsed, np.where(new > 0, max(elapsed, PRIOR_S), 0.0))
+        fade_chains = np.exp(-new / MEMORY_CHAINS)
+        self._share = self._share * fade_chains + (1.0 - fade_chains) * alarms / np.maximum(new, 1)
+        self._pending[:] = 0
+        self._set_limits()
+
+    def snapshot(self) -> dict[str, Any]:
+        return {
+            "version": 1,
+            "last_ns": self._last_ns,
+            "pending": self._pending.copy(),
+            "chains": self._chains.copy(),
+            "seconds": self._seconds.copy(),
+            "share": self._share.copy(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._last_ns = int(state["last_ns"])
+        self._pending = np.array(state["pending"], np.int64)
+        self._chains, self._seconds, self._share = (np.array(state[k]) for k in ("chains", "seconds", "share"))
+        self._limit = np.full(self._chains.size, LIMIT_FIRST)
+        self._set_limits()
+
+    def _set_limits(self) -> None:
+        seen = self._seconds > 0
+        per_day = np.maximum(self._chains[seen] / self._seconds[seen] * DAY_S, 1e-6)
+        self._limit[seen] = np.clip(self._alerts / per_day, LIMIT_MIN, self._most)
+
+    def _grow(self, flow: I32) -> None:
+        have, need = self._share.size, int(flow.max(initial=-1)) + 1
+        if need <= have:
+            return
+        more = max(need, 2 * have, 16) - have
+        self._pending = np.concatenate([self._pending, np.zeros((more, 2), np.int64)])
+        self._chains, self._seconds, self._share = (
+            np.concatenate([old, np.zeros(more)]) for old in (self._chains, self._seconds, self._share)
+        )
+        self._limit = np.concatenate([self._limit, np.full(more, LIMIT_FIRST)])

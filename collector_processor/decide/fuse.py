@@ -1,0 +1,98 @@
+"""Calibrated p-values of many detectors -> one score in 0-1 and one severity per chain.
+
+How it works. The seed's equation 4 over calibrated scores: S = sum of lambda * -ln p, calibrated a second time
+(`calibrate.py`) because detectors are not independent. While a chain's flow and tenant have no history, the p-values
+that detectors put on their own findings are combined by the weighted Cauchy rule (Liu and Xie 2020), which holds
+under any dependence. A certain rule violation needs neither.
+
+Three thresholds follow one another. *Statistical*: p within the budget's limit makes a chain unusual (info). *Model*:
+the score, that is how far out it is whatever the traffic of its flow, makes it a warning or, when something is
+broken, critical. *Business*: rules, money and the calendar raise or lower that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from collector_processor.config import DecideConfig
+from collector_processor.model import F64, U8, Bool, Category, Findings, Kind, Severity
+
+P_CERTAIN = 1e-60  # of a chain that violates a certain rule
+P_UNSURE = 0.5  # of a detector without a finding in the Cauchy combination: it says nothing either way
+
+CATEGORY = np.zeros(len(Kind), np.uint8)  # of each kind of finding; a rule violation brings its own
+for _kinds, _category in (
+    ((Kind.SLOW_OPERATION, Kind.SLOW_CALL, Kind.ERROR, Kind.UNUSUAL_LOG, Kind.MISSING_LOG), Category.SYSTEM),
+    ((Kind.UNSEEN_CALL,), Category.SYSTEM),
+    ((Kind.NEW_SEQUENCE, Kind.INTERRUPTED_SEQUENCE, Kind.UNUSUAL_CONTENT), Category.OPERATIONAL),
+    ((Kind.UNLIKELY_SEQUENCE, Kind.UNUSUAL_CALLS), Category.OPERATIONAL),
+    ((Kind.DISTRIBUTION_SURGE, Kind.DISTRIBUTION_DROP, Kind.RATE_SURGE, Kind.RATE_DROP), Category.OPERATIONAL),
+    ((Kind.RULE_VIOLATION,), Category.COMPLIANCE),
+):
+    CATEGORY[list(_kinds)] = _category
+
+DAMAGE = np.zeros(len(Kind), np.bool_)  # kinds that say something is broken, not merely new
+DAMAGE[
+    [Kind.INTERRUPTED_SEQUENCE, Kind.RULE_VIOLATION, Kind.MISSING_LOG, Kind.SLOW_OPERATION, Kind.SLOW_CALL, Kind.ERROR]
+] = True
+
+
+def lambdas(components: Mapping[str, str], weights: Mapping[str, float]) -> F64:
+    """[d] the weight of each detector: its own entry in `weights`, else its component's, else 1."""
+    return np.array([weights.get(name, weights.get(part, 1.0)) for name, part in components.items()], np.float64)
+
+
+def cauchy(findings: Findings, chains: int, weights: F64) -> F64:
+    """[chains] weighted Cauchy combination of each detector's least finding p-value; 1 for a chain without findings."""
+    least = np.full((chains, weights.size), np.inf)
+    np.minimum.at(least, (findings["chain"], findings["detector"]), findings["p"])
+    said = np.isfinite(least)
+    angles = np.tan((0.5 - np.where(said, np.maximum(least, 1e-300), P_UNSURE)) * np.pi)
+    statistic = angles @ (weights / max(float(weights.sum()), 1e-9))
+    p = np.where(statistic > 1e6, 1.0 / (np.pi * np.maximum(statistic, 1.0)), 0.5 - np.arctan(statistic) / np.pi)
+    return np.where(said.any(axis=1), np.clip(p, P_CERTAIN, 1.0), 1.0)
+
+
+def score_of(p: F64, half: float) -> F64:
+    """[n] score in 0-1: 0 at p = 1, 0.5 at p = `half`, and still rising however small p is."""
+    nats = 0.0 - np.log(p)  # not -0.0 at p = 1
+    scores: F64 = nats / (nats - np.log(half))
+    return scores
+
+
+def p_of(score: float, half: float) -> float:
+    """The p-value whose score is `score`."""
+    return float(half ** (score / (1.0 - score)))
+
+
+def component_p(p: F64, components: Sequence[str]) -> dict[str, F64]:
+    """[n] p-value of each component: the least of its detectors', times how many there are (Bonferroni)."""
+    out: dict[str, F64] = {}
+    for part in dict.fromkeys(components):
+        columns = [i for i, other in enumerate(components) if other == part]
+        out[part] = p[:, columns[0]] if len(columns) == 1 else np.minimum(p[:, columns].min(axis=1) * len(columns), 1.0)
+    return out
+
+
+def grade(score: F64, unusual: Bool, damage: Bool, config: DecideConfig) -> U8:
+    """[n] severity by the statistical and the model threshold."""
+    warning = score >= config.score_warning
+    critical = warning & damage & (score >= config.score_critical)
+    severity: U8 = (unusual.astype(np.uint8) + (unusual & warning) + (unusual & critical)).astype(np.uint8)
+    return severity
+
+
+def weigh(severity: U8, amount: F64, shift: F64, config: DecideConfig) -> U8:
+    """[k] severity of unusual chains after the business threshold.
+
+    `amount` [k] is the money that a chain moves, NaN when unknown; `shift` [k] the calendar's -1, 0 or 1.
+    """
+    out = np.clip(severity.astype(np.int64) + shift.astype(np.int64), Severity.INFO, Severity.CRITICAL)
+    business = config.business
+    if business.amount_minor is not None:
+        out = np.where(amount < business.amount_minor, Severity.INFO, out)
+    if business.amount_critical is not None:
+        out = np.where(amount >= business.amount_critical, Severity.CRITICAL, out)
+    return out.astype(np.uint8)

@@ -1,0 +1,430 @@
+"""Scores of the detectors for one batch of chains -> verdicts, and verdicts -> the rows that files and stores keep.
+
+How it works. `Decider.decide` calibrates, fuses, applies the three thresholds and, for the unusual chains only,
+captures what an explanation will need: the detectors' evidence, the amount, the calendar. Everything that later
+verdicts depend on changes at epoch boundaries: `advance` ends an epoch's counts, `clear` says which of the chains that
+have waited out their quarantine may train, `learn` feeds the calibration with those. Rows and explanations are built
+from what was captured.
+
+Cleared are: chains that were not unusual; unusual ones while their flow has no more of them than chance allows; and,
+when a flow has changed as a whole, a sample of those that are new but not broken, so that a release becomes normal and
+an outage does not. What violates a certain rule never trains anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from collector_processor.config import Config
+from collector_processor.decide import explain, fuse
+from collector_processor.decide.budget import Budget
+from collector_processor.decide.calendar import Calendar
+from collector_processor.decide.calibrate import Calibrated, Calibrator, uniform_hash
+from collector_processor.kernels.calibrate import COLD, OWN, best_findings
+from collector_processor.model import (
+    F64,
+    FINDING,
+    I32,
+    I64,
+    U8,
+    Bool,
+    Category,
+    ChainBatch,
+    Findings,
+    Incident,
+    Kind,
+    Outcome,
+    Severity,
+    Symbols,
+    VerdictBatch,
+    content_hash,
+    no_findings,
+)
+
+EVIDENCE_MAX = 8  # findings of one chain whose evidence is captured, the most unlikely first
+DAMAGE_P = 0.01  # a finding of something broken counts as such up to this p-value
+
+# States of a row of `VerdictBatch.training`.
+USUAL, NEW, BROKEN, FORBIDDEN = 0, 1, 2, 3
+
+
+class Source(Protocol):
+    """The part of a detector that decide asks."""
+
+    def evidence(self, finding: np.void) -> dict[str, Any]: ...
+    def version(self) -> str: ...
+
+
+class Scored(Protocol):
+    """The part of `detectors.protocol.Scores` that decide reads."""
+
+    @property
+    def value(self) -> F64: ...
+    @property
+    def findings(self) -> Findings: ...
+
+
+class Decider:
+    """Turns scores into verdicts. See the file's head; the engine's calls are in the order of the methods."""
+
+    def __init__(
+        self, config: Config, symbols: Symbols, detectors: Mapping[str, Source], components: Mapping[str, str]
+    ) -> None:
+        """`detectors` in the engine's order; `components` name the part of the score that each feeds.
+
+        Raises:
+            ValueError: the time zone, the holiday calendar or the amount attribute does not exist.
+        """
+        self._config = config.decide
+        self._symbols = symbols
+        self._detectors = dict(detectors)
+        self._names = tuple(detectors)
+        self._components = [components[name] for name in self._names]
+        weights = fuse.lambdas({name: components[name] for name in self._names}, config.decide.weights)
+        self._calibrator = Calibrator(self._names, weights, config.decide.history, config.decide.history_min)
+        self._budget = Budget(config.decide.alerts_per_day, config.decide.probability_max)
+        self._calendar = Calendar(config.decide.calendar, config.decide.timezone)
+        self._versions = self._models()
+        self._training = np.dtype([("value", np.float64, (len(self._names) + 1,)), ("state", np.uint8)])
+        self._amount = None
+        if config.decide.business.amount is not None:
+            if config.decide.business.amount not in config.join.attributes:
+                raise ValueError(f"decide.business.amount: {config.decide.business.amount!r} is not in join.attributes")
+            self._amount = config.join.attributes.index(config.decide.business.amount)
+
+    def decide(self, batch: ChainBatch, scores: Mapping[str, Scored]) -> VerdictBatch:
+        """The verdicts of `batch`, whatever part of an epoch's chains it holds. `scores` has every detector."""
+        n = len(batch)
+        flow = np.maximum(batch.flow, 0)
+        values = np.empty((n, len(self._names)))
+        for column, name in enumerate(self._names):
+            values[:, column] = scores[name].value
+        calibrated = self._calibrator.calibrate(values, flow, batch.tenant)
+        findings = _merged([scores[name].findings for name in self._names])
+        p = calibrated.p_fused
+        rules: dict[int, dict[str, Any]] = {}
+        if findings.size:
+            cold = calibrated.level == COLD
+            if cold.any():
+                p = np.where(cold, fuse.cauchy(findings, n, self._calibrator.weights), p)
+            rules = self._violations(findings)
+            certain = [int(findings["chain"][row]) for row, found in rules.items() if found.get("certain")]
+            p[certain] = np.minimum(p[certain], fuse.P_CERTAIN)
+        score = fuse.score_of(p, self._config.score_half)
+        unusual = p <= self._budget.limit(flow)
+        self._budget.count(flow, unusual)
+        training = np.empty(n, self._training)
+        training["value"][:, :-1] = values
+        training["value"][:, -1] = calibrated.fused
+        training["state"] = USUAL
+        verdicts = VerdictBatch(
+            chains=batch,
+            score=score,
+            severity=np.zeros(n, np.uint8),
+            category=np.zeros(n, np.uint8),
+            components=fuse.component_p(calibrated.p, self._components)
+            | {name: calibrated.p[:, column] for column, name in enumerate(self._names)},
+            findings=findings,
+            finding_offsets=np.searchsorted(findings["chain"], np.arange(n + 1)).astype(np.int64),
+            models=self._models(),
+            detectors=self._names,
+            training=training,
+        )
+        if unusual.any():
+            self._judge(verdicts, calibrated, p, unusual, rules)
+        return verdicts
+
+    def advance(self, now_ns: int) -> None:
+        """Ends the epoch at the boundary `now_ns`: rates, limits and alarm shares follow what was decided in it."""
+        self._budget.advance(now_ns)
+        versions = self._models()
+        for name, version in versions.items():
+            if self._versions[name] != version:
+                self._calibrator.forget(name)
+        self._versions = versions
+
+    def clear(self, batch: ChainBatch, training: npt.NDArray[Any]) -> Bool:
+        """[n] which of the chains whose quarantine is over may train detectors and calibration."""
+        state = training["state"]
+        clear: Bool = state == USUAL
+        suspects = np.flatnonzero((state == NEW) | (state == BROKEN))
+        if suspects.size:
+            flow = np.maximum(batch.flow[suspects], 0)
+            sampled = uniform_hash(batch)[suspects] < self._config.audit_share
+            released = self._budget.changed(flow) & (state[suspects] == NEW) & sampled
+            clear[suspects] = self._budget.by_chance(flow) | released
+        return clear
+
+    def learn(self, batch: ChainBatch, training: npt.NDArray[Any], normal: Bool) -> None:
+        """Feeds the calibration with the `normal` [n] chains. One call an epoch boundary, with all chains due then."""
+        if len(batch):
+            self._calibrator.learn(np.ascontiguousarray(training["value"]), batch, normal)
+
+    def snapshot(self) -> dict[str, Any]:
+        return {
+            "version": 1,
+            "calibrator": self._calibrator.snapshot(),
+            "budget": self._budget.snapshot(),
+            "models": dict(self._versions),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes back a snapshot; a detector whose model has changed since starts its calibration anew."""
+        self._calibrator.restore(state["calibrator"])
+        self._budget.restore(state["budget"])
+        self._versions = self._models() | {k: v for k, v in state["models"].items() if k in self._versions}
+
+    def describe_state(self) -> str | None:
+        """Which flows are still too young to be judged by their own history; None when none is."""
+        young = [
+            f"{explain.clean(name)} ({self._calibrator.history_of(flow)} of {self._config.history_min} chains)"
+            for flow, name in enumerate(self._symbols.flows.text)
+            if 0 < self._calibrator.history_of(flow) < self._config.history_min
+        ]
+        if not young:
+            return None
+        more = f" and {len(young) - 5} more" if len(young) > 5 else ""
+        return f"judged together with other flows until they have enough history: {', '.join(young[:5])}{more}"
+
+    def _models(self) -> dict[str, str]:
+        return {name: detector.version() for name, detector in self._detectors.items()}
+
+    def _violations(self, findings: Findings) -> dict[int, dict[str, Any]]:
+        """Finding row -> evidence of each rule violation."""
+        rows = np.flatnonzero(findings["kind"] == Kind.RULE_VIOLATION)
+        return {row: self._evidence(findings[row]) for row in rows.tolist()}
+
+    def _evidence(self, finding: np.void) -> dict[str, Any]:
+        found: dict[str, Any] = explain.cleaned(self._detectors[self._names[finding["detector"]]].evidence(finding))
+        return found
+
+    def _judge(
+        self,
+        verdicts: VerdictBatch,
+        calibrated: Calibrated,
+        p: F64,
+        unusual: Bool,
+        rules: Mapping[int, Mapping[str, Any]],
+    ) -> None:
+        """Fills severity, category, training state, evidence and notes of the unusual chains."""
+        batch, findings, config = verdicts.chains, verdicts.findings, self._config
+        n = len(batch)
+        damage = np.zeros(n, np.bool_)
+        damage[findings["chain"][fuse.DAMAGE[findings["kind"]] & (findings["p"] <= DAMAGE_P)]] = True
+        severity = fuse.grade(verdicts.score, unusual, damage, config)
+        top = best_findings(findings["chain"], findings["p"], n)
+        category = _category_without_finding(verdicts.components)
+        category[top >= 0] = fuse.CATEGORY[findings["kind"][top[top >= 0]]]
+        verdicts.training["state"] = np.where(unusual, np.where(damage, BROKEN, NEW), USUAL)
+        for row, found in rules.items():
+            chain = int(findings["chain"][row])
+            if unusual[chain]:
+                severity[chain] = max(severity[chain], _enum(Severity, found.get("severity"), Severity.WARNING))
+                if found.get("certain"):
+                    category[chain] = _enum(Category, found.get("category"), Category.COMPLIANCE)
+                    verdicts.training["state"][chain] = FORBIDDEN
+        chains = np.flatnonzero(unusual)
+        amount = self._amounts(batch, chains)
+        moments = [self._calendar.at(ns) for ns in batch.start_ns[chains].tolist()]
+        shift = np.array([moment.shift for moment in moments], np.float64)
+        verdicts.severity[chains] = fuse.weigh(severity[chains], amount, shift, config)
+        verdicts.category[chains] = category[chains]
+        for position, chain in enumerate(chains.tolist()):
+            moment = moments[position]
+            verdicts.notes[chain] = {
+                "p": float(p[chain]),
+                "level": int(calibrated.level[chain]),
+                "certain": bool(verdicts.training["state"][chain] == FORBIDDEN),
+                "history": self._calibrator.history_of(int(batch.flow[chain])),
+                "amount": None if np.isnan(amount[position]) else float(amount[position]),
+                "local": moment.local if moment.periods or moment.holiday else None,
+                "periods": moment.periods,
+                "holiday": moment.holiday,
+            }
+        self._capture(verdicts, chains, rules)
+
+    def _capture(self, verdicts: VerdictBatch, chains: I64, rules: Mapping[int, Mapping[str, Any]]) -> None:
+        """Asks the detectors for the evidence behind the strongest findings of `chains`; equal findings once."""
+        findings, offsets = verdicts.findings, verdicts.finding_offsets
+        asked: dict[bytes, dict[str, Any]] = {}
+        for chain in chains.tolist():
+            for row in strongest(findings, int(offsets[chain]), int(offsets[chain + 1]))[:EVIDENCE_MAX]:
+                if row in rules:
+                    verdicts.evidence[row] = dict(rules[row])
+                    continue
+                key = findings[row].tobytes()[4:]  # all but the chain
+                if key not in asked:
+                    asked[key] = self._evidence(findings[row])
+                verdicts.evidence[row] = asked[key]
+
+    def _amounts(self, batch: ChainBatch, chains: I64) -> F64:
+        """[k] the greatest amount in each of `chains`, NaN when it has none."""
+        out = np.full(len(batch), -np.inf)
+        if self._amount is not None and chains.size:
+            cells = (batch.cell_key == self._amount) & np.isfinite(batch.cell_number)
+            chain = np.searchsorted(batch.offsets, batch.cell_record[cells], side="right") - 1
+            np.maximum.at(out, chain, batch.cell_number[cells])
+        return np.where(np.isfinite(out[chains]), out[chains], np.nan)
+
+
+def normal_mask(verdicts: VerdictBatch) -> Bool:
+    """[n] which chains are not unusual. What may train once the quarantine is over is `Decider.clear`'s to say."""
+    normal: Bool = verdicts.severity == Severity.NONE
+    return normal
+
+
+def strongest(findings: Findings, start: int, stop: int) -> list[int]:
+    """The finding rows start..stop, rule violations first, then by rising p-value."""
+    rows = range(start, stop)
+    p, kind = findings["p"], findings["kind"]
+    return sorted(rows, key=lambda row: (kind[row] != Kind.RULE_VIOLATION, p[row], row))
+
+
+def verdict_id(verdicts: VerdictBatch, chain: int) -> str:
+    """16 hex digits from tenant, trace id, event sequence and start: the same however and whenever the chain came."""
+    batch = verdicts.chains
+    return f"{_identity(batch, chain):016x}"
+
+
+def verdict_rows(verdicts: VerdictBatch, which: I64 | I32 | Bool) -> Iterator[dict[str, Any]]:
+    """The lines of verdicts.jsonl for the chains `which` (indices or mask), in that order."""
+    chains = np.flatnonzero(which) if which.dtype == np.bool_ else which
+    batch, symbols = verdicts.chains, verdicts.chains.symbols
+    for chain in chains.tolist():
+        rows = strongest(
+            verdicts.findings, int(verdicts.finding_offsets[chain]), int(verdicts.finding_offsets[chain + 1])
+        )
+        severity = Severity(int(verdicts.severity[chain]))
+        category = Category(int(verdicts.category[chain]))
+        row: dict[str, Any] = {
+            "verdict_id": verdict_id(verdicts, chain),
+            "tenant": symbols.tenants.text[batch.tenant[chain]],
+            "trace_id": batch.trace_id(chain),
+            "flow": explain.clean(symbols.flows.text[max(int(batch.flow[chain]), 0)]),
+            "start_unix_nano": int(batch.start_ns[chain]),
+            "end_unix_nano": int(batch.end_ns[chain]),
+            "score": round(float(verdicts.score[chain]), 6),
+            "severity": severity.name.lower(),
+            "category": category.name.lower() if category else None,
+            "findings": [_finding_row(verdicts, finding) for finding in rows],
+            "components": {name: _digits(float(p[chain])) for name, p in verdicts.components.items()},
+            "models": verdicts.models,
+        }
+        if severity != Severity.NONE:
+            row["explanation"] = _explanation(verdicts, chain, rows)
+        yield row
+
+
+def incident_row(incident: Incident) -> dict[str, Any]:
+    """The line of incidents.jsonl."""
+    return {
+        "incident_id": incident.incident_id,
+        "tenant": incident.tenant,
+        "kind": incident.kind,
+        "category": incident.category,
+        "severity": incident.severity,
+        "subject": incident.subject,
+        "suspects": incident.suspects,
+        "flows": incident.flows,
+        "opened_unix_nano": incident.opened_unix_nano,
+        "detected_unix_nano": incident.detected_unix_nano,
+        "resolved_unix_nano": incident.resolved_unix_nano,
+        "chains": incident.chains,
+        "example_trace_ids": incident.example_trace_ids,
+        "explanation": incident.explanation,
+        "state": incident.state,
+    }
+
+
+def _merged(parts: Sequence[Findings]) -> Findings:
+    """The findings of all detectors by chain, within a chain in detector order, each with its detector's index."""
+    filled = [(index, part) for index, part in enumerate(parts) if part.size]
+    if not filled:
+        return no_findings()
+    out = np.empty(sum(part.size for _, part in filled), FINDING)
+    start = 0
+    for index, part in filled:
+        out[start : start + part.size] = part
+        out["detector"][start : start + part.size] = index
+        start += part.size
+    return out if len(filled) == 1 else out[np.argsort(out["chain"], kind="stable")]
+
+
+def _category_without_finding(components: Mapping[str, F64]) -> U8:
+    """[n] for chains that no finding explains: magnitudes are the system's matter, order and content the flow's."""
+    parts = [part for part in ("rec", "seq", "ctx") if part in components]
+    least = np.argmin(np.stack([components[part] for part in parts]), axis=0)
+    by_part = np.array([Category.SYSTEM if part == "ctx" else Category.OPERATIONAL for part in parts], np.uint8)
+    categories: U8 = by_part[least]
+    return categories
+
+
+def _enum(kind: type[Severity | Category], name: Any, default: int) -> int:
+    """The member of `kind` called `name`, else `default`."""
+    return int(kind.__members__.get(str(name).upper(), default))
+
+
+def _identity(batch: ChainBatch, chain: int) -> int:
+    return content_hash(
+        batch.symbols.tenants.text[batch.tenant[chain]],
+        int(batch.trace_hi[chain]),
+        int(batch.trace_lo[chain]),
+        int(batch.sequence[chain]),
+        int(batch.start_ns[chain]),
+    )
+
+
+def _finding_row(verdicts: VerdictBatch, row: int) -> dict[str, Any]:
+    finding, evidence = verdicts.findings[row], verdicts.evidence.get(row, {})
+    one = explain.said(verdicts.chains.symbols, finding, evidence)
+    return {
+        "detector": verdicts.detectors[finding["detector"]],
+        "kind": one.kind.name.lower(),
+        "subject": explain.subject_of(one),
+        "p_value": _digits(float(finding["p"])),
+        "evidence": {"expected": _digits(one.expected), "actual": _digits(one.actual)} | dict(evidence),
+    }
+
+
+def _explanation(verdicts: VerdictBatch, chain: int, rows: Sequence[int]) -> dict[str, Any]:
+    batch, note = verdicts.chains, verdicts.notes[chain]
+    findings = verdicts.findings[list(rows)]
+    affected = explain.affected_by(batch.symbols, max(int(batch.flow[chain]), 0), findings, note["amount"])
+    return explain.explain(
+        batch.symbols,
+        findings,
+        [verdicts.evidence.get(row, {}) for row in rows],
+        affected,
+        _notes(note, Outcome(int(batch.outcome[chain]))),
+    )
+
+
+def _notes(note: Mapping[str, Any], outcome: Outcome) -> list[str]:
+    """Sentences about how the verdict came about and when it was."""
+    odds = explain.one_in(note["p"])
+    if note["certain"]:
+        out = ["A certain rule is violated, so no odds were weighed"]
+    elif note["level"] == OWN:
+        out = [f"{odds} normal chains look so unusual, judged by {note['history']} of the same flow"]
+    elif note["level"] == COLD:
+        out = [f"{odds} normal chains should look so unusual, by the detectors' own odds: there is no history yet"]
+    else:
+        out = [f"{odds} normal chains look so unusual, judged by all flows: this one has little history"]
+    out[0] = out[0][:1].upper() + out[0][1:]
+    if outcome == Outcome.TIMEOUT:
+        out.append("Its root never came within the time limit, so records may be missing")
+    elif outcome == Outcome.EVICTED:
+        out.append("It was cut short because a limit of open chains was reached, so records may be missing")
+    if note["local"]:
+        when = f"It was {note['local']}" + (f", {note['holiday']}" if note["holiday"] else "")
+        out.append(when + (f", during {' and '.join(note['periods'])}" if note["periods"] else ""))
+    return out
+
+
+def _digits(value: float) -> float:
+    """`value` with 4 significant digits: what a reader can use, and the same on every processor."""
+    return float(f"{value:.4g}")

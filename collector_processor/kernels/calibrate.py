@@ -1,0 +1,242 @@
+"""Conformal p-values of whole batches against sorted calibration rings, and the rings' upkeep.
+
+How it works. A ring holds the last N calibration scores of one (row, column): row = flow or tenant, column = detector,
+the last column = the fused score. It is kept twice: in order of arrival (what to forget next) and sorted (what to
+compare with). A p-value is the exceedance rank (1 + #{score >= x}) / (n + 1); beyond the greatest score a generalised
+Pareto tail goes on from 1 / (n + 1), so that the far ones still differ. Its shape is fitted by probability-weighted
+moments (Hosking and Wallis 1987) and pulled towards a slightly heavy tail: 30 points say little about a shape.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+P_MIN = 1e-30  # smallest p-value; keeps -ln p and its sums finite
+COLD, POOLED, OWN = 0, 1, 2  # what a fused p-value rests on: nothing, the tenant's pool, the flow's own history
+SHAPE_PRIOR = 0.1  # of the Pareto tail; weighs as much as SHAPE_PRIOR_POINTS observed excesses
+SHAPE_PRIOR_POINTS = 20
+SHAPE_MAX = 0.5
+TAIL_POINTS_MIN = 10
+SCALE_MIN = (
+    0.25  # least tail scale, in the scores' unit (about nats): equal scores do not make every other one impossible
+)
+
+
+@njit(cache=True, nogil=True)
+def lower_bound(ordered, n, x):
+    """The number of values below x among the first n of ascending `ordered`."""
+    low, high = 0, n
+    while low < high:
+        middle = (low + high) >> 1
+        if ordered[middle] < x:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@njit(cache=True, nogil=True)
+def p_value(x, ordered, n, shape, scale):
+    """The p-value of x against the first n > 0 of ascending `ordered`."""
+    reached = n - lower_bound(ordered, n, x)
+    if reached > 0:
+        return (1.0 + reached) / (n + 1.0)
+    excess = (x - ordered[n - 1]) / scale
+    survival = math.exp(-excess) if shape < 1e-6 else (1.0 + shape * excess) ** (-1.0 / shape)
+    return max(survival / (n + 1.0), P_MIN)
+
+
+@njit(cache=True, nogil=True)
+def fit_tail(ordered, n):
+    """Shape and scale of the tail beyond the greatest of the first n >= 2 of ascending `ordered`."""
+    k = min(max(TAIL_POINTS_MIN, n // 10), n - 1)
+    threshold = ordered[n - k - 1]
+    mean = 0.0
+    weighted = 0.0
+    for i in range(k):
+        excess = ordered[n - k + i] - threshold
+        mean += excess
+        weighted += excess * (1.0 - (i + 0.65) / k)
+    mean /= k
+    weighted /= k
+    shape = SHAPE_PRIOR
+    if mean > 2.0 * weighted > 0.0:
+        shape = 2.0 - mean / (mean - 2.0 * weighted)
+    shape = (shape * k + SHAPE_PRIOR * SHAPE_PRIOR_POINTS) / (k + SHAPE_PRIOR_POINTS)
+    shape = min(max(shape, 0.0), SHAPE_MAX)
+    scale = mean * (1.0 - shape) + shape * (ordered[n - 1] - threshold)
+    return shape, max(scale, SCALE_MIN)
+
+
+@njit(cache=True, nogil=True)
+def score_chains(
+    values,
+    flow,
+    tenant,
+    weights,
+    history_min,
+    own_ordered,
+    own_count,
+    own_tail,
+    pool_ordered,
+    pool_count,
+    pool_tail,
+    p,
+    fused,
+    p_fused,
+    level,
+):
+    """Fills p [n, d], fused [n] (sum of weighted -ln p), p_fused [n] and level [n] for `values` [n, d].
+
+    `*_ordered` [rows, d + 1, N], `*_count` [rows, d + 1], `*_tail` [rows, d + 1, 2] (shape, scale). Negative flows and
+    tenants are row 0.
+    """
+    detectors = values.shape[1]
+    for c in range(values.shape[0]):
+        f = max(flow[c], 0)
+        t = max(tenant[c], 0)
+        total = 0.0
+        warm = 0
+        for k in range(detectors):
+            if own_count[f, k] >= history_min:
+                q = p_value(values[c, k], own_ordered[f, k], own_count[f, k], own_tail[f, k, 0], own_tail[f, k, 1])
+            elif pool_count[t, k] >= history_min:
+                q = p_value(values[c, k], pool_ordered[t, k], pool_count[t, k], pool_tail[t, k, 0], pool_tail[t, k, 1])
+            else:
+                p[c, k] = 1.0
+                continue
+            warm += 1
+            p[c, k] = q
+            total -= weights[k] * math.log(q)
+        k = detectors
+        fused[c] = total if warm else np.nan
+        if warm and own_count[f, k] >= history_min:
+            level[c] = OWN
+            p_fused[c] = p_value(total, own_ordered[f, k], own_count[f, k], own_tail[f, k, 0], own_tail[f, k, 1])
+        elif warm and pool_count[t, k] >= history_min:
+            level[c] = POOLED
+            p_fused[c] = p_value(total, pool_ordered[t, k], pool_count[t, k], pool_tail[t, k, 0], pool_tail[t, k, 1])
+        else:
+            level[c] = COLD
+            p_fused[c] = 1.0
+
+
+@njit(cache=True, nogil=True)
+def replace(ordered, n, old, new):
+    """Takes one `old` out of the first n of ascending `ordered` and puts `new` in."""
+    at = lower_bound(ordered, n, old)
+    if new > old:
+        while at + 1 < n and ordered[at + 1] < new:
+            ordered[at] = ordered[at + 1]
+            at += 1
+    else:
+        while at > 0 and ordered[at - 1] > new:
+            ordered[at] = ordered[at - 1]
+            at -= 1
+    ordered[at] = new
+
+
+@njit(cache=True, nogil=True)
+def insert(arrived, ordered, count, head, row, column, x):
+    """Puts x into one ring; a full ring forgets its oldest score."""
+    size = arrived.shape[2]
+    n = count[row, column]
+    at = head[row, column]
+    if n < size:
+        ordered[row, column, n] = np.inf
+        replace(ordered[row, column], n + 1, np.inf, x)
+        count[row, column] = n + 1
+    else:
+        replace(ordered[row, column], n, arrived[row, column, at], x)
+    arrived[row, column, at] = x
+    head[row, column] = (at + 1) % size
+
+
+@njit(cache=True, nogil=True)
+def refill_fused(arrived, ordered, count, head, row, weights, history_min, totals):
+    """Gives an empty fused ring the fused scores that the detectors' rings imply, once those are long enough.
+
+    Possible while the detectors' rings of the row hold the same chains at the same places. `totals` [N] is scratch.
+    """
+    detectors = count.shape[1] - 1
+    n = count[row, 0]
+    if count[row, detectors] > 0 or n < history_min:
+        return
+    for k in range(1, detectors):
+        if count[row, k] != n or head[row, k] != head[row, 0]:
+            return
+    for i in range(n):
+        totals[i] = 0.0
+        for k in range(detectors):
+            below = lower_bound(ordered[row, k], n, arrived[row, k, i])
+            totals[i] -= weights[k] * math.log((n - below) / n)
+    first = head[row, 0] if n == arrived.shape[2] else 0
+    for i in range(n):
+        insert(arrived, ordered, count, head, row, detectors, totals[(first + i) % n])
+
+
+@njit(cache=True, nogil=True)
+def learn_chains(
+    values,
+    row,
+    take,
+    weights,
+    history_min,
+    arrived,
+    ordered,
+    count,
+    head,
+    tail,
+):
+    """Puts the taken rows of `values` [n, d + 1] into the rings of `row` [n], in order; NaN leaves a ring as it is."""
+    columns = values.shape[1]
+    touched = np.zeros(count.shape[0], np.bool_)
+    for c in range(values.shape[0]):
+        if not take[c]:
+            continue
+        r = max(row[c], 0)
+        touched[r] = True
+        for k in range(columns):
+            if not math.isnan(values[c, k]):
+                insert(arrived, ordered, count, head, r, k, values[c, k])
+    totals = np.empty(arrived.shape[2])
+    for r in range(touched.size):
+        if not touched[r]:
+            continue
+        refill_fused(arrived, ordered, count, head, r, weights, history_min, totals)
+        for k in range(columns):
+            if count[r, k] >= 2:
+                tail[r, k, 0], tail[r, k, 1] = fit_tail(ordered[r, k], count[r, k])
+
+
+@njit(cache=True, nogil=True)
+def share_kept(row, take, uniform, count, size, per_call):
+    """Which of the taken chains stay when each row takes about `per_call` a call, or more while it fills up; [n].
+
+    `uniform` [n] is a number in 0-1 that belongs to the chain, `count` [rows] how many the row holds, `size` its ring.
+    """
+    offered = np.zeros(count.size, np.int64)
+    for c in range(row.size):
+        if take[c]:
+            offered[max(row[c], 0)] += 1
+    kept = np.zeros(row.size, np.bool_)
+    for c in range(row.size):
+        r = max(row[c], 0)
+        if take[c]:
+            wanted = max(per_call, size - count[r])
+            kept[c] = uniform[c] * offered[r] < wanted
+    return kept
+
+
+@njit(cache=True, nogil=True)
+def best_findings(chain, p, chains):
+    """The row of the least p-value of each chain among findings sorted by chain, -1 for a chain without; [chains]."""
+    best = np.full(chains, -1, np.int64)
+    for i in range(chain.size):
+        c = chain[i]
+        if best[c] < 0 or p[i] < p[best[c]]:
+            best[c] = i
+    return best
