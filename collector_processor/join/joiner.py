@@ -103,7 +103,7 @@ class Joiner:
     # -- records in --------------------------------------------------------------------------------------------------
 
     def append(self, batch: RecordBatch, now_ns: int) -> list[ChainBatch]:
-        """Adds a payload's records. Returns the chains that had to go to make room (rarely any)."""
+        """Adds a payload's records. Returns the chains that went to make room (rarely any): due ones first, else evicted."""
         n = len(batch.rows)
         evicted: list[ChainBatch] = []
         step = max(1, self.config.records_max // 4)
@@ -152,13 +152,17 @@ class Joiner:
         if 2 * need > self._slots.size:
             self._slots = np.zeros(1 << (2 * need - 1).bit_length(), np.int32)
             kernel.rebuild_slots(self._slots, self._chains, self._deadlines, int(state[kernel.CHAINS_TOP]))
-        evicted: list[ChainBatch] = []
-        while (
-            state[kernel.CHAINS_OPEN] + n > self.config.chains_max
-            or state[kernel.RECORDS_OPEN] + n > self.config.records_max
-        ) and state[kernel.CHAINS_OPEN]:
-            evicted += self._evict(n, now_ns)
-        return evicted
+        gone: list[ChainBatch] = []
+        if self._full(n):
+            gone += self.close(now_ns)
+        while self._full(n) and state[kernel.CHAINS_OPEN]:
+            gone += self._evict(n, now_ns)
+        return gone
+
+    def _full(self, n: int) -> bool:
+        """Whether there is no room for n more records."""
+        chains, records = self._state[kernel.CHAINS_OPEN], self._state[kernel.RECORDS_OPEN]
+        return bool(chains + n > self.config.chains_max or records + n > self.config.records_max)
 
     def _evict(self, n: int, now_ns: int) -> list[ChainBatch]:
         """Closes chains of the tenant that holds most records, those longest without an arrival first."""
@@ -190,9 +194,9 @@ class Joiner:
         return int(deadlines.max()) if deadlines.size else None
 
     def _emit(self, due: I32, evicted: bool) -> list[ChainBatch]:
-        due = due[: kernel.drop_parked(
-            due, self._slots, self._chains, self._deadlines, self._pool, self._cells, self._state
-        )]
+        due = due[
+            : kernel.drop_parked(due, self._slots, self._chains, self._deadlines, self._pool, self._cells, self._state)
+        ]
         chains = self._chains[due]
         due = due[np.lexsort((chains["lo"], chains["hi"], self._deadlines[due]))]
         batches = []

@@ -1,0 +1,245 @@
+"""The engine: payloads in, verdicts and incidents out. Pure: no I/O, no thread, no clock; time is an argument.
+
+How it works. `process` decodes payloads and joins their records; `tick` closes the chains that are due and judges them.
+Time is cut in epochs. Within one, the state of detectors and of decide stands still, so a chain's verdict does not depend on
+which others are judged in the same call, nor on how often `tick` is called. At each boundary, in this order: what is due is
+closed and judged; detectors look at their windows (`advance`); incidents are judged; the joiner learns how long to wait; and
+the chains whose quarantine is over are learned. The same payloads with the same times give the same output, byte for byte.
+
+    bytes ─ decode ─ join ─ close ─ score ─ decide ─┬─ verdicts
+                              │                     └─ quarantine ─ learn
+                              └── windows ─ incidents
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from collector_processor.config import Config
+from collector_processor.decide.incidents import Incidents
+from collector_processor.decide.verdicts import Decider
+from collector_processor.decode.decoder import Decoder
+from collector_processor.join.joiner import Joiner
+from collector_processor.model import (
+    ChainBatch,
+    Findings,
+    Incident,
+    Payload,
+    Signal,
+    Symbols,
+    VerdictBatch,
+    no_findings,
+)
+from detectors.protocol import Detector
+from detectors.registry import build, components
+
+SECOND = 1_000_000_000
+SNAPSHOT_VERSION = 1
+Judged = list[tuple[ChainBatch, npt.NDArray[Any]]]  # chains, and what decide needs to learn from them
+IDLE_EPOCHS_MAX = 360  # boundaries without any chain that are still judged one by one; then time may jump
+
+
+@dataclass(slots=True)
+class Output:
+    """What one call gave, in order."""
+
+    verdicts: list[VerdictBatch] = field(default_factory=list)
+    incidents: list[Incident] = field(default_factory=list)
+
+
+class Engine:
+    """One engine serves one shard of traces. Not thread-safe: its owner calls it from one thread."""
+
+    def __init__(self, config: Config, seed: int = 0) -> None:
+        """seed: keys the hashes of names that come from outside; choose it at random where input may be hostile."""
+        self.config = config
+        self.symbols = Symbols(
+            services_max=config.decode.services_max,
+            instances_max=config.decode.instances_max,
+            events_max=config.decode.events_max,
+            flows_max=config.decode.flows_max,
+            paths_max=config.decode.paths_max,
+        )
+        self.decoder = Decoder(config.decode, config.join, self.symbols, seed)
+        self.joiner = Joiner(config.join, self.symbols, self.decoder.attributes)
+        self.detectors: dict[str, Detector] = build(config, self.symbols)
+        self.decider = Decider(config, self.symbols, self.detectors, components(list(self.detectors)))
+        self.incidents = Incidents(config.decide, self.symbols)
+        self.now_ns = 0
+        self.received = {Signal.TRACES: 0, Signal.LOGS: 0}
+        self.rejected: dict[tuple[Signal, str], int] = {}
+        self.chains_closed = [0, 0, 0]  # per Outcome
+        self.records_closed = 0
+        self._epoch_ns = int(config.engine.epoch_s * SECOND)
+        self._quarantine_ns = int(config.decide.quarantine_s * SECOND)
+        self._boundary_ns = 0  # the next one; 0 before the first call
+        self._idle_epochs = 0
+        self._judged: Judged = []  # in the present epoch
+        self._quarantine: deque[tuple[int, Judged]] = deque()  # the boundary at which each epoch ended, ascending
+
+    # -- in ----------------------------------------------------------------------------------------------------------
+
+    def process(self, payloads: Iterable[Payload], now_ns: int) -> Output:
+        """Takes in payloads that arrived at `now_ns` (never before an earlier call's)."""
+        output = self._advance_to(now_ns)
+        for payload in payloads:
+            batch = self.decoder.decode(payload)
+            for reason, count in batch.rejected.items():
+                key = (payload.signal, reason)
+                self.rejected[key] = self.rejected.get(key, 0) + count
+                self.received[payload.signal] += count
+            self.received[payload.signal] += len(batch.rows)
+            for chains in self.joiner.append(batch, self.now_ns):
+                self._judge(chains, output)
+        return output
+
+    def tick(self, now_ns: int) -> Output:
+        """Closes what is due at `now_ns`. When and how often it is called changes when verdicts come, never what they say."""
+        output = self._advance_to(now_ns)
+        for chains in self.joiner.close(self.now_ns):
+            self._judge(chains, output)
+        return output
+
+    def flush(self) -> Output:
+        """The end of the input: goes on in time until the last open chain is due."""
+        output = Output()
+        deadline = self.joiner.next_deadline()
+        while deadline is not None:
+            step = self.tick(deadline)
+            output.verdicts += step.verdicts
+            output.incidents += step.incidents
+            deadline = self.joiner.next_deadline()
+        step = self._advance_to(self._boundary_ns)
+        output.incidents += step.incidents
+        return output
+
+    # -- time --------------------------------------------------------------------------------------------------------
+
+    def _advance_to(self, now_ns: int) -> Output:
+        output = Output()
+        self.now_ns = max(self.now_ns, now_ns)
+        if self._boundary_ns == 0:
+            self._boundary_ns = (self.now_ns // self._epoch_ns + 1) * self._epoch_ns
+        while self._boundary_ns <= self.now_ns:
+            if self._idle_epochs >= IDLE_EPOCHS_MAX and not self.joiner.open_records:
+                # Nobody has been here for long: the boundaries in between have nothing to say.
+                self._boundary_ns = max(self._boundary_ns, self.now_ns // self._epoch_ns * self._epoch_ns)
+            self._end_epoch(self._boundary_ns, output)
+            self._boundary_ns += self._epoch_ns
+        return output
+
+    def _end_epoch(self, boundary_ns: int, output: Output) -> None:
+        for chains in self.joiner.close(boundary_ns):
+            self._judge(chains, output)
+        self._idle_epochs = 0 if self._judged else self._idle_epochs + 1
+        windows: list[Findings] = []
+        for index, detector in enumerate(self.detectors.values()):
+            found = detector.advance(boundary_ns)
+            if found.size:
+                found["detector"] = index
+                windows.append(found)
+        output.incidents += self.incidents.judge(boundary_ns, np.concatenate(windows) if windows else no_findings())
+        self.joiner.learn()
+        self.decider.advance(boundary_ns)
+        if self._judged:
+            self._quarantine.append((boundary_ns, self._judged))
+            self._judged = []
+        while self._quarantine and self._quarantine[0][0] <= boundary_ns - self._quarantine_ns:
+            self._learn(self._quarantine.popleft()[1])
+
+    # -- judging and learning ----------------------------------------------------------------------------------------
+
+    def _judge(self, chains: ChainBatch, output: Output) -> None:
+        scores = {name: detector.score(chains) for name, detector in self.detectors.items()}
+        verdicts = self.decider.decide(chains, scores)
+        self.incidents.observe(verdicts)
+        self._judged.append((chains, verdicts.training))
+        output.verdicts.append(verdicts)
+        self.records_closed += chains.records
+        for outcome, count in enumerate(np.bincount(chains.outcome, minlength=3).tolist()):
+            self.chains_closed[outcome] += count
+
+    def _learn(self, epoch: Judged) -> None:
+        """Learns one epoch's chains at once, so that how they were grouped for judging leaves no trace."""
+        batch = ChainBatch.concat([chains for chains, _ in epoch])
+        training = np.concatenate([state for _, state in epoch])
+        normal = self.decider.clear(batch, training)
+        for detector in self.detectors.values():
+            detector.learn(batch, normal)
+        self.decider.learn(batch, training, normal)
+
+    # -- snapshot ----------------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> dict[str, Any]:
+        """The whole state as dicts, lists, strings, numbers and arrays; `restore` on a new engine of the same config goes
+        on as if nothing had happened."""
+        return {
+            "version": SNAPSHOT_VERSION,
+            "symbols": self.symbols.snapshot(),
+            "decoder": self.decoder.snapshot(),
+            "joiner": self.joiner.snapshot(),
+            "detectors": {name: detector.snapshot() for name, detector in self.detectors.items()},
+            "decider": self.decider.snapshot(),
+            "incidents": self.incidents.snapshot(),
+            "now_ns": self.now_ns,
+            "boundary_ns": self._boundary_ns,
+            "idle_epochs": self._idle_epochs,
+            "received": [self.received[Signal.TRACES], self.received[Signal.LOGS]],
+            "rejected": [[int(signal), reason, count] for (signal, reason), count in self.rejected.items()],
+            "chains_closed": list(self.chains_closed),
+            "records_closed": self.records_closed,
+            "judged": _saved(self._judged),
+            "quarantine": [[boundary_ns, _saved(epoch)] for boundary_ns, epoch in self._quarantine],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes back a snapshot. A detector that the snapshot does not know starts cold.
+
+        Raises:
+            ValueError: a snapshot of another version, or one that the present limits cannot hold.
+        """
+        if state["version"] != SNAPSHOT_VERSION:
+            raise ValueError(f"engine snapshot version {state['version']} is not {SNAPSHOT_VERSION}")
+        self.symbols.restore(state["symbols"])
+        self.decoder.restore(state["decoder"])
+        self.joiner.restore(state["joiner"])
+        for name, detector in self.detectors.items():
+            if name in state["detectors"]:
+                detector.restore(state["detectors"][name])
+        self.decider.restore(state["decider"])
+        self.incidents.restore(state["incidents"])
+        self.now_ns = int(state["now_ns"])
+        self._boundary_ns = int(state["boundary_ns"])
+        self._idle_epochs = int(state["idle_epochs"])
+        self.received = dict(zip((Signal.TRACES, Signal.LOGS), map(int, state["received"]), strict=True))
+        self.rejected = {(Signal(signal), reason): count for signal, reason, count in state["rejected"]}
+        self.chains_closed = [int(count) for count in state["chains_closed"]]
+        self.records_closed = int(state["records_closed"])
+        # What waits to be learned was judged by a decider of the same detectors; else its training columns do not fit.
+        fits = list(state["detectors"]) == list(self.detectors)
+        self._judged = self._loaded(state["judged"]) if fits else []
+        epochs = state["quarantine"] if fits else []
+        self._quarantine = deque((int(boundary_ns), self._loaded(epoch)) for boundary_ns, epoch in epochs)
+
+    def _loaded(self, saved: list[dict[str, Any]]) -> Judged:
+        dtype = self.decider.training
+        return [
+            (ChainBatch(symbols=self.symbols, **batch["chains"]), np.array(batch["training"], np.uint8).view(dtype))
+            for batch in saved
+        ]
+
+
+def _saved(epoch: Judged) -> list[dict[str, Any]]:
+    """Judged chains as plain arrays, in one batch."""
+    if not epoch:
+        return []
+    chains = ChainBatch.concat([chains for chains, _ in epoch])
+    training = np.concatenate([state for _, state in epoch])
+    columns = {column.name: getattr(chains, column.name) for column in fields(ChainBatch) if column.name != "symbols"}
+    return [{"chains": columns, "training": training.view(np.uint8)}]
