@@ -14,6 +14,7 @@ import pytest
 
 from tests.e2e import components
 from tests.e2e.processes import Processes
+from tests.e2e.site import Binaries
 
 ROOT = Path(__file__).parents[1]
 
@@ -94,3 +95,9 @@ def soak_s() -> Callable[[float], float]:
         return float(os.environ.get("SPANCHAIN_SOAK_S", "3600")) if os.environ.get("SPANCHAIN_SOAK") else short
 
     return seconds
+
+
+@pytest.fixture(scope="session")
+def binaries(collector: Path, prometheus: Path, alertmanager: Path) -> Binaries:
+    """The servers of a whole site."""
+    return Binaries(collector, prometheus, alertmanager)

@@ -43,18 +43,23 @@ def http_get(url: str, accept: str | None = None, timeout_s: float = 5.0) -> str
 class Process:
     """One running program."""
 
-    def __init__(self, name: str, command: Sequence[str | Path], log: Path, env: Mapping[str, str] | None) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str | Path], log: Path, env: Mapping[str, str] | None, stdin: str = ""
+    ) -> None:
         self.name = name
         self.log = log
         with log.open("ab") as output:
             self.popen = subprocess.Popen(
                 [str(part) for part in command],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **(env or {})},
                 start_new_session=True,
             )
+        assert self.popen.stdin is not None
+        with self.popen.stdin as pipe:
+            pipe.write(stdin.encode())
 
     @property
     def pid(self) -> int:
@@ -84,6 +89,12 @@ class Process:
         """Waits until `url` is answered with 2xx; its body."""
         return self.wait_for(f"GET {url}", lambda: http_get(url) or " ", timeout_s)
 
+    def wait_end(self, timeout_s: float) -> str:
+        """Waits until the program has ended by itself with status 0; what it printed. `AssertionError` otherwise."""
+        status = self.popen.wait(timeout_s)
+        assert status == 0, f"{self.name} ended with {status}:\n{self.output()}"
+        return self.output()
+
     def stop(self, timeout_s: float = 30.0) -> int:
         """SIGTERM, then its exit status; SIGKILL to the whole group when it does not end in time. Safe twice."""
         if self.popen.poll() is None:
@@ -108,9 +119,9 @@ class Processes:
         self.folder = folder
         self.started: list[Process] = []
 
-    def start(self, name: str, *command: str | Path, env: Mapping[str, str] | None = None) -> Process:
-        """Starts `command`; what it prints goes to `<name>.log` in the folder."""
-        process = Process(name, command, self.folder / f"{name}.log", env)
+    def start(self, name: str, *command: str | Path, env: Mapping[str, str] | None = None, stdin: str = "") -> Process:
+        """Starts `command` with `stdin` as its input; what it prints goes to `<name>.log` in the folder."""
+        process = Process(name, command, self.folder / f"{name}.log", env, stdin)
         self.started.append(process)
         return process
 

@@ -1,0 +1,82 @@
+"""What a fresh clone relies on: the lock is whole and names no index, targets and commands are what the README says."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LOCK = (ROOT / "requirements.lock").read_text()
+
+
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def canonical(requirement: str) -> str:
+    """The normalised name of the distribution that a requirement asks for."""
+    found = re.match(r"[A-Za-z0-9._-]+", requirement)
+    assert found
+    return re.sub(r"[-_.]+", "-", found[0]).lower()
+
+
+def locked() -> dict[str, str]:
+    """Distribution: the text of its entry."""
+    return {canonical(entry): entry for entry in re.split(r"^(?=[a-z0-9])", LOCK, flags=re.MULTILINE)[1:]}
+
+
+def test_every_entry_of_the_lock_has_hashes() -> None:
+    entries = locked()
+    assert len(entries) > 50
+    assert [name for name, entry in entries.items() if "--hash=sha256:" not in entry] == []
+
+
+def test_the_lock_names_no_index() -> None:
+    assert "://" not in LOCK
+    assert not re.search(r"^-", LOCK, re.MULTILINE)
+
+
+def test_the_lock_holds_what_the_project_asks_for() -> None:
+    asked = [*project()["project"]["dependencies"], *project()["dependency-groups"]["dev"]]
+    assert {canonical(requirement) for requirement in asked} <= set(locked())
+
+
+def test_every_dependency_is_accounted_for() -> None:
+    page = (ROOT / "docs" / "dependencies.md").read_text()
+    extras = [each for extra in project()["project"]["optional-dependencies"].values() for each in extra]
+    asked = [*project()["project"]["dependencies"], *extras, *project()["dependency-groups"]["dev"]]
+    silent = [name for name in map(canonical, asked) if not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", page)]
+    assert silent == []
+
+
+def test_lower_bounds_only() -> None:
+    assert [
+        each for each in project()["project"]["dependencies"] if not re.fullmatch(r"[\w.\[\]-]+>=[\d.]+", each)
+    ] == []
+
+
+def test_the_readme_names_targets_that_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    used = set(re.findall(r"make ([a-z]+)", (ROOT / "README.md").read_text()))
+    assert {"demo", "test", "install"} <= used <= targets
+    assert {"install", "demo", "test", "check", "bench", "evaluate", "soak"} <= targets
+
+
+def test_links_in_the_pages_lead_somewhere() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    broken = [
+        f"{page.name}: {target}"
+        for page in pages
+        for target in re.findall(r"\]\(([^)#\s]+)", page.read_text())
+        if "://" not in target and not (page.parent / target).exists()
+    ]
+    assert broken == []
+
+
+@pytest.mark.parametrize("path", [".ci/run"])
+def test_scripts_are_executable(path: str) -> None:
+    assert (ROOT / path).stat().st_mode & 0o111
