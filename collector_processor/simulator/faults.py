@@ -119,7 +119,7 @@ RECIPES: Final[tuple[Recipe, ...]] = (
     Recipe("missing_log", "account", "account.debit", 0.0, 1.0, "account stops writing its audit line"),
     Recipe("traffic_drop", "gateway", "card_payment", 0.1, 1.0, "nine in ten card payments stay away"),
     Recipe("traffic_drop", "gateway", "login", 0.1, 1.0, "nine in ten logins stay away"),
-    Recipe("traffic_surge", "gateway", "login", 6.0, 1.0, "six times the usual logins"),
+    Recipe("traffic_surge", "gateway", "login", 5.0, 1.0, "five times the usual logins"),
     Recipe("traffic_surge", "gateway", "refund", 12.0, 1.0, "twelve times the usual refunds"),
     Recipe("new_path", "notification", "notification.notify>account.balance", 0.0, 1.0, "notification reads balances"),
     Recipe("new_path", "risk", "risk.assess>ledger.post", 0.0, 0.5, "risk posts to the ledger"),

@@ -1,7 +1,7 @@
 """A simulated day on disk: what the Collector's file exporter would have written, and the truth beside it.
 
 How it works. Each export request is preceded by its length as four bytes, big-endian; with zstd each request is
-compressed by itself, inside the prefix. `labels.jsonl` holds a line per fault and a line per chain of which the truth is
+compressed by itself, inside the prefix. `labels.jsonl` holds a line per fault and one per chain of which the truth is
 known, in the form that `spanchain evaluate` reads. The usual recording is a day in December that has an opening rush, a
 night batch and a holiday, with a fault every half hour.
 """

@@ -22,7 +22,7 @@ from collector_processor.simulator.traffic import FLOWS, SECOND_NS, Calendar, Fl
 from collector_processor.simulator.transaction import Instance, Outbox, Transaction, World, serve
 
 RECORDS_MAX: Final = 4096  # in one request: the Collector's default batch is 8192, and its receivers take 4 MiB
-BUSY_AT: Final = 2.6  # total level at which workers are busy nine tenths of the time
+BUSY_AT: Final = 2.2  # total level at which workers are busy nine tenths of the time
 
 OnChain = Callable[[bytes, bool | None, Collection[str]], None]
 
@@ -83,8 +83,9 @@ class Simulator:
         self.timeline = Timeline(faults)
         self.interval_ns = int(interval_s * SECOND_NS)
         self.on_chain = on_chain
-        self._first_tick = self._tick = start_ns // self.interval_ns
+        self._tick = start_ns // self.interval_ns
         self._rng = random.Random()
+        self._dice = random.Random()
         copies = instances(seed, self.interval_ns)
         self._copies = tuple(instance for pods in copies.values() for instance in pods)
         self._outbox = Outbox(len(self._copies), self.interval_ns)
@@ -137,8 +138,7 @@ class Simulator:
         self._world.load = min(0.93, 0.05 + 0.85 * level / BUSY_AT)
         due.sort()
         for at_ns, number, count in due:
-            self._rng.seed(f"{self.seed} {tick} {number} {count}")
-            self._serve(FLOWS[number], at_ns)
+            self._serve(FLOWS[number], at_ns, f"{self.seed} {tick} {number} {count}")
 
     def _rate(self, flow: Flow, time_ns: int) -> float:
         rate = self.calendar.rate(flow, time_ns) * self.rate
@@ -149,9 +149,12 @@ class Simulator:
                 rate *= fault.size
         return rate
 
-    def _serve(self, flow: Flow, at_ns: int) -> None:
+    def _serve(self, flow: Flow, at_ns: int, seed: str) -> None:
         effects = self.timeline.at(at_ns)
-        tx = Transaction(self._world, self._rng, effects)
+        self._rng.seed(seed)
+        if effects:
+            self._dice.seed(f"{seed} faults")
+        tx = Transaction(self._world, self._rng, self._dice, effects)
         serve(tx, ENTRIES[flow.name], b"", at_ns)
         if self.on_chain is not None:
             self.on_chain(tx.trace_id, _truth(tx, flow, effects), tx.touched)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import random
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -117,7 +118,8 @@ class World:
         found = self._logs.get(key)
         if found is None:
             logger = f"com.example.pay.{service}.{service.capitalize()}Service"
-            constant: dict[str, wire.Value] = {"logger.name": logger, "thread.name": f"worker-{len(self._logs) % 8}"}
+            thread = f"worker-{zlib.crc32(template.encode()) % 8}"
+            constant: dict[str, wire.Value] = {"logger.name": logger, "thread.name": thread}
             found = self._logs[key] = wire.log_shape(*level, constant)
         return found
 
@@ -133,13 +135,26 @@ class Transaction:
     """One request from outside, or one scheduled job, with everything it sets off."""
 
     __slots__ = (
-        *("world", "rng", "effects", "trace_id", "payment_id", "account", "payee", "amount", "currency", "keys"),
+        *(
+            "world",
+            "rng",
+            "dice",
+            "effects",
+            "trace_id",
+            "payment_id",
+            "account",
+            "payee",
+            "amount",
+            "currency",
+            "keys",
+        ),
         *("money", "touched", "unsure", "trouble"),
     )
 
-    def __init__(self, world: World, rng: random.Random, effects: Effects) -> None:
+    def __init__(self, world: World, rng: random.Random, dice: random.Random, effects: Effects) -> None:
         self.world = world
         self.rng = rng
+        self.dice = dice  # what faults draw from, so that one that does not strike leaves no trace
         self.effects = effects
         self.trace_id = rng.getrandbits(128).to_bytes(16, "big")
         self.payment_id = f"PAY{rng.randrange(10**10):010d}"
@@ -156,7 +171,7 @@ class Transaction:
     def hit(self, kind: str, place: str) -> Fault | None:
         """The fault of `kind` at `place` if it is on and strikes this time; remembered in `touched`."""
         fault = self.effects.get(kind, place)
-        if fault is None or (fault.share < 1.0 and self.rng.random() >= fault.share):
+        if fault is None or (fault.share < 1.0 and self.dice.random() >= fault.share):
             return None
         self.touched.add(fault.fault_id)
         return fault
@@ -245,7 +260,7 @@ class Operation:
             rest += wire.correlation(tx.trace_id, self.span_id)
         instance = self.instance
         shape = self.world.log_shape(self.endpoint.service, level, template)
-        self.now_ns += 20_000 + int(self.rng.random() * 30_000)
+        self._formatting()
         body = template % values if values else template
         self.world.outbox.log(instance, self.now_ns, wire.log(shape, self.now_ns + instance.skew_ns, body, rest))
 
@@ -257,8 +272,14 @@ class Operation:
 
     def audit(self, template: str, *values: object) -> None:
         """The line an auditor needs; the one that the fault `missing_log` takes away."""
-        if not (self.tx.effects and self.tx.hit("missing_log", self.endpoint.key)):
+        if self.tx.effects and self.tx.hit("missing_log", self.endpoint.key):
+            self._formatting()
+        else:
             self.log(INFO, template, *values)
+
+    def _formatting(self) -> None:
+        """The time that a line takes."""
+        self.now_ns += 20_000 + int(self.rng.random() * 30_000)
 
     def step(self, name: Shape, median_ms: float) -> None:
         """A piece of work with a span of its own, inside the service."""
@@ -395,14 +416,14 @@ class Operation:
 
     def _wire_ms(self, caller: str, callee: str) -> float:
         """Extra time on the network of `caller` and `callee`: a fixed delay with jitter, or lost packets sent again."""
-        tx, rng, extra = self.tx, self.rng, 0.0
+        tx, dice, extra = self.tx, self.tx.dice, 0.0
         for service in (caller, callee):
             delay = tx.hit("network_delay", service)
             if delay:
-                extra += delay.size * 1000.0 * (0.9 + 0.2 * rng.random())
+                extra += delay.size * 1000.0 * (0.9 + 0.2 * dice.random())
             loss = tx.hit("network_loss", service)
             if loss:
-                extra += loss.size * 1000.0 * rng.choice((1.0, 1.0, 1.0, 3.0))
+                extra += loss.size * 1000.0 * dice.choice((1.0, 1.0, 1.0, 3.0))
         return extra
 
     def _child(self, shape: Shape, start_ns: int, end_ns: int, rest: bytes) -> None:
