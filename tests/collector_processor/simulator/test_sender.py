@@ -83,13 +83,13 @@ def test_permanent_refusal_and_too_many_are_given_up(sender, receiver):
 
 def test_live_telemetry_carries_the_time_on_the_wall(sender, receiver):
     start_ns = time.time_ns()
-    simulator = Simulator(1, start_ns, rate=40.0, interval_s=0.1)
+    simulator = Simulator(1, start_ns, rate=40.0, swing=0.0, interval_s=0.1)
     end_ns = start_ns + SECOND_NS
     sent = send_live(simulator, sender, end_ns, threading.Event())
     assert end_ns <= time.time_ns() < end_ns + 2 * SECOND_NS
     expected = [
         (METHODS[signal], data)
-        for signal, data, _ in Simulator(1, start_ns, rate=40.0, interval_s=0.1).payloads(end_ns)
+        for signal, data, _ in Simulator(1, start_ns, rate=40.0, swing=0.0, interval_s=0.1).payloads(end_ns)
     ]
     assert receiver.got == expected
     assert sent.requests == len(expected) > 10
@@ -112,7 +112,17 @@ def test_command_sends_with_faults(receiver, repository):
         60.0,
     )
     fields = {name: getattr(injected, name) for name in injected.__slots__}
-    arguments = ["send", f"127.0.0.1:{receiver.port}", "--duration", "3", "--interval", "0.5", "--faults"]
+    arguments = [
+        "send",
+        f"127.0.0.1:{receiver.port}",
+        "--duration",
+        "3",
+        "--interval",
+        "0.5",
+        "--swing",
+        "0",
+        "--faults",
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "collector_processor.simulator", *arguments],
         input=orjson.dumps(fields) + b"\n", capture_output=True, timeout=60, check=True,
