@@ -216,6 +216,8 @@ class DecideConfig(Section):
     """Broken, failed or slowed chains from this score on are critical."""
     business: BusinessConfig = BusinessConfig()
     calendar: CalendarConfig = CalendarConfig()
+    resolve_s: Positive = 150.0
+    """Quiet time after which an incident is over."""
     quarantine_s: Positive = 90.0
     """Time a chain waits before detectors learn from it, so that what an alarm is about does not become normal."""
     timezone: str = "UTC"

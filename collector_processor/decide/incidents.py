@@ -1,0 +1,312 @@
+"""What pages: unusual elements and chains that have one cause become one incident, with its most likely causes first.
+
+How it works. At every epoch boundary the detectors report elements (operations, calls, services, templates) whose
+window is improbable, each with a p-value. `judge` asks which service explains most of that: an operation speaks for
+its own service, a call for the callee and, less, for the caller. The strongest service claims every element it
+touches, what those explain elsewhere is discounted, and the rest looks for its next explanation. A group that holds an
+element beyond the threshold is an incident. A group that shares an element or the first suspect with an open incident
+joins it, and may change its suspects and raise its severity; a new subject opens a new one, so that one alarm never
+hides another.
+
+The threshold follows from the alert budget: -ln p must exceed ln(independent looks a day / alerts a day).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from collector_processor.config import DecideConfig
+from collector_processor.decide import explain
+from collector_processor.decide.fuse import CATEGORY, DAMAGE
+from collector_processor.model import (
+    FINDING,
+    NONE,
+    Category,
+    Findings,
+    Incident,
+    Kind,
+    Level,
+    Severity,
+    Symbols,
+    VerdictBatch,
+    content_hash,
+)
+
+NS = 1_000_000_000
+DAY_S = 86_400.0
+EXAMPLES_MAX = 5
+SUSPECTS_MAX = 5
+FLOWS_MAX = 20
+ELEMENTS_MAX = 256  # of one incident
+CALLER_SHARE = 0.5  # of a call's evidence that speaks for its caller
+
+SCALARS = ("root", "opened_ns", "detected_ns", "seen_ns", "tenant", "incident_id", "chains")
+SEEN = np.dtype([("service", np.int32), ("caller", np.int32), ("flow", np.int32), ("hi", np.uint64), ("lo", np.uint64)])
+
+Element = tuple[int, int, int, int, int]  # kind, level, service, event, caller
+
+
+class Source(Protocol):
+    """The part of a detector that incidents ask."""
+
+    def evidence(self, finding: np.void) -> dict[str, Any]: ...
+
+
+@dataclass(slots=True)
+class Case:
+    """An open incident."""
+
+    root: int  # service
+    opened_ns: int
+    detected_ns: int
+    seen_ns: int
+    tenant: int
+    incident_id: str
+    nats: dict[Element, float] = field(default_factory=dict)
+    rows: dict[Element, Any] = field(default_factory=dict)  # finding at its greatest
+    chains: int = 0
+    flows: dict[int, int] = field(default_factory=dict)
+    examples: list[str] = field(default_factory=list)
+    told: tuple[int, ...] = ()  # severity and first suspects as last handed out
+    explanation: dict[str, Any] = field(default_factory=dict)
+
+
+class Incidents:
+    """Open incidents of all tenants. Pure: time is an argument."""
+
+    def __init__(self, config: DecideConfig, symbols: Symbols, detectors: Mapping[str, Source]) -> None:
+        """`detectors` in the engine's order: what `detector` of a finding is an index into."""
+        self.config = config
+        self.symbols = symbols
+        self.sources = tuple(detectors.values())
+        self.window_ns = int(config.quarantine_s * NS)
+        self.open: list[Case] = []
+        self.recent: deque[tuple[int, Any]] = deque()
+
+    def threshold(self) -> float:
+        """-ln p from which on an element opens an incident."""
+        looks = DAY_S * NS / self.window_ns * (3 * len(self.symbols.services) + len(self.symbols.events))
+        return math.log(looks / self.config.alerts_per_day)
+
+    def observe(self, verdicts: VerdictBatch) -> None:
+        """Remembers, for one window, which chains had findings about which services."""
+        found = verdicts.findings
+        if found.size == 0:
+            return
+        chains = verdicts.chains
+        last = int(chains.closed_ns[-1])
+        chain = found["chain"]
+        seen = np.empty(found.size, SEEN)
+        seen["service"], seen["caller"] = found["service"], found["caller"]
+        seen["flow"], seen["hi"], seen["lo"] = chains.flow[chain], chains.trace_hi[chain], chains.trace_lo[chain]
+        self.recent.append((last, seen))
+        while self.recent and self.recent[0][0] < last - self.window_ns:
+            self.recent.popleft()
+
+    def judge(self, now_ns: int, findings: Findings) -> list[Incident]:
+        """Incidents opened, changed or resolved at the boundary `now_ns`, given the windows' findings."""
+        changed: dict[int, Case] = {}
+        if findings.size:
+            threshold = self.threshold()
+            rows = {_element(row): row for row in findings}
+            nats = {element: -math.log(max(float(row["p"]), 1e-300)) for element, row in rows.items()}
+            for root, members in self._groups(nats):
+                case = self._matching(root, members)
+                if case is None:
+                    if max(nats[m] for m in members) < threshold:
+                        continue
+                    case = self._opened(root, now_ns, rows[max(members, key=lambda m: nats[m])])
+                self._joined(case, members, rows, nats, now_ns)
+                changed[id(case)] = case
+        out = [incident for case in changed.values() if (incident := self._told(case)) is not None]
+        return out + self._resolved(now_ns)
+
+    def _groups(self, nats: dict[Element, float]) -> list[tuple[int, list[Element]]]:
+        """Elements grouped by the service that explains most of what is left, strongest first."""
+        left = dict(nats)
+        groups = []
+        while left:
+            mass = _mass(left)
+            if not mass:
+                break
+            root = max(mass, key=lambda service: (mass[service], -service))
+            members = [element for element in left if _touches(element, root)]
+            claimed = set(members)
+            members += [e for e in left if e not in claimed and self._explained(e, claimed, nats)]
+            for element in members:
+                del left[element]
+            groups.append((root, members))
+        return groups
+
+    @staticmethod
+    def _explained(pool: Element, claimed: set[Element], nats: dict[Element, float]) -> bool:
+        """Whether the calls already claimed make up most of what a service's pool of calls says."""
+        kind, level, service, _, caller = pool
+        if level != Level.SERVICE or kind != Kind.SLOW_CALL:
+            return False
+        parts = sum(
+            nats[e] for e in claimed if e[1] == Level.EDGE and (e[2] == service if caller == NONE else e[4] == caller)
+        )
+        return parts >= 0.5 * nats[pool]
+
+    def _matching(self, root: int, members: list[Element]) -> Case | None:
+        alive = [case for case in self.open if case.root == root]
+        if alive:
+            return alive[0]
+        for case in self.open:
+            if any(member in case.nats for member in members):
+                return case
+        return None
+
+    def _opened(self, root: int, now_ns: int, row: np.void) -> Case:
+        service = int(root)
+        tenant = int(self.symbols.services.column("tenant")[service]) if service >= 0 else 0
+        identity = content_hash(
+            self.symbols.tenants.text[tenant], self.symbols.services.text[service], Kind(int(row["kind"])).name, now_ns
+        )
+        case = Case(service, now_ns - self.window_ns, now_ns, now_ns, tenant, f"{identity:016x}")
+        self.open.append(case)
+        return case
+
+    def _joined(
+        self, case: Case, members: list[Element], rows: dict[Element, Any], nats: dict[Element, float], now_ns: int
+    ) -> None:
+        case.seen_ns = now_ns
+        for element in members:
+            if nats[element] > case.nats.get(element, 0.0) and (element in case.nats or len(case.nats) < ELEMENTS_MAX):
+                case.nats[element] = nats[element]
+                case.rows[element] = rows[element].copy()
+        case.root = self._suspects(case)[0][0]
+
+    def _suspects(self, case: Case) -> list[tuple[int, float]]:
+        """(service, evidence) by how much of the case each explains when those before it are taken out."""
+        left = dict(case.nats)
+        out: list[tuple[int, float]] = []
+        while left and len(out) < SUSPECTS_MAX:
+            mass = _mass(left)
+            if not mass:
+                break
+            root = max(mass, key=lambda service: (mass[service], -service))
+            out.append((root, mass[root]))
+            left = {e: n for e, n in left.items() if not _touches(e, root)}
+        known = {service for service, _ in out}
+        rest = sorted(((m, -s) for s, m in _mass(case.nats).items() if s not in known), reverse=True)
+        return (out + [(-s, m) for m, s in rest])[:SUSPECTS_MAX]
+
+    def _told(self, case: Case) -> Incident | None:
+        """The incident as it is now, None when nothing that matters has changed."""
+        suspects = self._suspects(case)
+        order = sorted(case.nats, key=lambda e: (-case.nats[e], e))
+        top = case.rows[order[0]]
+        severity = self._severity(case, top)
+        told = (int(severity), *(s for s, _ in suspects[:3]))
+        if told == case.told:
+            return None
+        opened = not case.told
+        case.told = told
+        findings = [case.rows[e] for e in order[:4]]
+        case.explanation = explain.explain(
+            self.symbols,
+            np.array(findings),
+            [explain.cleaned(self.sources[f["detector"]].evidence(f)) for f in findings],
+            explain.affected_of([], [self.symbols.services.text[s] for s, _ in suspects], [], case.chains),
+        )
+        return self._incident(case, "opened" if opened else "updated")
+
+    def _severity(self, case: Case, top: np.void) -> Severity:
+        strong = max(case.nats.values()) >= 2 * self.threshold()
+        if strong and DAMAGE[int(top["kind"])]:
+            return Severity.CRITICAL
+        return Severity.WARNING
+
+    def _incident(self, case: Case, state: str, resolved_ns: int | None = None) -> Incident:
+        suspects = self._suspects(case)
+        total = sum(case.nats.values())
+        order = sorted(case.nats, key=lambda e: (-case.nats[e], e))
+        own = [e for e in order if _touches(e, case.root)] or order
+        kind = Kind(own[0][0])
+        text = self.symbols.services.text
+        event = next((e[3] for e in own if e[3] != NONE and e[2] == case.root), NONE)
+        return Incident(
+            incident_id=case.incident_id,
+            tenant=self.symbols.tenants.text[case.tenant],
+            kind=kind.name.lower(),
+            category=Category(int(CATEGORY[kind])).name.lower(),
+            severity=Severity(case.told[0]).name.lower(),
+            subject={
+                "service": text[case.root],
+                "operation": self.symbols.events.text[event] if event != NONE else None,
+                "instance": None,
+            },
+            suspects=[{"service": text[s], "operation": None, "score": round(m / total, 4)} for s, m in suspects],
+            flows=[self.symbols.flows.text[f] for f in list(case.flows)[:FLOWS_MAX]],
+            opened_unix_nano=case.opened_ns,
+            detected_unix_nano=case.detected_ns,
+            resolved_unix_nano=resolved_ns,
+            chains=case.chains,
+            example_trace_ids=list(case.examples),
+            explanation=case.explanation,
+            state=state,
+        )
+
+    def _resolved(self, now_ns: int) -> list[Incident]:
+        quiet = int(self.config.resolve_s * NS)
+        out = [self._incident(c, "resolved", now_ns) for c in self.open if now_ns - c.seen_ns >= quiet]
+        self.open = [c for c in self.open if now_ns - c.seen_ns < quiet]
+        return out
+
+    def snapshot(self) -> dict[str, Any]:
+        return {
+            "version": 1,
+            "open": [
+                {
+                    **{name: getattr(case, name) for name in SCALARS},
+                    "nats": [case.nats[e] for e in case.nats],
+                    "rows": np.array([case.rows[e] for e in case.nats], FINDING),
+                    "flows": [[flow, count] for flow, count in case.flows.items()],
+                    "examples": list(case.examples),
+                    "told": list(case.told),
+                    "explanation": case.explanation,
+                }
+                for case in self.open
+            ],
+            "recent": [[closed, seen.copy()] for closed, seen in self.recent],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.open = []
+        for saved in state["open"]:
+            case = Case(**{name: saved[name] for name in SCALARS})
+            for nat, row in zip(saved["nats"], np.array(saved["rows"], FINDING), strict=True):
+                case.nats[_element(row)] = float(nat)
+                case.rows[_element(row)] = row.copy()
+            case.flows = {int(flow): int(count) for flow, count in saved["flows"]}
+            case.examples, case.told = list(saved["examples"]), tuple(saved["told"])
+            case.explanation = saved["explanation"]
+            self.open.append(case)
+        self.recent = deque((int(closed), np.array(seen, SEEN)) for closed, seen in state["recent"])
+
+
+def _element(row: np.void) -> Element:
+    return (int(row["kind"]), int(row["level"]), int(row["service"]), int(row["event"]), int(row["caller"]))
+
+
+def _touches(element: Element, service: int) -> bool:
+    return service in (element[2], element[4])
+
+
+def _mass(nats: dict[Element, float]) -> dict[int, float]:
+    """Evidence for each service: what its own elements say, and less of what calls that it makes say."""
+    mass: dict[int, float] = {}
+    for (_, level, service, _, caller), nat in nats.items():
+        if service != NONE:
+            mass[service] = mass.get(service, 0.0) + nat
+        if caller != NONE:
+            mass[caller] = mass.get(caller, 0.0) + nat * (CALLER_SHARE if level == Level.EDGE else 1.0)
+    return mass

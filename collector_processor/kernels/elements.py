@@ -1,0 +1,337 @@
+"""Elements in numbers: what each span says of its operation or of the call behind it, and how surprising that is.
+
+How it works. An *element* is an operation (its self time), a call (caller's client span minus the callee's server span,
+or time in a queue), or the pool of one service: calls into it, its own operations, calls out of it. Elements have a
+slot; keys are packed integers, so nothing is hashed that could collide.
+
+1. `observe` makes one observation a span: element key, nanoseconds, group (calls, or the span kind).
+2. A slot keeps a histogram of log durations. `refresh` turns it into a table of -ln P(at least this long): the rank
+   within the slot's own history, shrunk towards the residuals of its whole group, whose tail goes on exponentially in
+   log space; so a cold element can speak, and magnitude counts beyond the history's maximum.
+3. `judge` looks observations up, weighs each surprise by the share of the chain's time it explains, and adds it to the
+   current column of a ring of epochs, for the element and for the pools of its services.
+4. `evidence` asks of each slot how improbable the ring's sum is, its greatest epoch left out, so that one burst alone
+   never alarms. A sum of n surprises with mean m and dispersion d has about the tail of a gamma distribution; its large
+   deviation exponent is shape * (r - 1 - ln r), with shape = n m^2 / d and r = sum / (n m).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit, uint64
+
+from collector_processor.kernels.wire import finish
+
+BINS = 96
+WIDTH = 0.2  # nats
+LOWEST = math.log(1e3)  # 1 us; the last bin ends at 220 s
+GROUPS = 8  # 0 calls, 1-6 span kinds (model.ChainBatch.kind), 7 time in a queue
+QUEUE = 7
+SURPRISE_MAX = 15.0
+
+CALL = 1 << 40
+INTO = 2 << 40
+WITHIN = 3 << 40
+OUT_OF = 4 << 40
+KIND = 7 << 40  # mask of the four above
+
+
+@njit(nogil=True, cache=True)
+def call_key(caller, callee_event):
+    """Key of the calls from service `caller` to `callee_event`. An operation's key is its event id + 1."""
+    return uint64(CALL) | uint64(caller) << uint64(20) | uint64(callee_event)
+
+
+@njit(nogil=True, cache=True)
+def observe(
+    offsets, event, kind, parent, time_ns, duration, self_time, service, key, value, row, chain, group, near, far
+):  # fmt: skip
+    """Fills one observation a span (two for a span taken from a queue) and returns how many there are.
+
+    `service` int32[events]. Out, each of 2 * records: key uint64, value float32 (ns), row and chain int32, group uint8,
+    near int32 (the service itself, the callee of a call) and far int32 (the caller, -1 for an operation).
+    """
+    m = event.size
+    remote = np.zeros(m, np.float32)
+    callee = np.full(m, -1, np.int32)
+    youngest = np.full(m, -1, np.int32)
+    sibling = np.full(m, -1, np.int32)
+    for r in range(m - 1, -1, -1):
+        p = parent[r]
+        if kind[r] == 0 or p < 0:
+            continue
+        sibling[r] = youngest[p]
+        youngest[p] = r
+        if kind[r] < 5 and service[event[r]] != service[event[p]]:
+            remote[p] += duration[r]
+            callee[p] = r
+    n = 0
+    for c in range(offsets.size - 1):
+        for r in range(offsets[c], offsets[c + 1]):
+            if kind[r] == 0:
+                continue
+            own = service[event[r]]
+            row[n] = r
+            chain[n] = c
+            # Without client spans, a span that does nothing but call stands for one.
+            if callee[r] >= 0 and (kind[r] == 4 or (sibling[callee[r]] < 0 and youngest[r] == callee[r])):
+                called = event[callee[r]]
+                key[n] = call_key(own, called)
+                value[n] = duration[r] - remote[r]
+                group[n] = 0
+                near[n] = service[called]
+                far[n] = own
+            else:
+                key[n] = uint64(event[r] + 1)
+                value[n] = self_time[r]
+                if kind[r] == 2 and youngest[r] < 0:
+                    value[n] = duration[r] - _waited(r, sibling, time_ns, duration)
+                group[n] = kind[r]
+                near[n] = own
+                far[n] = -1
+            n += 1
+            p = parent[r]
+            if kind[r] == 6 and p >= 0 and service[event[p]] != own:
+                row[n] = r
+                chain[n] = c
+                key[n] = call_key(service[event[p]], event[r])
+                value[n] = time_ns[r] - time_ns[p]
+                group[n] = QUEUE
+                near[n] = own
+                far[n] = service[event[p]]
+                n += 1
+    return n
+
+
+@njit(nogil=True, cache=True)
+def _waited(r, sibling, time_ns, duration):
+    """Nanoseconds of the childless internal span r during which a later sibling ran.
+
+    Asynchronous frameworks hang the calls that a handler waits for beside the handler, not below it.
+    """
+    end = time_ns[r] + np.int64(duration[r])
+    reached = time_ns[r]
+    waited = np.int64(0)
+    s = sibling[r]
+    while s >= 0 and time_ns[s] < end:
+        begin = max(time_ns[s], reached)
+        stop = min(time_ns[s] + np.int64(duration[s]), end)
+        if stop > begin:
+            waited += stop - begin
+            reached = stop
+        s = sibling[s]
+    return np.float32(waited)
+
+
+@njit(nogil=True, cache=True)
+def _find(keys, values, key):
+    """Value of `key` in the open-addressing table, -1 when it is not there."""
+    mask = uint64(keys.size - 1)
+    i = finish(key) & mask
+    while keys[i] != 0 and keys[i] != key:
+        i = (i + uint64(1)) & mask
+    return values[i] if keys[i] != 0 else np.int32(-1)
+
+
+@njit(nogil=True, cache=True)
+def _position(value):
+    """Place of a duration in ns on the axis of bins, as a float in [0, BINS - 1]."""
+    if value < 1e3:
+        return 0.0
+    return min((math.log(value) - LOWEST) / WIDTH, BINS - 1.0)
+
+
+@njit(nogil=True, cache=True)
+def _surprise(table, position):
+    """-ln P(at least this long) by linear interpolation between bin edges."""
+    b = int(position)
+    low = table[b]
+    if b + 1 < table.size:
+        low += (table[b + 1] - low) * (position - b)
+    return low
+
+
+@njit(nogil=True, cache=True)
+def judge(
+    n, key, value, chain, group, near, far, chain_ns, column, table_keys, table_slots, pools, table, typical, seen,
+    seen_min, cold_table, cold_typical, level, material, window_sum, window_n, window_hits, window_hit_ns, hit,
+    chain_value, surprise, slot,
+):  # fmt: skip
+    """Surprise and slot of observations 0..n-1, added to `column` of the windows; per chain three parts of its value.
+
+    `pools` int32[3, services]: slots of the calls into, the own operations of, the calls out of a service.
+    `chain_value` float64[chains, 3]: greatest surprise, sum of those above `hit`, greatest level of an element passed.
+    """
+    for i in range(n):
+        s = _find(table_keys, table_slots, key[i])
+        slot[i] = s
+        position = _position(value[i])
+        if s >= 0 and seen[s] >= seen_min:
+            u = _surprise(table[s], position)
+            usual = typical[s]
+        else:
+            u = _surprise(cold_table[group[i]], position)
+            usual = cold_typical[group[i]]
+        weight = (value[i] - usual) / (material * chain_ns[chain[i]])
+        u *= min(max(weight, 0.0), 1.0)
+        surprise[i] = u
+        c = chain[i]
+        chain_value[c, 0] = max(chain_value[c, 0], u)
+        if u > hit:
+            chain_value[c, 1] += u
+        called = far[i] >= 0
+        for k in range(3):
+            if k == 0:
+                e = s
+            elif k == 1:
+                e = pools[0 if called else 1, near[i]]
+            else:
+                e = pools[2, far[i]] if called else -1
+            if e < 0:
+                continue
+            window_sum[e, column] += u
+            window_n[e, column] += 1
+            if u > hit:
+                window_hits[e, column] += 1
+                window_hit_ns[e, column] += value[i]
+            if k < 2:
+                chain_value[c, 2] = max(chain_value[c, 2], level[e])
+
+
+@njit(nogil=True, cache=True)
+def evidence(used, window_sum, window_n, mean, dispersion, out, total, count):
+    """Fills `out` float32[used]: -ln of the probability of each slot's window without its greatest epoch.
+
+    `total` and `count` float32[used]: the sum of surprises and the number of observations of the whole window.
+    """
+    for s in range(used):
+        count[s] = 0.0
+        total[s] = 0.0
+        out[s] = 0.0
+        for e in range(window_n.shape[1]):
+            count[s] += window_n[s, e]
+            total[s] += window_sum[s, e]
+        if total[s] < 3.0:
+            continue
+        worst = 0.0
+        at = 0
+        for e in range(window_n.shape[1]):
+            excess = window_sum[s, e] - window_n[s, e] * mean[s]
+            if excess > worst:
+                worst = excess
+                at = e
+        n = count[s] - window_n[s, at]
+        if n <= 0:
+            continue
+        out[s] = exponent(total[s] - window_sum[s, at], n, mean[s], dispersion[s])
+
+
+@njit(nogil=True, cache=True)
+def exponent(total, n, mean, dispersion):
+    """Large deviation exponent of a gamma-like sum of n terms; 0 when it does not exceed its expectation."""
+    ratio = total / (n * mean)
+    if ratio <= 1.0:
+        return 0.0
+    return n * mean * mean / dispersion * (ratio - 1.0 - math.log(ratio))
+
+
+@njit(nogil=True, cache=True)
+def learn_column(
+    used, column, window_sum, window_n, alarmed, kept, gain, sums, mean, dispersion, mean_0, dispersion_0, weight_0
+):  # fmt: skip
+    """Takes the epoch `column`, which leaves the window, into each slot's mean and dispersion of surprises.
+
+    `sums` float64[slots, 4]: surprises, observations, squared deviations over n, epochs; all forget by `kept` an epoch.
+    """
+    for s in range(used):
+        n = window_n[s, column]
+        if n == 0:
+            continue
+        if not alarmed[s]:
+            deviation = (window_sum[s, column] - n * mean[s]) ** 2 / n
+            deviation = min(deviation, gain * dispersion[s])
+            most = n * mean[s] + gain * math.sqrt(n * dispersion[s])
+            sums[s, 0] = sums[s, 0] * kept + min(window_sum[s, column], most)
+            sums[s, 1] = sums[s, 1] * kept + n
+            sums[s, 2] = sums[s, 2] * kept + deviation
+            sums[s, 3] = sums[s, 3] * kept + 1.0
+            mean[s] = (sums[s, 0] + weight_0 * mean_0) / (sums[s, 1] + weight_0)
+            dispersion[s] = (sums[s, 2] + weight_0 * dispersion_0) / (sums[s, 3] + weight_0)
+
+
+@njit(nogil=True, cache=True)
+def learn(
+    n, slot, value, chain, group, allowed, alarmed_ns, closed_ns, histogram, seen, middle, residual, absolute, touched
+):  # fmt: skip
+    """Adds observations to the histograms, except of chains not `allowed` and of slots in alarm since they closed.
+
+    `touched` bool[slots] is set where a histogram changed.
+    """
+    for i in range(n):
+        s = slot[i]
+        if s < 0 or not allowed[chain[i]] or alarmed_ns[s] >= closed_ns[chain[i]]:
+            continue
+        b = int(_position(value[i]))
+        histogram[s, b] += 1
+        absolute[group[i], b] += 1
+        if seen[s] >= 10:
+            residual[group[i], min(max(b - middle[s] + BINS, 0), 2 * BINS - 1)] += 1
+        seen[s] += 1
+        touched[s] = True
+
+
+@njit(nogil=True, cache=True)
+def survival(counts, prior, out):
+    """out[i] = -ln of the share at or beyond bin i, its tail going on exponentially from the 99 % point on.
+
+    `prior` observations fall off by e every 0.7 nats above the middle: what is believed before anything is seen.
+    """
+    size = counts.size
+    half = size // 2
+    total = prior
+    for i in range(size):
+        total += counts[i]
+    above = 0.0
+    start = size - 1
+    beyond = 0.0
+    for i in range(size - 1, -1, -1):
+        above += counts[i]
+        tail = prior * math.exp(-max(i - half, 0) * WIDTH / 0.7)
+        out[i] = (above + tail) / total
+        if out[i] <= 0.01:
+            start = i
+            beyond = above
+    mean_excess = 0.0
+    if beyond > 0:
+        for i in range(start, size):
+            mean_excess += (i - start) * counts[i]
+        mean_excess /= beyond
+    slope = 1.0 / max(mean_excess, 1.0)
+    at = out[start]
+    for i in range(size):
+        if i > start:
+            out[i] = max(out[i], at * math.exp(-(i - start) * slope))
+    for i in range(size):
+        out[i] = -math.log(min(out[i], 1.0))
+
+
+@njit(nogil=True, cache=True)
+def refresh(slots, histogram, seen, group, residual_table, shrink, middle, typical, table):
+    """Recomputes median and surprise table of `slots` from their histograms and the residuals of their groups."""
+    for k in range(slots.size):
+        s = slots[k]
+        half = seen[s] / 2.0
+        below = 0.0
+        m = 0
+        while m < BINS - 1 and below + histogram[s, m] < half:
+            below += histogram[s, m]
+            m += 1
+        middle[s] = m
+        typical[s] = math.exp(LOWEST + (m + 0.5) * WIDTH)
+        above = 0.0
+        for b in range(BINS - 1, -1, -1):
+            above += histogram[s, b]
+            prior = math.exp(-residual_table[group[s], min(max(b - m + BINS, 0), 2 * BINS - 1)])
+            table[s, b] = min(-math.log((above + shrink * prior) / (seen[s] + shrink)), SURPRISE_MAX)
