@@ -27,7 +27,7 @@ $(STAMP): requirements.lock pyproject.toml
 	$(call say,creating $(VENV) with $(PYTHON))
 	@$(PYTHON) -m venv $(VENV) || { echo "python's venv module is needed (Debian: apt-get install python3-venv)"; exit 1; }
 	$(call say,installing the locked dependencies: about 800 MB and one minute)
-	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-compile --require-hashes --no-deps -r requirements.lock
 	$(call say,installing the spanchain command)
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	$(call say,compiling the kernels into the cache)

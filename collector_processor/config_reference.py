@@ -16,7 +16,7 @@ from pathlib import PurePath
 from typing import Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
-from pydantic import BaseModel, SecretStr
+from pydantic import BaseModel, IPvAnyNetwork, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -35,7 +35,14 @@ Values may refer to the environment and to files, as in the Collector's configur
 `${env:NAME:-default}`, `${file:PATH}` (relative to the configuration file); `$$` is a dollar sign. Keep secrets there.
 """
 
-PLAIN_NAMES = {bool: "true or false", int: "integer", float: "number", str: "text", SecretStr: "text (secret)"}
+PLAIN_NAMES: dict[Any, str] = {
+    bool: "true or false",
+    int: "integer",
+    float: "number",
+    str: "text",
+    SecretStr: "text (secret)",
+    IPvAnyNetwork: "network address",
+}
 
 
 def reference() -> str:
@@ -57,12 +64,18 @@ def _sections(model: type[BaseModel], path: str) -> Iterator[str]:
         yield ""
     for name, field in model.model_fields.items():
         for inner in models_in(field.annotation):
-            suffix = "" if _is_section(field) else "[]" if get_origin(field.annotation) in {tuple, list} else ".*"
-            yield from _sections(inner, f"{path}.{name}{suffix}".lstrip("."))
+            yield from _sections(inner, f"{path}.{name}{_step(field.annotation)}".lstrip("."))
 
 
 def _is_section(field: FieldInfo) -> bool:
     return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+
+
+def _step(annotation: Any) -> str:
+    """How a section inside a key is reached: at once, as an item of a list, or by a name of one's own."""
+    if get_origin(annotation) in {tuple, list}:
+        return "[]"
+    return ".NAME" if get_origin(annotation) is dict else ""
 
 
 def type_text(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> str:
