@@ -1,10 +1,11 @@
 """The engine: payloads in, verdicts and incidents out. Pure: no I/O, no thread, no clock; time is an argument.
 
-How it works. `process` decodes payloads and joins their records; `tick` closes the chains that are due and judges them.
-Time is cut in epochs. Within one, the state of detectors and of decide stands still, so a chain's verdict does not depend on
-which others are judged in the same call, nor on how often `tick` is called. At each boundary, in this order: what is due is
-closed and judged; detectors look at their windows (`advance`); incidents are judged; the joiner learns how long to wait; and
-the chains whose quarantine is over are learned. The same payloads with the same times give the same output, byte for byte.
+How it works. `process` decodes payloads and joins their records; `tick` closes the chains that are due and judges
+them. Time is cut in epochs. Within one, the state of detectors and of decide stands still, so a chain's verdict does
+not depend on which others are judged in the same call, nor on how often `tick` is called. At each boundary, in this
+order: what is due is closed and judged; detectors look at their windows (`advance`); incidents are judged; the joiner
+learns how long to wait; and the chains whose quarantine is over are learned. The same payloads with the same times give
+the same output, byte for byte.
 
     bytes ─ decode ─ join ─ close ─ score ─ decide ─┬─ verdicts
                               │                     └─ quarantine ─ learn
@@ -70,7 +71,7 @@ class Engine:
         self.joiner = Joiner(config.join, self.symbols, self.decoder.attributes)
         self.detectors: dict[str, Detector] = build(config, self.symbols)
         self.decider = Decider(config, self.symbols, self.detectors, components(list(self.detectors)))
-        self.incidents = Incidents(config.decide, self.symbols)
+        self.incidents = Incidents(config.decide, self.symbols, self.detectors)
         self.now_ns = 0
         self.received = {Signal.TRACES: 0, Signal.LOGS: 0}
         self.rejected: dict[tuple[Signal, str], int] = {}
@@ -144,7 +145,8 @@ class Engine:
             if found.size:
                 found["detector"] = index
                 windows.append(found)
-        output.incidents += self.incidents.judge(boundary_ns, np.concatenate(windows) if windows else no_findings())
+        found = np.concatenate(windows) if windows else no_findings()
+        output.incidents += self.incidents.judge(boundary_ns, found, self._evidence)
         self.joiner.learn()
         self.decider.advance(boundary_ns)
         if self._judged:
@@ -164,6 +166,9 @@ class Engine:
         self.records_closed += chains.records
         for outcome, count in enumerate(np.bincount(chains.outcome, minlength=3).tolist()):
             self.chains_closed[outcome] += count
+
+    def _evidence(self, finding: np.void) -> dict[str, Any]:
+        return list(self.detectors.values())[int(finding["detector"])].evidence(finding)
 
     def _learn(self, epoch: Judged) -> None:
         """Learns one epoch's chains at once, so that how they were grouped for judging leaves no trace."""

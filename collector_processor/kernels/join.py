@@ -14,7 +14,18 @@ from __future__ import annotations
 import numpy as np
 from numba import int64, njit, uint64
 
-from collector_processor.kernels.decode import END, EVENT, KIND, PARENT, RESOURCE, SPAN, STATUS, TIME, TRACE_HI, TRACE_LO
+from collector_processor.kernels.decode import (
+    END,
+    EVENT,
+    KIND,
+    PARENT,
+    RESOURCE,
+    SPAN,
+    STATUS,
+    TIME,
+    TRACE_HI,
+    TRACE_LO,
+)
 from collector_processor.kernels.wire import finish, mix
 
 CHAIN = np.dtype(
@@ -595,12 +606,14 @@ def emit(
         s = due[c]
         n = chains[s].count
         k = chains[s].head
-        for i in range(n - 1, -1, -1):  # the list runs from the last arrival to the first, which is nearly sorted backwards
+        for i in range(
+            n - 1, -1, -1
+        ):  # the list runs from the last arrival to the first, which is nearly sorted backwards
             order[i] = k
             k = pool[k].next
         total = n
         mask = 7
-        while mask < 2 * n:
+        while mask + 1 < 2 * n:
             mask = 2 * mask + 1
         sort_records(pool, hashes, order, scratch, n)
         n = unite(pool, order, n, hashes, table, mask)

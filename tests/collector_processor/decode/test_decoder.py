@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from otlp import T0, log, logs, span, traces
+
+from collector_processor.config import DecodeConfig, JoinConfig
+from collector_processor.decode.decoder import Decoder
+from collector_processor.kernels import decode as kernel
+from collector_processor.model import Payload, RecordBatch, Signal, Symbols
+
+SEED = 42
+
+
+def decoder(seed: int = SEED, **join: Any) -> Decoder:
+    return Decoder(DecodeConfig(), JoinConfig(**join), Symbols(), seed)
+
+
+def decode(d: Decoder, data: bytes, signal: Signal = Signal.TRACES, tenant: str = "default") -> RecordBatch:
+    return d.decode(Payload(signal, tenant, data, T0))
+
+
+def names(d: Decoder, batch: RecordBatch) -> list[str]:
+    return [d.symbols.events.text[int(event)] for event in batch.rows[:, kernel.EVENT]]
+
+
+def test_every_field_of_a_span_that_the_engine_uses_is_read() -> None:
+    d = decoder()
+    batch = decode(d, traces(span(0xAB << 100 | 7, 5, 4, name="GET /pay", start_ms=1, ms=2, kind=3, status=2)))
+    (row,) = batch.rows.tolist()
+    assert row[kernel.TRACE_HI] == (0xAB << 100 | 7) >> 64
+    assert row[kernel.TRACE_LO] == 7
+    assert row[kernel.SPAN] == 5
+    assert row[kernel.PARENT] == 4
+    assert row[kernel.TIME] == T0 + 1_000_000
+    assert row[kernel.END] == T0 + 3_000_000
+    assert row[kernel.KIND] == 4
+    assert row[kernel.STATUS] == 2
+    assert names(d, batch) == ["GET /pay"]
+    assert d.symbols.instances.text[row[kernel.RESOURCE]] == "gateway-0"
+
+
+def test_every_field_of_a_log_that_the_engine_uses_is_read() -> None:
+    d = decoder()
+    batch = decode(d, logs(log("paid 12 EUR", 9, 5, severity=17, at_ms=3)), Signal.LOGS)
+    (row,) = batch.rows.tolist()
+    assert (row[kernel.TRACE_HI], row[kernel.TRACE_LO], row[kernel.SPAN]) == (0, 9, 5)
+    assert row[kernel.TIME] == row[kernel.END] == T0 + 3_000_000
+    assert (row[kernel.KIND], row[kernel.STATUS]) == (0, 17)
+    assert names(d, batch) == ["paid <*> EUR"]
+
+
+def test_a_log_without_a_time_has_the_observed_one() -> None:
+    record = log("x", 1, 1, observed_time_unix_nano=T0 + 5)
+    record[1]["time_unix_nano"] = 0
+    assert decode(decoder(), logs(record), Signal.LOGS).rows[0, kernel.TIME] == T0 + 5
+
+
+def test_bodies_that_differ_in_variables_are_one_event() -> None:
+    d = decoder()
+    batch = decode(d, logs(*(log(f"order A{n} took {n} ms", 1, 1) for n in range(50))), Signal.LOGS)
+    assert len(set(names(d, batch))) == 1
+
+
+def test_the_same_name_is_another_event_in_another_service_tenant_or_kind() -> None:
+    d = decoder()
+    one = decode(d, traces(span(1, 1), span(1, 2, service="risk"), span(1, 3, kind=3))).rows[:, kernel.EVENT].tolist()
+    other = decode(d, traces(span(1, 1)), tenant="bank-b").rows[:, kernel.EVENT].tolist()
+    assert len({*one, *other}) == 4
+
+
+def test_ids_do_not_depend_on_the_seed() -> None:
+    data = traces(*(span(1, n + 1, name=f"op {chr(65 + n)}", service=f"s{n % 3}") for n in range(20)))
+    first, second = decoder(1), decoder(2)
+    assert np.array_equal(decode(first, data).rows[:, kernel.EVENT], decode(second, data).rows[:, kernel.EVENT])
+    assert np.array_equal(first.symbols.events.hash, second.symbols.events.hash)
+
+
+def test_identifiers_in_span_names_are_cut_out() -> None:
+    d = decoder()
+    batch = decode(
+        d,
+        traces(
+            span(1, 1, name="GET /orders/12345"),
+            span(1, 2, name="GET /orders/77"),
+            span(1, 3, name="GET /v1/oauth2/s3"),
+            span(1, 4, name="GET /u/3f2504e0-4f89-11d3-9a0c-0305e82c3301"),
+        ),
+    )
+    assert names(d, batch) == ["GET /orders/<*>", "GET /orders/<*>", "GET /v1/oauth2/s3", "GET /u/<*>"]
+
+
+def test_an_event_log_is_named_by_its_event() -> None:
+    d = decoder()
+    batch = decode(d, logs(log("any text 1", 1, 1, event_name="payment.refused")), Signal.LOGS)
+    assert names(d, batch) == ["payment.refused"]
+
+
+def test_a_structured_body_has_the_template_of_its_message() -> None:
+    d = decoder()
+    batch = decode(d, logs(log({"message": "took 5 ms", "user": "x"}, 1, 1)), Signal.LOGS)
+    assert names(d, batch) == ["took <*> ms"]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "body"),
+    [
+        ({"trace_id": f"{0xABC:032x}"}, "x"),
+        ({"traceId": f"{0xABC:032X}"}, "x"),
+        ({"traceparent": f"00-{0xABC:032x}-{0x77:016x}-01"}, "x"),
+        ({}, f"done TraceID: {0xABC:032x} ok"),
+    ],
+)
+def test_a_log_without_a_trace_id_finds_it_in_attributes_or_body(attributes: dict[str, str], body: str) -> None:
+    batch = decode(decoder(), logs(log(body, attributes=attributes)), Signal.LOGS)
+    assert batch.rows[0, kernel.TRACE_LO] == 0xABC
+
+
+def test_a_trace_id_of_the_record_itself_comes_first() -> None:
+    batch = decode(decoder(), logs(log("x", 1, attributes={"trace_id": f"{2:032x}"})), Signal.LOGS)
+    assert batch.rows[0, kernel.TRACE_LO] == 1
+
+
+def test_wanted_attributes_become_cells_and_others_do_not() -> None:
+    d = decoder(business_keys=("payment.id",), attributes=("payment.amount",))
+    values = {"http.route": "/x", "payment.amount": 12.5, "payment.id": "P1"}
+    batch = decode(d, traces(span(1, 1), span(1, 2, attributes=values)))
+    assert batch.cell_row.tolist() == [1, 1]
+    assert [d.attributes[key] for key in batch.cell_key] == ["payment.amount", "payment.id"]
+    assert batch.cell_number[0] == 12.5
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [(7, 7.0), (-7, -7.0), (0.25, 0.25), ("12.50", 12.5), ("-3", -3.0), ("1.2.3", None), ("", None)],
+)
+def test_numbers_are_read_from_every_type(value: Any, number: float | None) -> None:
+    batch = decode(decoder(attributes=("amount",)), traces(span(1, 1, attributes={"amount": value})))
+    assert batch.cell_number[0] == number if number is not None else np.isnan(batch.cell_number[0])
+
+
+def test_equal_keys_have_equal_hashes_in_attributes_and_bodies() -> None:
+    d = decoder(business_keys=("payment.id",))
+    of_span = decode(d, traces(span(1, 1, attributes={"payment.id": "PAY-000123"}))).cell_hash.tolist()
+    of_body = decode(d, logs(log("booked PAY-000123 today")), Signal.LOGS)
+    assert of_body.cell_key.tolist() == [kernel.BODY_WORD]
+    assert of_span == of_body.cell_hash.tolist()
+
+
+def test_our_own_output_is_left_out() -> None:
+    d = decoder()
+    assert len(decode(d, traces(span(1, 1), scope="spanchain")).rows) == 0
+    assert len(decode(d, logs(log("x", 1), scope="spanchain")).rows) == 0
+    assert d.own_records == 2
+
+
+def test_a_bad_record_costs_only_itself() -> None:
+    bad = span(1, 9)
+    bad[1]["trace_id"] = b"short"
+    batch = decode(decoder(), traces(span(1, 1), bad, span(1, 2)))
+    assert batch.rows[:, kernel.SPAN].tolist() == [1, 2]
+    assert sum(batch.rejected.values()) == 1
+
+
+def test_garbage_is_counted_and_nothing_is_raised() -> None:
+    batch = decode(decoder(), b"\xff\xff\xff not protobuf")
+    assert len(batch.rows) == 0
+    assert sum(batch.rejected.values()) >= 1
+
+
+def test_a_request_larger_than_the_buffers_is_read_whole() -> None:
+    batch = decode(decoder(), traces(*(span(1, n + 1, service=f"s{n % 400}") for n in range(10_000))))
+    assert len(batch.rows) == 10_000
+
+
+def test_a_full_lookup_table_is_emptied_and_goes_on() -> None:
+    d = Decoder(DecodeConfig(lookups_max=16), JoinConfig(), Symbols(), SEED)
+    data = traces(*(span(1, n + 1, name=f"op {chr(0x4E00 + n)}") for n in range(100)))
+    first = decode(d, data).rows[:, kernel.EVENT].copy()
+    assert d.events.emptied > 0
+    assert np.array_equal(decode(d, data).rows[:, kernel.EVENT], first)
+
+
+def test_names_beyond_the_limit_count_as_other() -> None:
+    symbols = Symbols(events_max=10)
+    d = Decoder(DecodeConfig(), JoinConfig(), symbols, SEED)
+    batch = decode(d, traces(*(span(1, n + 1, name=f"op {chr(0x4E00 + n)}") for n in range(100))))
+    assert (batch.rows[9:, kernel.EVENT] == 0).all()
+    assert symbols.events.overflowed == 91
