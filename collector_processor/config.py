@@ -160,6 +160,7 @@ class PeriodConfig(Section):
     """A recurring part of the business week: a trading session, the night batch, month-end closing hours."""
 
     name: str
+    """What the period is called in incidents and rules."""
     days: tuple[Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"], ...] = ("mon", "tue", "wed", "thu", "fri")
     """Days on which it starts."""
     start: Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
@@ -268,7 +269,7 @@ class OtlpExportConfig(Section):
     """Where to send: `http://` or `https://`, host and port. Not spanchain's own receiver."""
     protocol: Literal["grpc", "http"] = "grpc"
     """`http` posts protobuf to `/v1/traces` and `/v1/logs` under the endpoint."""
-    headers: dict[str, str] = {}
+    headers: dict[str, SecretStr] = {}
     """Sent with every request, such as `authorization`; take secrets from `${env:NAME}` or `${file:PATH}`."""
     compression: Literal["gzip", "none"] = "gzip"
     """Compression of requests."""
@@ -304,7 +305,7 @@ class AlertmanagerConfig(Section):
     """Whether this exporter runs."""
     url: str = "http://127.0.0.1:9093"
     """Base address; alerts are posted to `/api/v2/alerts` under it."""
-    headers: dict[str, str] = {}
+    headers: dict[str, SecretStr] = {}
     """Sent with every request, such as `authorization`."""
     ca_file: str | None = None
     """PEM file of the authority that signed the server's certificate; the system's authorities when absent."""
@@ -399,6 +400,7 @@ class GrpcReceiverConfig(Section):
     """OTLP over gRPC. Clients must compress with gzip or not at all: gRPC for Python refuses zstd and snappy."""
 
     enabled: bool = True
+    """Whether this port is opened."""
     endpoint: str = "127.0.0.1:4317"
     """Address and port; an IPv6 address in brackets; port 0 takes any free one."""
     workers: Count = 16
@@ -409,6 +411,7 @@ class HttpReceiverConfig(Section):
     """OTLP over HTTP: /v1/traces, /v1/logs, /v1/metrics; protobuf and JSON; gzip, zstd, deflate, snappy."""
 
     enabled: bool = True
+    """Whether this port is opened."""
     endpoint: str = "127.0.0.1:4318"
     """Address and port; an IPv6 address in brackets; port 0 takes any free one."""
     workers: Count = 8
