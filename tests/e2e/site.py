@@ -20,6 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import yaml
+
 from tests.e2e.processes import Process, Processes, free_ports, http_get
 
 ROOT = Path(__file__).parents[2]
@@ -170,6 +172,28 @@ class Site:
         process.wait_http(f"http://{self.address('alertmanager')}/-/ready")
         return process
 
+    def start_spanchain(self, overrides: Mapping[str, Any]) -> Process:
+        """spanchain with the shipped `configs/spanchain.yaml`, at this site's addresses, and `overrides` merged in."""
+        shipped = yaml.safe_load((ROOT / "configs" / "spanchain.yaml").read_text())
+        addresses = {
+            "health": {"port": self.ports["spanchain_health"]},
+            "console": {"port": self.ports["spanchain_console"]},
+        }
+        path = self.folder / "spanchain.yaml"
+        path.write_text(yaml.safe_dump(merged(merged(shipped, addresses), overrides)))
+        process = self.processes.start(
+            "spanchain",
+            *(SPANCHAIN, "serve", f"--config={path}", f"--data={self.folder / 'spanchain-data'}"),
+            env={
+                "SPANCHAIN_OTLP_GRPC": self.address("spanchain_grpc"),
+                "SPANCHAIN_OTLP_HTTP": self.address("spanchain_http"),
+                "SPANCHAIN_METRICS_PORT": str(self.ports["spanchain_metrics"]),
+                "SPANCHAIN_EVENTS_ENDPOINT": f"http://{self.address('events_grpc')}",
+            },
+        )
+        process.wait_http(f"http://{self.address('spanchain_health')}/readyz")
+        return process
+
     def prometheus_api(self, path: str, **parameters: str) -> Any:
         """`data` of Prometheus' answer to `/api/v1/PATH`."""
         query = urllib.parse.urlencode(parameters)
@@ -195,6 +219,15 @@ class Site:
     def backend_logs(self) -> list[dict[str, Any]]:
         """Every log record that reached the backend, with its resource's attributes under `resource`."""
         return list(recorded(self.folder / "backend" / "logs.jsonl", "resourceLogs", "scopeLogs", "logRecords"))
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` over `below`, section by section."""
+    out = dict(below)
+    for key, value in above.items():
+        inner = out.get(key)
+        out[key] = merged(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+    return out
 
 
 def attributes(item: Mapping[str, Any]) -> dict[str, Any]:
