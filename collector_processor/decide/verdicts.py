@@ -1,10 +1,10 @@
-"""Scores of the detectors for one batch of chains -> verdicts, and why an unusual one is unusual.
+"""Scores of the detectors for one batch of chains -> verdicts, and verdicts -> the rows that files and stores keep.
 
 How it works. `Decider.decide` calibrates, fuses, applies the three thresholds and, for the unusual chains only,
 captures what an explanation will need: the detectors' evidence, the amount, the calendar. Everything that later
 verdicts depend on changes at epoch boundaries: `advance` ends an epoch's counts, `clear` says which of the chains that
-have waited out their quarantine may train, `learn` feeds the calibration with those. Explanations
-(`rows.py` asks for them) are built from what was captured.
+have waited out their quarantine may train, `learn` feeds the calibration with those. Rows and explanations are built
+from what was captured.
 
 Cleared are: chains that were not unusual; unusual ones while their flow has no more of them than chance allows; and,
 when a flow has changed as a whole, a sample of those that are new but not broken, so that a release becomes normal and
@@ -13,7 +13,7 @@ an outage does not. What violates a certain rule never trains anything.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,17 +28,20 @@ from collector_processor.kernels.calibrate import COLD, OWN, best_findings
 from collector_processor.model import (
     F64,
     FINDING,
+    I32,
     I64,
     U8,
     Bool,
     Category,
     ChainBatch,
     Findings,
+    Incident,
     Kind,
     Outcome,
     Severity,
     Symbols,
     VerdictBatch,
+    content_hash,
     no_findings,
 )
 
@@ -281,6 +284,62 @@ def strongest(findings: Findings, start: int, stop: int) -> list[int]:
     return sorted(rows, key=lambda row: (kind[row] != Kind.RULE_VIOLATION, p[row], row))
 
 
+def verdict_id(verdicts: VerdictBatch, chain: int) -> str:
+    """16 hex digits from tenant, trace id, event sequence and start: the same however and whenever the chain came."""
+    batch = verdicts.chains
+    return f"{_identity(batch, chain):016x}"
+
+
+def verdict_rows(verdicts: VerdictBatch, which: I64 | I32 | Bool) -> Iterator[dict[str, Any]]:
+    """The lines of verdicts.jsonl for the chains `which` (indices or mask), in that order."""
+    chains = np.flatnonzero(which) if which.dtype == np.bool_ else which
+    batch, symbols = verdicts.chains, verdicts.chains.symbols
+    for chain in chains.tolist():
+        rows = strongest(
+            verdicts.findings, int(verdicts.finding_offsets[chain]), int(verdicts.finding_offsets[chain + 1])
+        )
+        severity = Severity(int(verdicts.severity[chain]))
+        category = Category(int(verdicts.category[chain]))
+        row: dict[str, Any] = {
+            "verdict_id": verdict_id(verdicts, chain),
+            "tenant": symbols.tenants.text[batch.tenant[chain]],
+            "trace_id": batch.trace_id(chain),
+            "flow": explain.clean(symbols.flows.text[max(int(batch.flow[chain]), 0)]),
+            "start_unix_nano": int(batch.start_ns[chain]),
+            "end_unix_nano": int(batch.end_ns[chain]),
+            "score": round(float(verdicts.score[chain]), 6),
+            "severity": severity.name.lower(),
+            "category": category.name.lower() if category else None,
+            "findings": [_finding_row(verdicts, finding) for finding in rows],
+            "components": {name: _digits(float(p[chain])) for name, p in verdicts.components.items()},
+            "models": verdicts.models,
+        }
+        if severity != Severity.NONE:
+            row["explanation"] = _explanation(verdicts, chain, rows)
+        yield row
+
+
+def incident_row(incident: Incident) -> dict[str, Any]:
+    """The line of incidents.jsonl."""
+    return {
+        "incident_id": incident.incident_id,
+        "tenant": incident.tenant,
+        "kind": incident.kind,
+        "category": incident.category,
+        "severity": incident.severity,
+        "subject": incident.subject,
+        "suspects": incident.suspects,
+        "flows": incident.flows,
+        "opened_unix_nano": incident.opened_unix_nano,
+        "detected_unix_nano": incident.detected_unix_nano,
+        "resolved_unix_nano": incident.resolved_unix_nano,
+        "chains": incident.chains,
+        "example_trace_ids": incident.example_trace_ids,
+        "explanation": incident.explanation,
+        "state": incident.state,
+    }
+
+
 def _merged(parts: Sequence[Findings]) -> Findings:
     """The findings of all detectors by chain, within a chain in detector order, each with its detector's index."""
     filled = [(index, part) for index, part in enumerate(parts) if part.size]
@@ -309,10 +368,30 @@ def _enum(kind: type[Severity | Category], name: Any, default: int) -> int:
     return int(kind.__members__.get(str(name).upper(), default))
 
 
-def explanation(verdicts: VerdictBatch, chain: int) -> dict[str, Any]:
-    """The four parts of the explanation of an unusual chain: trigger, context, affected, actions."""
+def _identity(batch: ChainBatch, chain: int) -> int:
+    return content_hash(
+        batch.symbols.tenants.text[batch.tenant[chain]],
+        int(batch.trace_hi[chain]),
+        int(batch.trace_lo[chain]),
+        int(batch.sequence[chain]),
+        int(batch.start_ns[chain]),
+    )
+
+
+def _finding_row(verdicts: VerdictBatch, row: int) -> dict[str, Any]:
+    finding, evidence = verdicts.findings[row], verdicts.evidence.get(row, {})
+    one = explain.said(verdicts.chains.symbols, finding, evidence)
+    return {
+        "detector": verdicts.detectors[finding["detector"]],
+        "kind": one.kind.name.lower(),
+        "subject": explain.subject_of(one),
+        "p_value": _digits(float(finding["p"])),
+        "evidence": {"expected": _digits(one.expected), "actual": _digits(one.actual)} | dict(evidence),
+    }
+
+
+def _explanation(verdicts: VerdictBatch, chain: int, rows: Sequence[int]) -> dict[str, Any]:
     batch, note = verdicts.chains, verdicts.notes[chain]
-    rows = strongest(verdicts.findings, int(verdicts.finding_offsets[chain]), int(verdicts.finding_offsets[chain + 1]))
     findings = verdicts.findings[list(rows)]
     affected = explain.affected_by(batch.symbols, max(int(batch.flow[chain]), 0), findings, note["amount"])
     return explain.explain(
@@ -344,3 +423,8 @@ def _notes(note: Mapping[str, Any], outcome: Outcome) -> list[str]:
         when = f"It was {note['local']}" + (f", {note['holiday']}" if note["holiday"] else "")
         out.append(when + (f", during {' and '.join(note['periods'])}" if note["periods"] else ""))
     return out
+
+
+def _digits(value: float) -> float:
+    """`value` with 4 significant digits: what a reader can use, and the same on every processor."""
+    return float(f"{value:.4g}")
