@@ -213,7 +213,7 @@ class DecideConfig(Section):
     """The p-value whose score is 0.5; score = ln p / (ln p + ln score_half)."""
     score_warning: Probability = 0.5
     """Unusual chains from this score on are warnings, below it info."""
-    score_critical: Probability = 0.8
+    score_critical: Probability = 0.75
     """Broken, failed or slowed chains from this score on are critical."""
     business: BusinessConfig = BusinessConfig()
     calendar: CalendarConfig = CalendarConfig()

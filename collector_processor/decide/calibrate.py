@@ -73,7 +73,8 @@ class Rings:
             for column, n in enumerate(self.count[row].tolist()):
                 self.ordered[row, column, :n] = np.sort(self.arrived[row, column, :n])
                 if n >= 2:
-                    self.tail[row, column] = kernels.fit_tail(self.ordered[row, column], n)
+                    shape_max = kernels.SHAPE_MAX if column + 1 < self.count.shape[1] else 0.0
+                    self.tail[row, column] = kernels.fit_tail(self.ordered[row, column], n, shape_max)
 
 
 class Calibrator:

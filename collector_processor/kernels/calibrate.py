@@ -4,7 +4,8 @@ How it works. A ring holds the last N calibration scores of one (row, column): r
 the last column = the fused score. It is kept twice: in order of arrival (what to forget next) and sorted (what to
 compare with). A p-value is the exceedance rank (1 + #{score >= x}) / (n + 1); beyond the greatest score a generalised
 Pareto tail goes on from 1 / (n + 1), so that the far ones still differ. Its shape is fitted by probability-weighted
-moments (Hosking and Wallis 1987) and pulled towards a slightly heavy tail: 30 points say little about a shape.
+moments (Hosking and Wallis 1987) and pulled towards a slightly heavy tail: 30 points say little about a shape. The
+fused score, a sum of -ln p, has an exponential tail by construction, however dependent its parts are.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ def p_value(x, ordered, n, shape, scale):
 
 
 @njit(cache=True, nogil=True)
-def fit_tail(ordered, n):
-    """Shape and scale of the tail beyond the greatest of the first n >= 2 of ascending `ordered`."""
+def fit_tail(ordered, n, shape_max):
+    """Shape (0 to shape_max) and scale of the tail beyond the greatest of the first n >= 2 of ascending `ordered`."""
     k = min(max(TAIL_POINTS_MIN, n // 10), n - 1)
     threshold = ordered[n - k - 1]
     mean = 0.0
@@ -66,7 +67,7 @@ def fit_tail(ordered, n):
     if mean > 2.0 * weighted > 0.0:
         shape = 2.0 - mean / (mean - 2.0 * weighted)
     shape = (shape * k + SHAPE_PRIOR * SHAPE_PRIOR_POINTS) / (k + SHAPE_PRIOR_POINTS)
-    shape = min(max(shape, 0.0), SHAPE_MAX)
+    shape = min(max(shape, 0.0), shape_max)
     scale = mean * (1.0 - shape) + shape * (ordered[n - 1] - threshold)
     return shape, max(scale, SCALE_MIN)
 
@@ -209,7 +210,8 @@ def learn_chains(
         refill_fused(arrived, ordered, count, head, r, weights, history_min, totals)
         for k in range(columns):
             if count[r, k] >= 2:
-                tail[r, k, 0], tail[r, k, 1] = fit_tail(ordered[r, k], count[r, k])
+                shape_max = SHAPE_MAX if k + 1 < columns else 0.0
+                tail[r, k, 0], tail[r, k, 1] = fit_tail(ordered[r, k], count[r, k], shape_max)
 
 
 @njit(cache=True, nogil=True)

@@ -1,0 +1,168 @@
+"""Calibration holds its promise on scores of any shape, backs off while it knows little, and survives a restart."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from collector_processor.decide.calibrate import Calibrator, uniform_hash
+from collector_processor.kernels.calibrate import COLD, OWN, POOLED
+from collector_processor.model import F64, ChainBatch, Symbols
+from tests.builders import chains, span
+
+WEIGHTS = np.array([1.0, 1.0])
+
+
+def batch_of(n: int, *, flows: int = 1, first: int = 1, symbols: Symbols | None = None) -> ChainBatch:
+    roots = [span(f"gateway:op{number % flows}", 10) for number in range(n)]
+    return chains(symbols or Symbols(), roots, first_trace=first)
+
+
+def with_nan(values: F64) -> F64:
+    return np.column_stack([values, np.full(len(values), np.nan)])
+
+
+def trained(n: int = 300, seed: int = 0) -> tuple[Calibrator, ChainBatch]:
+    calibrator = Calibrator(("a", "b"), WEIGHTS, 300, 50)
+    batch = batch_of(n)
+    values = np.random.default_rng(seed).exponential(1.0, (n, 2))
+    calibrator.learn(with_nan(values), batch, np.ones(n, np.bool_))
+    return calibrator, batch
+
+
+@pytest.mark.parametrize("shape", ["exponential", "normal", "uniform", "lognormal", "integers"])
+def test_one_in_a_hundred_normal_chains_has_a_p_value_of_one_per_cent(shape: str) -> None:
+    """The rate of p <= alpha among fresh scores of the same distribution is alpha, for the parts and for the whole."""
+    rng = np.random.default_rng(5)
+
+    def draw(n: int) -> F64:
+        if shape == "integers":
+            return rng.poisson(3.0, (n, 2)).astype(np.float64)
+        return np.asarray(getattr(rng, shape)(size=(n, 2)), np.float64)
+
+    calibrator = Calibrator(("a", "b"), WEIGHTS, 300, 50)
+    calibrator.learn(with_nan(draw(300)), batch_of(300), np.ones(300, np.bool_))
+    low, low_fused = [], []
+    for first in range(1000, 21_000, 200):
+        batch = batch_of(200, first=first)
+        values = draw(200)
+        out = calibrator.calibrate(values, batch.flow, batch.tenant)
+        low.append((out.p <= 0.05).mean())
+        low_fused.append((out.p_fused <= 0.05).mean())
+        calibrator.learn(np.column_stack([values, out.fused]), batch, np.ones(200, np.bool_))
+    assert 0.0 < np.mean(low) < 0.065
+    assert 0.01 < np.mean(low_fused) < 0.07
+    if shape != "integers":
+        assert np.mean(low) > 0.035
+
+
+def test_history_decides_who_is_compared_with_whom() -> None:
+    symbols = Symbols()
+    calibrator = Calibrator(("a", "b"), WEIGHTS, 300, 50)
+    batch = batch_of(45, flows=3, symbols=symbols)
+    values = np.random.default_rng(0).exponential(1.0, (45, 2))
+    out = calibrator.calibrate(values, batch.flow, batch.tenant)
+    assert set(out.level) == {COLD}
+    assert (out.p_fused == 1).all()
+    assert np.isnan(out.fused).all()
+    calibrator.learn(with_nan(values), batch, np.ones(45, np.bool_))
+    assert set(calibrator.calibrate(values, batch.flow, batch.tenant).level) == {COLD}
+    calibrator.learn(with_nan(values), batch, np.ones(45, np.bool_))
+    assert set(calibrator.calibrate(values, batch.flow, batch.tenant).level) == {POOLED}
+    for _ in range(2):
+        calibrator.learn(with_nan(values), batch, np.ones(45, np.bool_))
+    assert set(calibrator.calibrate(values, batch.flow, batch.tenant).level) == {OWN}
+
+
+def test_a_flow_is_judged_by_its_own_history() -> None:
+    """Two flows whose scores lie far apart are both normal."""
+    symbols = Symbols()
+    batch = batch_of(600, flows=2, symbols=symbols)
+    second = batch.flow == batch.flow.max()
+    values = np.random.default_rng(0).exponential(1.0, (600, 2)) + np.where(second, 50.0, 0.0)[:, None]
+    calibrator = Calibrator(("a", "b"), WEIGHTS, 300, 50)
+    calibrator.learn(with_nan(values), batch, np.ones(600, np.bool_))
+    odd = np.full((600, 2), 12.0)
+    p = calibrator.calibrate(odd, batch.flow, batch.tenant).p_fused
+    assert p[~second].max() < 1e-3
+    assert p[second].min() == 1.0
+
+
+def test_what_is_not_normal_is_not_learned() -> None:
+    calibrator, batch = trained()
+    before = calibrator.calibrate(np.full((1, 2), 9.0), batch.flow[:1], batch.tenant[:1])
+    calibrator.learn(with_nan(np.full((300, 2), 9.0)), batch, np.zeros(300, np.bool_))
+    after = calibrator.calibrate(np.full((1, 2), 9.0), batch.flow[:1], batch.tenant[:1])
+    assert after.p_fused[0] == before.p_fused[0] < 1e-2
+
+
+def test_scoring_in_parts_is_scoring_as_a_whole() -> None:
+    calibrator, batch = trained()
+    values = np.random.default_rng(9).exponential(2.0, (300, 2))
+    whole = calibrator.calibrate(values, batch.flow, batch.tenant)
+    parts = [
+        calibrator.calibrate(values[cut], batch.flow[cut], batch.tenant[cut])
+        for cut in np.array_split(np.arange(300), 7)
+    ]
+    assert np.concatenate([part.p_fused for part in parts]).tobytes() == whole.p_fused.tobytes()
+    assert np.concatenate([part.p for part in parts]).tobytes() == whole.p.tobytes()
+
+
+def test_a_restored_calibration_says_the_same_and_goes_on_the_same() -> None:
+    first, batch = trained(n=430)
+    second = Calibrator(("a", "b"), WEIGHTS, 300, 50)
+    second.restore(first.snapshot())
+    values = np.random.default_rng(9).exponential(2.0, (430, 2))
+    for _ in range(2):
+        one, two = (c.calibrate(values, batch.flow, batch.tenant) for c in (first, second))
+        assert one.p_fused.tobytes() == two.p_fused.tobytes()
+        assert one.p.tobytes() == two.p.tobytes()
+        for c in (first, second):
+            c.learn(with_nan(values), batch, np.ones(430, np.bool_))
+
+
+def test_a_detector_that_is_new_after_a_restart_starts_cold_and_the_others_stay() -> None:
+    first, batch = trained()
+    second = Calibrator(("b", "c"), WEIGHTS, 300, 50)
+    second.restore(first.snapshot())
+    values = np.full((1, 2), 9.0)
+    one = first.calibrate(values, batch.flow[:1], batch.tenant[:1])
+    two = second.calibrate(values, batch.flow[:1], batch.tenant[:1])
+    assert two.p[0].tolist() == [one.p[0, 1], 1.0]
+    assert two.level[0] == COLD
+
+
+def test_other_weights_after_a_restart_start_the_fused_score_anew() -> None:
+    first, batch = trained()
+    second = Calibrator(("a", "b"), np.array([1.0, 3.0]), 300, 50)
+    second.restore(first.snapshot())
+    assert second.history_of(int(batch.flow[0])) == 0
+    second.learn(with_nan(np.ones((1, 2))), batch.take(np.array([0])), np.ones(1, np.bool_))
+    assert second.history_of(int(batch.flow[0])) == 300
+
+
+def test_a_shorter_history_after_a_restart_keeps_the_newest() -> None:
+    first = Calibrator(("a",), np.ones(1), 300, 50)
+    batch = batch_of(300)
+    first.learn(with_nan(np.arange(300.0)[:, None]), batch, np.ones(300, np.bool_))
+    second = Calibrator(("a",), np.ones(1), 100, 50)
+    second.restore(first.snapshot())
+    p = second.calibrate(np.array([[0.0], [250.0]]), batch.flow[:2], batch.tenant[:2]).p[:, 0]
+    assert p.tolist() == [1.0, 51 / 101]
+
+
+def test_a_changed_model_starts_its_calibration_anew() -> None:
+    calibrator, batch = trained()
+    calibrator.forget("b")
+    p = calibrator.calibrate(np.full((1, 2), 9.0), batch.flow[:1], batch.tenant[:1]).p[0]
+    assert p[0] < 0.01
+    assert p[1] == 1.0
+
+
+def test_sampling_depends_on_content_alone() -> None:
+    batch = batch_of(500)
+    uniform = uniform_hash(batch)
+    order = np.random.default_rng(0).permutation(500)
+    assert (uniform_hash(batch.take(order)) == uniform[order]).all()
+    assert 0.4 < uniform.mean() < 0.6
+    assert 0 <= uniform.min() < uniform.max() < 1

@@ -1,0 +1,91 @@
+"""Fusion: weights, the Cauchy rule, a score that still tells apart what is far out, and the three thresholds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from collector_processor.config import BusinessConfig, DecideConfig
+from collector_processor.decide import fuse
+from collector_processor.model import Findings, Kind, Severity, no_findings
+
+UNIFORM = st.floats(1e-30, 1.0, exclude_min=False)
+
+
+def found(*rows: tuple[int, int, float]) -> Findings:
+    findings = no_findings(len(rows))
+    for name, values in zip(("chain", "detector", "p"), zip(*rows, strict=True), strict=True):
+        findings[name] = values
+    return findings
+
+
+def test_a_detectors_own_weight_wins_over_its_components() -> None:
+    parts = {"a": "rec", "b": "seq", "c": "seq", "d": "ctx"}
+    assert fuse.lambdas(parts, {"rec": 2.0, "seq": 0.5, "c": 3.0}).tolist() == [2.0, 0.5, 3.0, 1.0]
+
+
+@given(UNIFORM, UNIFORM)
+def test_the_score_falls_as_p_rises(one: float, two: float) -> None:
+    low, high = sorted((one, two))
+    scores = fuse.score_of(np.array([low, high]), 1e-3)
+    assert 0 <= scores[1] <= scores[0] < 1
+    if high > low * (1 + 1e-6):
+        assert scores[1] < scores[0]
+
+
+def test_the_score_at_its_landmarks_and_back() -> None:
+    scores = fuse.score_of(np.array([1.0, 1e-3, 1e-12]), 1e-3)
+    assert scores.tolist() == pytest.approx([0.0, 0.5, 0.8])
+    assert str(scores[0]) == "0.0"
+    assert fuse.p_of(float(scores[2]), 1e-3) == pytest.approx(1e-12)
+
+
+def test_one_strong_finding_speaks_for_a_chain_without_history() -> None:
+    p = fuse.cauchy(found((0, 0, 1e-8), (2, 1, 0.3)), 3, np.ones(4))
+    assert p[0] == pytest.approx(4e-8, rel=0.01)
+    assert p[1] == 1.0
+    assert 0.3 < p[2] < 0.5
+
+
+def test_two_findings_that_agree_are_stronger_than_one_and_repeats_are_not() -> None:
+    one = fuse.cauchy(found((0, 0, 1e-4)), 1, np.ones(2))[0]
+    two = fuse.cauchy(found((0, 0, 1e-4), (0, 1, 1e-4)), 1, np.ones(2))[0]
+    again = fuse.cauchy(found((0, 0, 1e-4), (0, 0, 1e-4)), 1, np.ones(2))[0]
+    assert two < one == again
+
+
+@pytest.mark.parametrize("p", [1e-300, 1e-100, 1e-30, 1e-16])
+def test_the_cauchy_rule_is_finite_far_out(p: float) -> None:
+    combined = fuse.cauchy(found((0, 0, p)), 1, np.ones(1))[0]
+    assert combined == pytest.approx(max(p, fuse.P_CERTAIN), rel=1e-6)
+
+
+def test_a_component_is_its_detectors_least_p_with_bonferroni() -> None:
+    p = np.array([[0.01, 0.5, 0.2], [0.9, 0.8, 1.0]])
+    out = fuse.component_p(p, ["seq", "seq", "ctx"])
+    assert out["seq"].tolist() == [0.02, 1.0]
+    assert out["ctx"].tolist() == [0.2, 1.0]
+
+
+def test_statistical_and_model_threshold() -> None:
+    score = np.array([0.9, 0.4, 0.6, 0.9, 0.9])
+    unusual = np.array([False, True, True, True, True])
+    damage = np.array([True, True, True, False, True])
+    out = fuse.grade(score, unusual, damage, DecideConfig())
+    assert out.tolist() == [Severity.NONE, Severity.INFO, Severity.WARNING, Severity.WARNING, Severity.CRITICAL]
+
+
+def test_business_threshold() -> None:
+    config = DecideConfig(business=BusinessConfig(amount="amount", amount_critical=1e6, amount_minor=10.0))
+    severity = np.array([1, 2, 2, 2, 3], np.uint8)
+    amount = np.array([2e6, 5.0, np.nan, 500.0, 500.0])
+    out = fuse.weigh(severity, amount, np.array([0.0, 0.0, 0.0, 1.0, 1.0]), config)
+    assert out.tolist() == [Severity.CRITICAL, Severity.INFO, Severity.WARNING, Severity.CRITICAL, Severity.CRITICAL]
+    lowered = fuse.weigh(severity, amount * np.nan, np.full(5, -1.0), config)
+    assert lowered.tolist() == [Severity.INFO, Severity.INFO, Severity.INFO, Severity.INFO, Severity.WARNING]
+
+
+def test_every_kind_of_finding_has_a_category() -> None:
+    assert all(fuse.CATEGORY[kind] for kind in Kind)

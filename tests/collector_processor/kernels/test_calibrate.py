@@ -1,0 +1,102 @@
+"""The calibration kernels against numpy and scipy doing the same the slow way."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from collector_processor.kernels import calibrate as kernels
+
+SCORES = st.lists(st.sampled_from([0.0, 0.5, 1.0, 1.5, 7.25, -3.0]) | st.floats(-10, 10), min_size=1, max_size=60)
+
+
+@given(SCORES, st.integers(2, 20))
+@settings(max_examples=60, deadline=None)
+def test_a_ring_holds_the_last_scores_in_order_and_sorted(scores: list[float], size: int) -> None:
+    arrived, ordered = np.zeros((1, 1, size)), np.zeros((1, 1, size))
+    count, head = np.zeros((1, 1), np.int32), np.zeros((1, 1), np.int32)
+    for x in scores:
+        kernels.insert(arrived, ordered, count, head, 0, 0, x)
+    last = scores[-size:]
+    n = int(count[0, 0])
+    assert n == len(last)
+    assert ordered[0, 0, :n].tolist() == sorted(last)
+    start = int(head[0, 0]) if n == size else 0
+    assert np.roll(arrived[0, 0, :n], -start).tolist() == last
+
+
+@given(SCORES, st.floats(-20, 20))
+@settings(max_examples=60, deadline=None)
+def test_within_the_ring_p_is_the_exceedance_rank(scores: list[float], x: float) -> None:
+    ordered = np.sort(np.array(scores))
+    p = kernels.p_value(x, ordered, ordered.size, 0.1, 1.0)
+    reached = int((ordered >= x).sum())
+    if reached:
+        assert p == (1 + reached) / (ordered.size + 1)
+    else:
+        assert 0 < p <= 1 / (ordered.size + 1)
+
+
+def test_beyond_the_ring_p_goes_on_falling() -> None:
+    ordered = np.sort(np.random.default_rng(1).exponential(1.0, 300))
+    shape, scale = kernels.fit_tail(ordered, 300, 0.5)
+    beyond = [kernels.p_value(ordered[-1] + step, ordered, 300, shape, scale) for step in (0.01, 1, 5, 20, 80)]
+    assert beyond == sorted(beyond, reverse=True)
+    assert len(set(beyond)) == 5
+
+
+@pytest.mark.parametrize("excess", [2.0, 4.0])
+def test_the_tail_of_an_exponential_is_met_on_average(excess: float) -> None:
+    """-ln p beyond the maximum of 300 exponential scores follows the true survival within a factor of three."""
+    ratios = []
+    for seed in range(60):
+        ordered = np.sort(np.random.default_rng(seed).exponential(1.0, 300))
+        shape, scale = kernels.fit_tail(ordered, 300, 0.5)
+        x = -np.log(1 / 301) + excess
+        ratios.append(np.log(kernels.p_value(x, ordered, 300, shape, scale) / np.exp(-x)))
+    assert abs(np.mean(ratios)) < np.log(3)
+
+
+def test_equal_scores_do_not_make_every_other_one_impossible() -> None:
+    shape, scale = kernels.fit_tail(np.zeros(300), 300, 0.5)
+    assert scale == kernels.SCALE_MIN
+    assert kernels.p_value(0.05, np.zeros(300), 300, shape, scale) > 1e-3
+
+
+def test_an_empty_fused_ring_is_filled_from_the_detectors_rings() -> None:
+    """The refilled scores are what the in-ring ranks imply, in the detectors' order of arrival."""
+    rng = np.random.default_rng(2)
+    values = np.full((70, 3), np.nan)
+    values[:, :2] = rng.exponential(1.0, (70, 2))
+    size = 60
+    arrived, ordered, tail = np.zeros((1, 3, size)), np.zeros((1, 3, size)), np.zeros((1, 3, 2))
+    count, head = np.zeros((1, 3), np.int32), np.zeros((1, 3), np.int32)
+    weights = np.array([1.0, 2.0])
+    kernels.learn_chains(
+        *(values, np.zeros(70, np.int32), np.ones(70, np.bool_), weights, 50), *(arrived, ordered, count, head, tail)
+    )
+    kept = values[-size:, :2]
+    ranks = (kept[None, :, :] >= kept[:, None, :]).sum(axis=1) / size
+    expected = -(np.log(ranks) * weights).sum(axis=1)
+    assert count.tolist() == [[60, 60, 60]]
+    np.testing.assert_allclose(np.roll(arrived[0, 2], -int(head[0, 2])), expected)
+    np.testing.assert_allclose(ordered[0, 2], np.sort(expected))
+
+
+def test_a_busy_row_keeps_a_sample_and_a_young_one_everything() -> None:
+    uniform = np.random.default_rng(3).random(2000)
+    row = np.repeat(np.array([0, 1], np.int32), 1000)
+    take = np.ones(2000, np.bool_)
+    take[:10] = False
+    kept = kernels.share_kept(row, take, uniform, np.array([300, 0], np.int32), 300, 32)
+    assert not kept[:10].any()
+    assert 15 < kept[:1000].sum() < 60
+    assert 250 < kept[1000:].sum() < 350
+
+
+def test_the_best_finding_of_each_chain() -> None:
+    chain = np.array([1, 1, 3, 3, 3], np.int32)
+    p = np.array([0.5, 0.1, 0.2, 0.01, 0.01])
+    assert kernels.best_findings(chain, p, 5).tolist() == [-1, 1, -1, 3, -1]
