@@ -15,7 +15,7 @@ ARGS ?=
 
 say = @printf '\033[1m==> %s\033[0m\n' "$(1)"
 
-.PHONY: help install components demo test check format bench evaluate soak lock docs clean
+.PHONY: help install components wanted-components demo test check format bench evaluate soak lock docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -43,8 +43,11 @@ demo: install ## a payment platform with faults, and spanchain naming each (Ctrl
 	@$(VENV)/bin/spanchain demo $(ARGS)
 
 # Outside CI a machine without the components still runs all other tests; those that need them say how to get them.
-test: install ## all tests, with the real components
+wanted-components:
 	@$(MAKE) components || test -z "$${CI:-}"
+
+test: ## all tests, with the real components
+	@$(MAKE) -j2 install wanted-components
 	$(call say,running all tests)
 	@$(PY) -m pytest $(ARGS)
 

@@ -116,7 +116,7 @@ class Site:
         process.wait_http(f"http://{self.address('backend_health')}/")
         return process
 
-    def start_collector(self, config: str = "otel-collector.yaml") -> Process:
+    def start_collector(self, config: str = "otel-collector.yaml", **env: str) -> Process:
         """The Collector with a shipped configuration, between applications, backend and spanchain."""
         process = self.processes.start(
             "collector",
@@ -130,6 +130,7 @@ class Site:
                 "COLLECTOR_DATA": str(self.folder / "collector-data"),
                 "BACKEND_ENDPOINT": self.address("backend_grpc"),
                 "SPANCHAIN_ENDPOINT": self.address("spanchain_grpc"),
+                **env,
             },
         )
         process.wait_http(f"http://{self.address('collector_health')}/")
@@ -172,9 +173,9 @@ class Site:
         process.wait_http(f"http://{self.address('alertmanager')}/-/ready")
         return process
 
-    def start_spanchain(self, overrides: Mapping[str, Any]) -> Process:
-        """spanchain with the shipped `configs/spanchain.yaml`, at this site's addresses, and `overrides` merged in."""
-        shipped = yaml.safe_load((ROOT / "configs" / "spanchain.yaml").read_text())
+    def start_spanchain(self, overrides: Mapping[str, Any], config: str = "spanchain.yaml", **env: str) -> Process:
+        """spanchain with a configuration of `configs/`, at this site's addresses, and `overrides` merged in."""
+        shipped = yaml.safe_load((ROOT / "configs" / config).read_text())
         addresses = {
             "health": {"port": self.ports["spanchain_health"]},
             "console": {"port": self.ports["spanchain_console"]},
@@ -189,6 +190,7 @@ class Site:
                 "SPANCHAIN_OTLP_HTTP": self.address("spanchain_http"),
                 "SPANCHAIN_METRICS_PORT": str(self.ports["spanchain_metrics"]),
                 "SPANCHAIN_EVENTS_ENDPOINT": f"http://{self.address('events_grpc')}",
+                **env,
             },
         )
         process.wait_http(f"http://{self.address('spanchain_health')}/readyz")
