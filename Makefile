@@ -18,7 +18,8 @@ say = @printf '\033[1m==> %s\033[0m\n' "$(1)"
 .PHONY: help install components wanted-components demo test check format bench evaluate soak lock docs clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) \
+		| while IFS='|' read -r target what; do printf '  make %-11s %s\n' "$$target" "$$what"; done
 
 install: $(STAMP) ## .venv with the locked dependencies and the `spanchain` command, kernels compiled
 

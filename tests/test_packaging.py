@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PACKAGES = ("collector_processor", "detectors", "exporters")
 LOCK = (ROOT / "requirements.lock").read_text()
 
 
@@ -75,6 +79,21 @@ def test_links_in_the_pages_lead_somewhere() -> None:
         if "://" not in target and not (page.parent / target).exists()
     ]
     assert broken == []
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_code_and_what_lies_beside_it(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    [wheel] = tmp_path.glob("spanchain-*.whl")
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    tracked = subprocess.run(["git", "ls-files", *PACKAGES], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert set(tracked.stdout.split()) <= held
+    assert {name.partition("/")[0] for name in held} == set(PACKAGES)
+    assert (
+        "Root-Is-Purelib: true"
+        in zipfile.ZipFile(wheel).read(f"spanchain-{project()['project']['version']}.dist-info/WHEEL").decode()
+    )
 
 
 @pytest.mark.parametrize("path", [".ci/run"])
