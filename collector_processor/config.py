@@ -83,8 +83,8 @@ class ChainSequenceConfig(Section):
     """Chains of a flow before its new paths are findings (cold start)."""
     repeat_min: Count = 3
     """The same finding this often within a slice before anything pages."""
-    interrupted_length_min: Count = 2
-    """Least number of modules of a path that can count as broken off."""
+    interrupted_length_min: Count = 1
+    """Least number of modules of a path that can count as broken off. One: the first call already went unanswered."""
     adopt_s: Positive = 93_600.0
     """Time over which a path that is judged anomalous must keep coming before it counts as normal (an intended
     release). Longer than a day, so that a day-long incident is still reported at its end."""
@@ -113,6 +113,28 @@ class ContextConfig(Section):
 
     enabled: bool = True
     """Whether this detector runs."""
+    window_s: Positive = 90.0
+    """Time over which surprises of one element are summed."""
+    elements_max: Count = 32_768
+    """Operations whose logs and calls are watched, and services; further ones are counted."""
+    variants_max: Count = 65_536
+    """Different sets of logs or calls that are kept, over all operations."""
+    learn_min: Count = 5
+    """Spans of an operation before what they write and call can be unusual."""
+    shrink: Positive = 5.0
+    """Weight of the rate at which anything new is seen, in observations of one operation."""
+    least: Annotated[float, Field(ge=0)] = 0.5
+    """Surprise (-ln p) below which a variant is no surprise at all."""
+    hit: Positive = 3.0
+    """Surprise from which on a span is counted as one of the unusual ones."""
+    chain_surprise: Positive = 6.0
+    """Surprise from which on a single span is a finding of its own."""
+    report: Positive = 5.0
+    """-ln of the probability of a window from which on it is a finding."""
+    hold: Positive = 5.0
+    """-ln of the probability of a window from which on the operation learns no more than samples."""
+    kept: Probability = 0.995
+    """What the dispersion of an element keeps of its past, an epoch."""
 
 
 class OnlineConfig(Section):
@@ -130,7 +152,7 @@ class OnlineConfig(Section):
     """Weight of the group's tail in an element's own, in observations."""
     prior: Positive = 50.0
     """Weight of the tail believed before anything is seen, in observations."""
-    material_share: Probability = 0.05
+    material_share: Probability = 0.2
     """Share of the chain's time from which on a delay counts in full."""
     hit: Positive = 3.0
     """Surprise (-ln p) from which on an observation is counted as one of the slow ones."""
@@ -461,6 +483,27 @@ class JournalConfig(Section):
     """How long segments are kept after the checkpoints no longer need them, for evidence and for inquiries."""
 
 
+class HealthConfig(Section):
+    """`/livez` and `/readyz`."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Answers hold no data of yours."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 13133
+    """0 takes any free port."""
+
+
+class ServiceConfig(Section):
+    """The running service."""
+
+    health: HealthConfig = HealthConfig()
+    tick_ms: Positive = 100.0
+    """Time between two looks for chains that are complete."""
+    backlog_bytes_max: Count = 134_217_728
+    """Bytes that may wait for the engine; above it senders are asked to come again."""
+    drain_s: Positive = 20.0
+    """Time in which a stopping service finishes what it has taken in."""
+
+
 class Config(Section):
     """The root."""
 
@@ -471,4 +514,10 @@ class Config(Section):
     engine: EngineConfig = EngineConfig()
     detectors: DetectorsConfig = DetectorsConfig()
     decide: DecideConfig = DecideConfig()
+    service: ServiceConfig = ServiceConfig()
     exporters: ExportersConfig = ExportersConfig()
+
+    def with_verdicts(self, which: Literal["unusual", "all", "none"]) -> Config:
+        """The same config with the file exporter writing `which` verdicts, and every incident."""
+        file = self.exporters.file.model_copy(update={"enabled": True, "verdicts": which})
+        return self.model_copy(update={"exporters": self.exporters.model_copy(update={"file": file})})

@@ -8,11 +8,8 @@ slot; keys are packed integers, so nothing is hashed that could collide.
 2. A slot keeps a histogram of log durations. `refresh` turns it into a table of -ln P(at least this long): the rank
    within the slot's own history, shrunk towards the residuals of its whole group, whose tail goes on exponentially in
    log space; so a cold element can speak, and magnitude counts beyond the history's maximum.
-3. `judge` looks observations up, weighs each surprise by the share of the chain's time it explains, and adds it to the
-   current column of a ring of epochs, for the element and for the pools of its services.
-4. `evidence` asks of each slot how improbable the ring's sum is, its greatest epoch left out, so that one burst alone
-   never alarms. A sum of n surprises with mean m and dispersion d has about the tail of a gamma distribution; its large
-   deviation exponent is shape * (r - 1 - ln r), with shape = n m^2 / d and r = sum / (n m).
+3. `judge` looks observations up, weighs each surprise by the share of a chain's usual time that it explains, and adds
+   it to the window of the element and of the pools of its services; `windows.py` says how improbable the sums are.
 """
 
 from __future__ import annotations
@@ -36,6 +33,7 @@ INTO = 2 << 40
 WITHIN = 3 << 40
 OUT_OF = 4 << 40
 KIND = 7 << 40  # mask of the four above
+EVENT = (1 << 20) - 1  # mask of the callee in the key of a call
 
 
 @njit(nogil=True, cache=True)
@@ -155,12 +153,12 @@ def _surprise(table, position):
 
 @njit(nogil=True, cache=True)
 def judge(
-    n, key, value, chain, group, near, far, chain_ns, column, table_keys, table_slots, pools, table, typical, seen,
-    seen_min, cold_table, cold_typical, level, material, window_sum, window_n, window_hits, window_hit_ns, hit,
-    chain_value, surprise, slot,
+    n, key, value, chain, group, near, far, material_ns, column, table_keys, table_slots, pools, table, typical, seen,
+    seen_min, cold_table, cold_typical, level, sums, counts, hits, hit_values, hit, chain_value, surprise, slot,
 ):  # fmt: skip
     """Surprise and slot of observations 0..n-1, added to `column` of the windows; per chain three parts of its value.
 
+    `material_ns` float64[chains]: the delay from which on a surprise counts in full.
     `pools` int32[3, services]: slots of the calls into, the own operations of, the calls out of a service.
     `chain_value` float64[chains, 3]: greatest surprise, sum of those above `hit`, greatest level of an element passed.
     """
@@ -174,7 +172,7 @@ def judge(
         else:
             u = _surprise(cold_table[group[i]], position)
             usual = cold_typical[group[i]]
-        weight = (value[i] - usual) / (material * chain_ns[chain[i]])
+        weight = (value[i] - usual) / material_ns[chain[i]]
         u *= min(max(weight, 0.0), 1.0)
         surprise[i] = u
         c = chain[i]
@@ -191,74 +189,39 @@ def judge(
                 e = pools[2, far[i]] if called else -1
             if e < 0:
                 continue
-            window_sum[e, column] += u
-            window_n[e, column] += 1
+            sums[e, column] += u
+            counts[e, column] += 1
             if u > hit:
-                window_hits[e, column] += 1
-                window_hit_ns[e, column] += value[i]
+                hits[e, column] += 1
+                hit_values[e, column] += value[i]
             if k < 2:
                 chain_value[c, 2] = max(chain_value[c, 2], level[e])
 
 
 @njit(nogil=True, cache=True)
-def evidence(used, window_sum, window_n, mean, dispersion, out, total, count):
-    """Fills `out` float32[used]: -ln of the probability of each slot's window without its greatest epoch.
-
-    `total` and `count` float32[used]: the sum of surprises and the number of observations of the whole window.
-    """
-    for s in range(used):
-        count[s] = 0.0
-        total[s] = 0.0
-        out[s] = 0.0
-        for e in range(window_n.shape[1]):
-            count[s] += window_n[s, e]
-            total[s] += window_sum[s, e]
-        if total[s] < 3.0:
-            continue
-        worst = 0.0
-        at = 0
-        for e in range(window_n.shape[1]):
-            excess = window_sum[s, e] - window_n[s, e] * mean[s]
-            if excess > worst:
-                worst = excess
-                at = e
-        n = count[s] - window_n[s, at]
-        if n <= 0:
-            continue
-        out[s] = exponent(total[s] - window_sum[s, at], n, mean[s], dispersion[s])
+def learn_chains(flow, duration_ns, allowed, histogram):
+    """Adds chains' durations to `histogram` float32[flows, BINS]."""
+    for c in range(flow.size):
+        if allowed[c]:
+            histogram[flow[c], int(_position(duration_ns[c]))] += 1
 
 
 @njit(nogil=True, cache=True)
-def exponent(total, n, mean, dispersion):
-    """Large deviation exponent of a gamma-like sum of n terms; 0 when it does not exceed its expectation."""
-    ratio = total / (n * mean)
-    if ratio <= 1.0:
-        return 0.0
-    return n * mean * mean / dispersion * (ratio - 1.0 - math.log(ratio))
-
-
-@njit(nogil=True, cache=True)
-def learn_column(
-    used, column, window_sum, window_n, alarmed, kept, gain, sums, mean, dispersion, mean_0, dispersion_0, weight_0
-):  # fmt: skip
-    """Takes the epoch `column`, which leaves the window, into each slot's mean and dispersion of surprises.
-
-    `sums` float64[slots, 4]: surprises, observations, squared deviations over n, epochs; all forget by `kept` an epoch.
-    """
-    for s in range(used):
-        n = window_n[s, column]
-        if n == 0:
+def medians(histogram, least, out):
+    """Fills `out` float64[rows] with the median in ns of each histogram that holds `least`, the others with 0."""
+    for row in range(histogram.shape[0]):
+        total = 0.0
+        for b in range(BINS):
+            total += histogram[row, b]
+        out[row] = 0.0
+        if total < least:
             continue
-        if not alarmed[s]:
-            deviation = (window_sum[s, column] - n * mean[s]) ** 2 / n
-            deviation = min(deviation, gain * dispersion[s])
-            most = n * mean[s] + gain * math.sqrt(n * dispersion[s])
-            sums[s, 0] = sums[s, 0] * kept + min(window_sum[s, column], most)
-            sums[s, 1] = sums[s, 1] * kept + n
-            sums[s, 2] = sums[s, 2] * kept + deviation
-            sums[s, 3] = sums[s, 3] * kept + 1.0
-            mean[s] = (sums[s, 0] + weight_0 * mean_0) / (sums[s, 1] + weight_0)
-            dispersion[s] = (sums[s, 2] + weight_0 * dispersion_0) / (sums[s, 3] + weight_0)
+        below = 0.0
+        b = 0
+        while b < BINS - 1 and below + histogram[row, b] < total / 2:
+            below += histogram[row, b]
+            b += 1
+        out[row] = math.exp(LOWEST + (b + 0.5) * WIDTH)
 
 
 @njit(nogil=True, cache=True)

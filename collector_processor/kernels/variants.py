@@ -1,0 +1,240 @@
+"""Elements in categories: which logs a span writes and which spans it calls, and how rare that variant is.
+
+How it works. A *variant* is a multiset: the log templates of one span, or its child spans, each counted as one or many,
+so that neither the order of concurrent branches nor the length of a loop makes a new one. Its hash is a sum over its
+members; the lowest bit of a hash of logs says that an error is among them. An element is (operation, logs or calls);
+it keeps a count per variant. A variant's surprise is -ln of the share of the element's history that is at most as
+frequent; for an unseen one, of the share of history that was seen once, shrunk towards the rate at which elements show
+anything new at all.
+
+A service that fails changes what its callers write and call. So a surprise counts only as far as it exceeds the
+greatest one below it in another service.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit, uint64
+
+from collector_processor.kernels.table import put
+from collector_processor.kernels.wire import finish, mix
+
+SIBLINGS_MAX = 32  # looked back upon to tell the first of a kind from a further one
+ERROR_LOG = 17  # OTLP severity number from which on a log is an error
+WARNING_LOG = 13
+ERROR_SPAN = 2
+VARIANTS_MAX = 64  # of one element; further ones are only counted
+_MANY = 0x5851F42D4C957F2D
+_ERROR = 0x2545F4914F6CDD1D
+
+
+@njit(nogil=True, cache=True)
+def observe(event, kind, status, parent, family, logs, calls, last, sibling):
+    """Fills the hashes uint64[m] of each span's logs and calls, and the lists of children: int32[m], -1 ends.
+
+    `family` uint64[events]: what counts as the same member. `last[r]` is r's last child, `sibling[r]` the one before r.
+    """
+    for r in range(event.size):
+        logs[r] = 0
+        calls[r] = 0
+        last[r] = -1
+        sibling[r] = -1
+    for r in range(event.size):
+        if kind[r] != 0 and status[r] == ERROR_SPAN:
+            logs[r] = (logs[r] + (finish(uint64(_ERROR)) << uint64(1))) | uint64(1)
+        p = parent[r]
+        if p < 0:
+            continue
+        is_log = kind[r] == 0
+        member = family[event[r]]
+        error = is_log and status[r] >= ERROR_LOG
+        seen = 0
+        s = last[p]
+        steps = 0
+        while s >= 0 and steps < SIBLINGS_MAX and seen < 2:
+            if (kind[s] == 0) == is_log and family[event[s]] == member:
+                seen += 1
+            s = sibling[s]
+            steps += 1
+        sibling[r] = last[p]
+        last[p] = r
+        if seen < 2:
+            part = finish(mix(member, uint64(_MANY) if seen else uint64(1)))
+            if is_log:
+                bit = (logs[p] & uint64(1)) | uint64(error)
+                logs[p] = ((logs[p] >> uint64(1)) + (part >> uint64(1))) << uint64(1) | bit
+            else:
+                calls[p] += part
+
+
+@njit(nogil=True, cache=True)
+def _find(keys, values, key):
+    mask = uint64(keys.size - 1)
+    i = finish(key) & mask
+    while keys[i] != 0 and keys[i] != key:
+        i = (i + uint64(1)) & mask
+    return values[i] if keys[i] != 0 else np.int32(-1)
+
+
+@njit(nogil=True, cache=True)
+def variant_key(element, variant):
+    """Key of one variant of one element, never 0."""
+    return mix(mix(uint64(0x9E6D62D06F6A9A9B), uint64(element)), variant) | uint64(1)
+
+
+@njit(nogil=True, cache=True)
+def judge(
+    offsets, event, kind, status, parent, service, logs, calls, last, sibling, named, column, table_keys, table_slots,
+    variant_keys, variant_rows, nats, new_nats, seen, seen_min, pools, level, sums, counts, hits, hit, least,
+    chain_value, surprise, slot,
+):  # fmt: skip
+    """Surprise float32[m, 2] and slot int32[m, 2] of each span's logs and calls, added to `column` of the windows.
+
+    `named` int32[events]: the service that a template names, else -1. `pools` int32[2, services]: slots of a service's
+    own operations and of the errors in which others name it; a chain adds to each at most once, its greatest.
+    """
+    services = pools.shape[1]
+    greatest = np.zeros((2, services), np.float32)
+    touched = np.empty((2, services), np.int32)
+    m = event.size
+    same = np.zeros(m, np.float32)
+    other = np.zeros(m, np.float32)
+    for c in range(offsets.size - 1):
+        used = np.zeros(2, np.int64)
+        for r in range(offsets[c + 1] - 1, offsets[c] - 1, -1):
+            surprise[r, 0] = 0.0
+            surprise[r, 1] = 0.0
+            slot[r, 0] = -1
+            slot[r, 1] = -1
+            if kind[r] == 0:
+                continue
+            own = service[event[r]]
+            top = np.float32(0.0)
+            for what in range(2):
+                element = 2 * event[r] + what + 1
+                s = _find(table_keys, table_slots, uint64(element))
+                if s < 0 or seen[s] < seen_min:
+                    continue
+                slot[r, what] = s
+                row = _find(variant_keys, variant_rows, variant_key(element, logs[r] if what == 0 else calls[r]))
+                u = nats[row] if row >= 0 else new_nats[s]
+                if u < least:
+                    u = np.float32(0.0)
+                top = max(top, u)
+                u = max(u - other[r], np.float32(0.0))
+                surprise[r, what] = u
+                sums[s, column] += u
+                counts[s, column] += 1
+                if u > hit:
+                    hits[s, column] += 1
+                    chain_value[c, 1] += u
+                chain_value[c, 0] = max(chain_value[c, 0], u)
+                chain_value[c, 2] = max(chain_value[c, 2], level[s])
+                if greatest[0, own] == 0.0:
+                    touched[0, used[0]] = own
+                    used[0] += 1
+                    greatest[0, own] = 1e-6
+                greatest[0, own] = max(greatest[0, own], u)
+            if surprise[r, 0] > hit:
+                log = last[r]
+                while log >= 0:
+                    to = named[event[log]] if kind[log] == 0 and status[log] >= WARNING_LOG else -1
+                    if to >= 0 and to != own:
+                        if greatest[1, to] == 0.0:
+                            touched[1, used[1]] = to
+                            used[1] += 1
+                        greatest[1, to] = max(greatest[1, to], surprise[r, 0])
+                    log = sibling[log]
+            p = parent[r]
+            if p >= 0:
+                if service[event[p]] == own:
+                    same[p] = max(same[p], top, same[r])
+                    other[p] = max(other[p], other[r])
+                else:
+                    other[p] = max(other[p], top, same[r], other[r])
+        for pool in range(2):
+            for k in range(used[pool]):
+                own = touched[pool, k]
+                s = pools[pool, own]
+                if s >= 0:
+                    sums[s, column] += greatest[pool, own]
+                    counts[s, column] += 1
+                    if greatest[pool, own] > hit:
+                        hits[s, column] += 1
+                greatest[pool, own] = 0.0
+
+
+@njit(nogil=True, cache=True)
+def learn(
+    offsets, event, kind, logs, calls, allowed, closed_ns, alarmed_ns, audited_ns, audit_ns, slot, variant_keys,
+    variant_rows, count, first, following, distinct, seen, excess, novelty, kept, touched, rows_used, rows_max, new_row,
+):  # fmt: skip
+    """Counts variants; returns how many variant rows are in use then.
+
+    Not learned are chains not `allowed` and elements in alarm since the chain closed, but for one each `audit_ns`
+    unless it holds an error. `new_row` int32[m, 2] gets the row of a variant first seen here, else -1.
+    `novelty` float64[2]: new variants and observations of elements with history, fading by `kept`.
+    """
+    for c in range(offsets.size - 1):
+        for r in range(offsets[c], offsets[c + 1]):
+            new_row[r, 0] = -1
+            new_row[r, 1] = -1
+            if kind[r] == 0 or not allowed[c]:
+                continue
+            for what in range(2):
+                s = slot[r, what]
+                if s < 0:
+                    continue
+                variant = logs[r] if what == 0 else calls[r]
+                if alarmed_ns[s] >= closed_ns[c]:
+                    broken = what == 0 and (variant & uint64(1)) != 0
+                    if broken or closed_ns[c] - audited_ns[s] < audit_ns:
+                        continue
+                    audited_ns[s] = closed_ns[c]
+                key = variant_key(2 * event[r] + what + 1, variant)
+                row = _find(variant_keys, variant_rows, key)
+                novelty[1] = novelty[1] * kept + 1.0
+                novelty[0] *= kept
+                if row < 0:
+                    if seen[s] > 0:
+                        novelty[0] += 1.0
+                    if distinct[s] >= VARIANTS_MAX or rows_used >= rows_max:
+                        excess[s] += 1
+                    else:
+                        row = rows_used
+                        rows_used += 1
+                        put(variant_keys, variant_rows, key, row)
+                        count[row] = 0
+                        following[row] = first[s]
+                        first[s] = row
+                        distinct[s] += 1
+                        new_row[r, what] = row
+                if row >= 0:
+                    count[row] += 1
+                seen[s] += 1
+                touched[s] = True
+    return rows_used
+
+
+@njit(nogil=True, cache=True)
+def refresh(slots, first, following, count, seen, excess, rate, shrink, nats, new_nats):
+    """Recomputes the surprises of every variant of `slots`. `rate` is the share of observations that are new at all."""
+    for k in range(slots.size):
+        s = slots[k]
+        total = seen[s] + shrink
+        once = excess[s]
+        a = first[s]
+        while a >= 0:
+            rarer = 0.0
+            b = first[s]
+            while b >= 0:
+                if count[b] <= count[a]:
+                    rarer += count[b]
+                b = following[b]
+            if count[a] == 1:
+                once += 1
+            nats[a] = max(0.0, -math.log(min((rarer + excess[s] + shrink * rate) / total, 1.0)))
+            a = following[a]
+        new_nats[s] = max(0.0, -math.log(min((once + shrink * rate) / total, 1.0)))

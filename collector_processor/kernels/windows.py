@@ -1,0 +1,211 @@
+"""Sums of surprises over a sliding window, per slot, and how improbable they are: what detectors of elements share.
+
+How it works. A slot belongs to one element (an operation, a call, a pool of several). Within an epoch its surprises are
+added to the current column of a ring. At each boundary `judge` asks how improbable every slot's ring is *without its
+greatest epoch*, so that one burst alone never alarms; then the next column, the oldest one, teaches the slot its mean
+and dispersion and is cleared. Slots in alarm teach nothing.
+
+A sum of n surprises with mean m and dispersion d (variance of a sum over n; larger than of one surprise when they come
+in bursts) has about the tail of a gamma distribution. Its large deviation exponent is shape * (r - 1 - ln r), where
+shape = n m^2 / d and r = sum / (n m).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from collector_processor.kernels.table import LookupTable, find_many
+
+FIRST_SLOTS = 64
+DEVIATION_MAX = 16.0  # of one epoch, in dispersions: what is further out teaches no more than this
+LEVEL_MAX = 30.0
+NEVER = np.iinfo(np.int64).min
+
+
+@njit(nogil=True, cache=True)
+def exponent(total, n, mean, dispersion):
+    """-ln of the probability that n surprises sum up to `total`; 0 when that is no more than expected."""
+    ratio = total / (n * mean)
+    if ratio <= 1.0:
+        return 0.0
+    return n * mean * mean / dispersion * (ratio - 1.0 - math.log(ratio))
+
+
+@njit(nogil=True, cache=True)
+def judge_slots(used, sums, counts, mean, dispersion, out):
+    """Fills `out` float32[used] with the exponent of each slot's window without its greatest epoch."""
+    for s in range(used):
+        n = 0.0
+        total = 0.0
+        worst = 0.0
+        at = 0
+        for e in range(counts.shape[1]):
+            n += counts[s, e]
+            total += sums[s, e]
+            excess = sums[s, e] - counts[s, e] * mean[s]
+            if excess > worst:
+                worst = excess
+                at = e
+        n -= counts[s, at]
+        total -= sums[s, at]
+        out[s] = exponent(total, n, mean[s], dispersion[s]) if n > 0 and total > 0 else 0.0
+
+
+@njit(nogil=True, cache=True)
+def teach(used, column, sums, counts, silent, kept, prior, memory, mean, dispersion):
+    """Takes the epoch `column`, which leaves the window, into mean and dispersion of the slots that are not `silent`.
+
+    `memory` float64[slots, 4]: surprises, observations, squared deviations over n, epochs; all fade by `kept` an epoch.
+    `prior` float64[3]: mean, dispersion and weight of what is believed before anything is seen.
+    """
+    for s in range(used):
+        n = counts[s, column]
+        if n == 0 or silent[s]:
+            continue
+        usual = n * mean[s]
+        deviation = min((sums[s, column] - usual) ** 2 / n, DEVIATION_MAX * dispersion[s])
+        total = min(sums[s, column], usual + DEVIATION_MAX * math.sqrt(n * dispersion[s]))
+        memory[s, 0] = memory[s, 0] * kept + total
+        memory[s, 1] = memory[s, 1] * kept + n
+        memory[s, 2] = memory[s, 2] * kept + deviation
+        memory[s, 3] = memory[s, 3] * kept + 1.0
+        mean[s] = (memory[s, 0] + prior[2] * prior[0]) / (memory[s, 1] + prior[2])
+        dispersion[s] = (memory[s, 2] + prior[2] * prior[1]) / (memory[s, 3] + prior[2])
+
+
+class Windows:
+    """Slots by key, their rings, and what they have learned. Beyond `limit` no slot is given, and `overflowed` counts.
+
+    Arrays of `PER_SLOT` are attributes; their first `used` rows are in use, and they double when more are needed.
+    """
+
+    PER_SLOT = (
+        ("key", np.uint64, False),
+        ("near", np.int32, False),  # service that the element belongs to, the callee of a call
+        ("far", np.int32, False),  # the caller of a call, else -1
+        ("sums", np.float64, True),  # of surprises, per epoch of the window
+        ("counts", np.int32, True),  # of observations
+        ("hits", np.int32, True),  # of observations that are surprising by themselves
+        ("hit_values", np.float64, True),  # sum of their values
+        ("mean", np.float32, False),
+        ("dispersion", np.float32, False),
+        ("level", np.float32, False),  # exponent at the last boundary
+        ("alarmed_ns", np.int64, False),  # the last boundary at which the slot was in alarm
+    )
+
+    key: Any
+    near: Any
+    far: Any
+    sums: Any
+    counts: Any
+    hits: Any
+    hit_values: Any
+    mean: Any
+    dispersion: Any
+    level: Any
+    alarmed_ns: Any
+
+    def __init__(self, limit: int, columns: int, epoch_ns: int, prior: tuple[float, float, float], kept: float) -> None:
+        """`prior`: mean, dispersion and their weight before anything is seen; `kept`: what an epoch leaves of memory."""
+        self.limit, self.columns, self.epoch_ns, self.kept = limit, columns, epoch_ns, kept
+        self.prior = np.array(prior)
+        self.used = 0
+        self.overflowed = 0
+        self.lookup = LookupTable(2 * limit)
+        self.column = 0
+        self.boundary_ns = 0
+        self._allocate(FIRST_SLOTS)
+
+    def _allocate(self, size: int) -> None:
+        """Arrays of `size` slots, holding what is there."""
+        for name, dtype, ring in self.PER_SLOT:
+            new = np.zeros((size, self.columns) if ring else size, dtype)
+            if self.used:
+                new[: self.used] = getattr(self, name)[: self.used]
+            setattr(self, name, new)
+        memory = np.zeros((size, 4))
+        if self.used:
+            memory[: self.used] = self.memory[: self.used]
+        self.memory: Any = memory
+
+    @property
+    def size(self) -> int:
+        """Slots that the arrays have room for."""
+        return int(self.key.size)
+
+    def find(self, keys: Any, out: Any) -> int:
+        """out int32[n] = slots of `keys` uint64[n], -1 where there is none; returns how many have none."""
+        return int(find_many(self.lookup.keys, self.lookup.values, keys, out))
+
+    def add(self, key: int, near: int, far: int) -> int:
+        """A slot for `key`, which must have none; -1 when all are taken."""
+        if self.used >= self.limit:
+            self.overflowed += 1
+            return -1
+        if self.used == self.size:
+            self._allocate(2 * self.size)
+        slot = self.used
+        self.used += 1
+        self.key[slot], self.near[slot], self.far[slot] = key, near, far
+        self.mean[slot], self.dispersion[slot] = self.prior[0], self.prior[1]
+        self.alarmed_ns[slot] = NEVER
+        self.lookup.put(key, slot)
+        return slot
+
+    def judge(self, now_ns: int, hold: float) -> Any:
+        """float32[used]: the exponent of each slot's window at the boundary `now_ns`; from `hold` on it is in alarm."""
+        out = np.zeros(self.used, np.float32)
+        judge_slots(self.used, self.sums, self.counts, self.mean, self.dispersion, out)
+        self.level[: self.used] = np.minimum(out, LEVEL_MAX)
+        self.alarmed_ns[: self.used][out >= hold] = now_ns
+        return out
+
+    def turn(self, now_ns: int) -> None:
+        """Opens the column of the epoch that begins at the boundary `now_ns`."""
+        steps = (now_ns - self.boundary_ns) // self.epoch_ns if self.boundary_ns else 1
+        self.boundary_ns = now_ns
+        for _ in range(min(max(steps, 1), self.columns)):
+            self.column = (self.column + 1) % self.columns
+            silent = self.alarmed_ns[: self.used] >= now_ns - self.columns * self.epoch_ns
+            teach(
+                *(self.used, self.column, self.sums, self.counts, silent, self.kept, self.prior),
+                *(self.memory, self.mean, self.dispersion),
+            )
+            for name, _, ring in self.PER_SLOT:
+                if ring:
+                    getattr(self, name)[: self.used, self.column] = 0
+
+    def snapshot(self) -> dict[str, Any]:
+        return {
+            "version": 1,
+            "column": self.column,
+            "boundary_ns": self.boundary_ns,
+            "overflowed": self.overflowed,
+            "memory": self.memory[: self.used].copy(),
+            **{name: getattr(self, name)[: self.used].copy() for name, _, _ in self.PER_SLOT},
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes back a snapshot. A ring of another length starts empty."""
+        self.used = 0
+        used, size = int(state["key"].size), FIRST_SLOTS
+        while size < used:
+            size *= 2
+        self._allocate(size)
+        self.used = used
+        self.column, self.boundary_ns = int(state["column"]), int(state["boundary_ns"])
+        self.overflowed = int(state["overflowed"])
+        self.memory[:used] = state["memory"]
+        same = state["sums"].shape[1] == self.columns
+        for name, _, ring in self.PER_SLOT:
+            if same or not ring:
+                getattr(self, name)[:used] = state[name]
+        if not same:
+            self.column = 0
+        self.lookup.clear()
+        for slot, key in enumerate(self.key[:used].tolist()):
+            self.lookup.put(key, slot)

@@ -1,0 +1,347 @@
+"""What operations usually write and call, learned; rare logs, missing logs, rare calls, errors that name a service.
+
+How it works. `kernels/variants.py` gives each span two variants, of its logs and of its calls, and knows how rare each
+is for its operation. `score` adds these surprises to windows (`kernels/windows.py`), per operation and pooled per
+service; `advance` turns improbable windows into findings; `learn` counts variants when the quarantine is over. The
+events behind each variant are kept, so that a finding can say which log or call is unusual and which is missing.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from collector_processor.config import Config
+from collector_processor.kernels import variants as kernel
+from collector_processor.kernels.table import move
+from collector_processor.kernels.windows import Windows
+from collector_processor.model import (
+    F32,
+    I32,
+    I64,
+    NONE,
+    U64,
+    Bool,
+    ChainBatch,
+    Findings,
+    Kind,
+    Level,
+    Symbols,
+    no_findings,
+)
+from detectors.protocol import Scores
+
+NS = 1_000_000_000
+PRIOR = (0.2, 0.5, 20.0)  # mean and dispersion of surprises believed before anything is seen, and their weight
+NOVELTY_KEPT = 1.0 - 1.0 / 20_000  # what one observation leaves of the memory for how often anything new is seen
+WITHIN, BLAMED, KIND = 3 << 40, 5 << 40, 7 << 40  # pools of a service, in keys of the windows; below: an operation's
+MEMBERS_MAX = 16  # events of one variant that are kept
+P_MIN = 1e-300
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{3,}")
+
+
+@dataclass(slots=True)
+class Observed:
+    """The variants of a batch, by record."""
+
+    logs: U64
+    calls: U64
+    last: I32
+    sibling: I32
+
+
+class Topology:
+    """See the module."""
+
+    def __init__(self, config: Config, symbols: Symbols) -> None:
+        self.config = config.detectors.context
+        self.symbols = symbols
+        epoch_ns = int(config.engine.epoch_s * NS)
+        columns = max(2, round(self.config.window_s / config.engine.epoch_s))
+        self.windows = Windows(self.config.elements_max, columns, epoch_ns, PRIOR, self.config.kept)
+        self.pools = np.full((2, config.decode.services_max), NONE, np.int32)
+        self.slots = {name: np.zeros(64, dtype) for name, dtype in SLOTS.items()}
+        self.rows = {name: np.zeros(64, dtype) for name, dtype in ROWS.items()}
+        self.rows_used = 0
+        self.variant_keys, self.variant_rows = np.zeros(1024, np.uint64), np.zeros(1024, np.int32)
+        self.members = np.full((64, MEMBERS_MAX), NONE, np.int32)
+        self.novelty = np.zeros(2)
+        self.named = np.zeros(0, np.int32)
+        self.examples: dict[int, tuple[int, list[int]]] = {}  # slot -> boundary before, events of an unusual variant
+
+    def _observe(self, batch: ChainBatch) -> Observed:
+        m = batch.records
+        o = Observed(np.empty(m, np.uint64), np.empty(m, np.uint64), np.empty(m, np.int32), np.empty(m, np.int32))
+        kernel.observe(
+            *(batch.event, batch.kind, batch.status, batch.parent, self.symbols.events.hash),
+            *(o.logs, o.calls, o.last, o.sibling),
+        )
+        return o
+
+    def score(self, batch: ChainBatch) -> Scores:
+        if not batch.records:
+            return Scores(np.zeros(len(batch)), no_findings())
+        self._name_events()
+        o, w, s = self._observe(batch), self.windows, self.slots
+        m = batch.records
+        value, surprise, slot = np.zeros((len(batch), 3)), np.empty((m, 2), np.float32), np.empty((m, 2), np.int32)
+        kernel.judge(
+            *(batch.offsets, batch.event, batch.kind, batch.status, batch.parent),
+            *(self.symbols.events.column("service"), o.logs, o.calls, o.last, o.sibling, self.named),
+            *(w.column, w.lookup.keys, w.lookup.values, self.variant_keys, self.variant_rows),
+            *(self.rows["nats"], s["new_nats"], s["seen"], self.config.learn_min),
+            *(self.pools, w.level, w.sums, w.counts, w.hits, self.config.hit, self.config.least),
+            *(value, surprise, slot),
+        )
+        self._keep_examples(batch, o, surprise, slot)
+        return Scores(value[:, 0] + 0.25 * value[:, 1] + value[:, 2], self._chain_findings(batch, o, surprise, slot))
+
+    def _name_events(self) -> None:
+        """Notes which templates name another service: an error about a peer says where to look."""
+        events, services = self.symbols.events, self.symbols.services
+        have = self.named.size
+        if have == len(events):
+            return
+        names = {text: service for service, text in enumerate(services.text) if service and len(text) > 3}
+        new = np.full(len(events) - have, NONE, np.int32)
+        is_log, tenant = events.column("is_log"), services.column("tenant")
+        own = events.column("service")
+        for event in range(have, len(events)):
+            if is_log[event] == 1:
+                for word in _NAME.findall(events.text[event]):
+                    service = names.get(word, NONE)
+                    if service not in (NONE, own[event]) and tenant[service] == tenant[own[event]]:
+                        new[event - have] = service
+        self.named = np.concatenate([self.named, new])
+
+    def _members(self, batch: ChainBatch, o: Observed, row: int, what: int) -> list[int]:
+        """The distinct events of the logs (0) or calls (1) of the span at `row`, in order."""
+        out: list[int] = []
+        child = int(o.last[row])
+        while child >= 0:
+            if (batch.kind[child] == 0) == (what == 0):
+                out.append(int(batch.event[child]))
+            child = int(o.sibling[child])
+        return list(dict.fromkeys(reversed(out)))[:MEMBERS_MAX]
+
+    def _keep_examples(self, batch: ChainBatch, o: Observed, surprise: F32, slot: I32) -> None:
+        """Keeps the events of the first unusual variant of each element in an epoch."""
+        at = np.flatnonzero(surprise.ravel() > self.config.hit)
+        now = self.windows.boundary_ns
+        for k in at.tolist():
+            s = int(slot.ravel()[k])
+            if self.examples.get(s, (NONE, []))[0] != now:
+                self.examples[s] = (now, self._members(batch, o, k // 2, k % 2))
+
+    def _usual(self, slot: int) -> list[int]:
+        """The events of the element's most frequent variant."""
+        best, row = NONE, int(self.slots["first"][slot])
+        while row >= 0:
+            if best == NONE or self.rows["count"][row] > self.rows["count"][best]:
+                best = row
+            row = int(self.rows["following"][row])
+        return [e for e in self.members[best].tolist() if e != NONE] if best != NONE else []
+
+    def _kind(self, slot: int, members: list[int], what: int, broken: bool) -> Kind:
+        """What is unusual about a variant."""
+        if what == 1:
+            known = {e for row in self._variants(slot) for e in self.members[row].tolist()}
+            return Kind.UNUSUAL_CALLS if set(members) <= known else Kind.UNSEEN_CALL
+        if broken:
+            return Kind.ERROR
+        return Kind.MISSING_LOG if set(members) < set(self._usual(slot)) else Kind.UNUSUAL_LOG
+
+    def _variants(self, slot: int) -> list[int]:
+        rows, row = [], int(self.slots["first"][slot])
+        while row >= 0:
+            rows.append(row)
+            row = int(self.rows["following"][row])
+        return rows
+
+    def _chain_findings(self, batch: ChainBatch, o: Observed, surprise: F32, slot: I32) -> Findings:
+        at = np.flatnonzero(surprise.ravel() >= self.config.chain_surprise)
+        if not at.size:
+            return no_findings()
+        out = no_findings(at.size)
+        rows = at // 2
+        out["chain"] = np.searchsorted(batch.offsets, rows, side="right") - 1
+        out["level"] = Level.OPERATION
+        out["event"] = batch.event[rows]
+        out["service"] = self.symbols.events.column("service")[batch.event[rows]]
+        out["p"] = np.exp(-surprise.ravel()[at].astype(np.float64))
+        for i, k in enumerate(at.tolist()):
+            s, what = int(slot.ravel()[k]), k % 2
+            broken = what == 0 and bool(o.logs[k // 2] & np.uint64(1))
+            out["kind"][i] = self._kind(s, self._members(batch, o, k // 2, what), what, broken)
+            out["detail"][i] = s
+        return out
+
+    def advance(self, now_ns: int) -> Findings:
+        w = self.windows
+        exponent = w.judge(now_ns, self.config.hold)
+        slots: I64 = np.flatnonzero(exponent >= self.config.report)
+        rows = no_findings(slots.size)
+        for i, slot in enumerate(slots.tolist()):
+            key = int(w.key[slot])
+            rows["service"][i] = w.near[slot]
+            if key & KIND:
+                rows["level"][i] = Level.SERVICE
+                rows["kind"][i] = Kind.ERROR if key & KIND == BLAMED else Kind.UNUSUAL_LOG
+            else:
+                members = self.examples.get(slot, (0, []))[1]
+                rows["level"][i] = Level.OPERATION
+                rows["event"][i] = (key - 1) // 2
+                rows["kind"][i] = self._kind(slot, members, (key - 1) % 2, self._error(members))
+            count = max(int(w.counts[slot].sum()), 1)
+            rows["actual"][i] = w.hits[slot].sum() / count
+            rows["detail"][i] = slot
+        rows["p"] = np.maximum(np.exp(-exponent[slots].astype(np.float64)), P_MIN)
+        w.turn(now_ns)
+        oldest = now_ns - w.columns * w.epoch_ns
+        self.examples = {slot: kept for slot, kept in self.examples.items() if kept[0] >= oldest}
+        return rows
+
+    def _error(self, members: list[int]) -> bool:
+        return any(re.search(r"\bERROR\b", self.symbols.events.text[e]) for e in members)
+
+    def learn(self, batch: ChainBatch, normal: Bool) -> None:
+        o, w = self._observe(batch), self.windows
+        spans = np.flatnonzero(batch.kind > 0)
+        keys = (2 * batch.event[spans].astype(np.uint64))[:, None] + np.array([1, 2], np.uint64)
+        slot = np.full((batch.records, 2), NONE, np.int32)
+        found = np.empty(keys.size, np.int32)
+        if w.find(keys.ravel(), found):
+            self._new_slots(batch.event[spans])
+            w.find(keys.ravel(), found)
+        slot[spans] = found.reshape(-1, 2)
+        s, v = self.slots, self.rows
+        touched = np.zeros(w.size, np.bool_)
+        new_row = np.empty((batch.records, 2), np.int32)
+        self.rows_used = kernel.learn(
+            *(batch.offsets, batch.event, batch.kind, o.logs, o.calls, normal, batch.closed_ns, w.alarmed_ns),
+            *(s["audited_ns"], w.epoch_ns, slot, self.variant_keys, self.variant_rows, v["count"], s["first"]),
+            *(v["following"], s["distinct"], s["seen"], s["excess"], self.novelty, NOVELTY_KEPT, touched),
+            *(self.rows_used, v["count"].size, new_row),
+        )
+        for k in np.flatnonzero(new_row.ravel() >= 0).tolist():
+            members = self._members(batch, o, k // 2, k % 2)
+            self.members[new_row.ravel()[k], : len(members)] = members
+        self._grow_rows()
+        rate = (self.novelty[0] + 1.0) / (self.novelty[1] + 50.0)
+        kernel.refresh(
+            *(np.flatnonzero(touched), s["first"], v["following"], v["count"], s["seen"], s["excess"], rate),
+            *(self.config.shrink, v["nats"], s["new_nats"]),
+        )
+
+    def _new_slots(self, events: I32) -> None:
+        """Slots for the logs and calls of operations never learned before, and for the pools of their services."""
+        w = self.windows
+        _, first = np.unique(events, return_index=True)
+        for i in np.sort(first).tolist():
+            event = int(events[i])
+            service = int(self.symbols.events.column("service")[event])
+            for pool, kind in enumerate((WITHIN, BLAMED)):
+                if self.pools[pool, service] < 0:
+                    self.pools[pool, service] = self._add(kind | service, service)
+            known = np.empty(2, np.int32)
+            w.find(np.array([2 * event + 1, 2 * event + 2], np.uint64), known)
+            if known[0] < 0:
+                self._add(2 * event + 1, service)
+                self._add(2 * event + 2, service)
+
+    def _add(self, key: int, service: int) -> int:
+        slot = self.windows.add(key, service, NONE)
+        size = self.windows.size
+        for name, array in self.slots.items():
+            if array.size < size:
+                self.slots[name] = np.concatenate([array, np.zeros(size - array.size, array.dtype)])
+        if slot >= 0:
+            self.slots["first"][slot] = NONE
+            self.slots["audited_ns"][slot] = np.iinfo(np.int64).min // 2
+        return slot
+
+    def _grow_rows(self) -> None:
+        """Keeps room for as many new variants again, and the table at most a quarter full."""
+        size = self.rows["count"].size
+        while 2 * self.rows_used > size and size < self.config.variants_max:
+            for name, array in self.rows.items():
+                self.rows[name] = np.concatenate([array, np.zeros_like(array)])
+            self.members = np.concatenate([self.members, np.full_like(self.members, NONE)])
+            size *= 2
+        while 4 * size > self.variant_keys.size:
+            keys, values = self.variant_keys, self.variant_rows
+            self.variant_keys, self.variant_rows = np.zeros(2 * keys.size, np.uint64), np.zeros(2 * keys.size, np.int32)
+            move(keys, values, self.variant_keys, self.variant_rows)
+
+    def evidence(self, finding: np.void) -> dict[str, Any]:
+        slot = int(finding["detail"])
+        text = self.symbols.events.text
+        usual, seen = self._usual(slot), self.examples.get(slot, (0, []))[1]
+        out: dict[str, Any] = {"history": int(self.slots["seen"][slot])}
+        if finding["kind"] == Kind.MISSING_LOG:
+            missing = [e for e in usual if e not in seen]
+            if missing:
+                out["template"] = text[missing[0]]
+        else:
+            new = [e for e in seen if e not in usual]
+            if new:
+                out["template"] = text[new[0]]
+        return out
+
+    def describe_state(self) -> str | None:
+        """Why nothing can be unusual yet; None when it is at work."""
+        if self.windows.used:
+            return None
+        return "no chain has waited out its quarantine yet, so nothing is known about what operations write and call"
+
+    def snapshot(self) -> dict[str, Any]:
+        used = self.windows.used
+        return {
+            "version": 1,
+            "windows": self.windows.snapshot(),
+            "slots": {name: array[:used].copy() for name, array in self.slots.items()},
+            "rows": {name: array[: self.rows_used].copy() for name, array in self.rows.items()},
+            "members": self.members[: self.rows_used].copy(),
+            "variant_keys": self.variant_keys.copy(),
+            "variant_rows": self.variant_rows.copy(),
+            "novelty": self.novelty.copy(),
+            "examples": [[slot, since, list(events)] for slot, (since, events) in self.examples.items()],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.windows.restore(state["windows"])
+        used, size = self.windows.used, self.windows.size
+        for name, array in state["slots"].items():
+            self.slots[name] = np.zeros(size, array.dtype)
+            self.slots[name][:used] = array
+        self.rows_used = int(state["rows"]["count"].size)
+        size = 64
+        while size < 2 * self.rows_used:
+            size *= 2
+        for name, array in state["rows"].items():
+            self.rows[name] = np.zeros(size, array.dtype)
+            self.rows[name][: self.rows_used] = array
+        self.members = np.full((size, MEMBERS_MAX), NONE, np.int32)
+        self.members[: self.rows_used] = state["members"]
+        self.variant_keys = np.array(state["variant_keys"], np.uint64)
+        self.variant_rows = np.array(state["variant_rows"], np.int32)
+        self.novelty = np.array(state["novelty"])
+        self.examples = {int(slot): (int(since), list(events)) for slot, since, events in state["examples"]}
+        self.pools[:] = NONE
+        for slot, key in enumerate(self.windows.key[:used].astype(np.int64).tolist()):
+            if key & KIND:
+                self.pools[0 if key & KIND == WITHIN else 1, key & ~KIND] = slot
+
+
+SLOTS = {
+    "first": np.int32,
+    "distinct": np.int32,
+    "seen": np.float32,
+    "excess": np.float32,
+    "new_nats": np.float32,
+    "audited_ns": np.int64,
+}
+ROWS = {"count": np.float32, "following": np.int32, "nats": np.float32}
