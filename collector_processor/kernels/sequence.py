@@ -27,16 +27,53 @@ def bucket(count):
 
 
 @njit(cache=True, nogil=True)
-def collapse(events, companions):
+def steps(event, parent, enters, asks):
+    """Module entries of one chain: (event, entry above it or -1, client span that called it or -1, unanswered calls).
+
+    `parent` holds rows of the same chain, -1 at the top; `asks`: the span is a client or producer. An unanswered call
+    is the event of an asking span from which no module was entered.
+    """
+    n = event.size
+    above = np.full(n, -1, np.int32)  # the row of the nearest entry at or above each row
+    answered = np.zeros(n, np.bool_)
+    found = 0
+    for r in range(n):
+        p = parent[r]
+        above[r] = r if enters[r] else (above[p] if 0 <= p < r else -1)
+        if enters[r]:
+            found += 1
+            if 0 <= p < n:
+                answered[p] = True
+    out = np.empty((3, found), np.int32)
+    silent = np.empty(n, np.int32)
+    quiet = 0
+    k = 0
+    for r in range(n):
+        p = parent[r]
+        if enters[r]:
+            inside = 0 <= p < r
+            out[0, k] = event[r]
+            out[1, k] = event[above[p]] if inside and above[p] >= 0 else -1
+            out[2, k] = event[p] if inside and asks[p] else -1
+            k += 1
+        if asks[r] and not answered[r]:
+            silent[quiet] = event[r]
+            quiet += 1
+    return out[0], out[1], out[2], silent[:quiet]
+
+
+@njit(cache=True, nogil=True)
+def collapse(events, callers, clients):
     """Removes, in place, every direct repetition of a run of up to REPEAT_MAX events (`a b c b c b c d` -> `a b c d`).
 
-    `companions` moves along with `events`. Returns the new length. One pass suffices: what is left after a removal is a
-    state that was free of repetitions before.
+    `callers` and `clients` move along with `events`. Returns the new length. One pass suffices: what is left after a
+    removal is a state that was free of repetitions before.
     """
     n = 0
     for i in range(events.size):
         events[n] = events[i]
-        companions[n] = companions[i]
+        callers[n] = callers[i]
+        clients[n] = clients[i]
         n += 1
         for run in range(1, min(REPEAT_MAX, n // 2) + 1):
             same = True
@@ -140,7 +177,7 @@ def known_values(rows, outcome, warm, flow, good, bad, ratio, mass, total, seen,
 
 @njit(cache=True, nogil=True)
 def learn_rows(
-    rows, normal, outcome, times, flow, good, bad, ratio, first, last, mass, total, recent, fresh, late, memory, oddity,
+    rows, normal, outcome, times, flow, good, bad, ratio, last, mass, total, recent, fresh, late, memory, oddity,
     oddities, start, length, transition, transition_count, origin, origin_count, bad_max,
 ):  # fmt: skip
     """Counts chains in order. A path's first normal chain makes it known and leaves its surprise in `oddity`."""
@@ -149,8 +186,6 @@ def learn_rows(
         f = flow[row]
         if outcome[c] == EVICTED:
             continue
-        if first[row] == 0:
-            first[row] = times[c]
         last[row] = max(last[row], times[c])
         if not normal[c]:
             bad[row] = min(bad_max, bad[row] + 1.0)

@@ -41,6 +41,8 @@ from detectors.protocol import Scores
 P_MIN = 1e-15
 GAP = math.log(0.01)  # what each further gap costs a known path as the explanation of a broken-off one
 WINDOW_P = 1e-4  # a window is a finding below this
+RECURRED_MAX = 5  # chains of one new path that teach how often new paths come again
+CAME_MAX = 200.0  # chains on new paths over which that is averaged
 BAD_MAX = 1000.0  # anomalous chains remembered per path: more would make a correction too slow
 FORGET_SLICES = 2016.0  # slices (a week at the default) over which path counts fade
 FLOW_DETAIL = 1 << 40  # added to a flow id in `detail` when the finding is about the flow's own rate
@@ -76,15 +78,22 @@ class ChainSequence:
         self.tenant_rootless = np.zeros(1024)
         self.share = np.zeros(0)
         self.slice_index = NONE  # of the last `advance`
+        self.recurred, self.came = (
+            3.0,
+            10.0,
+        )  # chains on paths new in their slice: after the first one, and all; a guess
         self.judged: dict[tuple[int, int], Judgement] = {}
         self.learned_at = 0.0  # chains of all flows when `judged` was last emptied
 
     # scoring
 
     def score(self, batch: ChainBatch) -> Scores:
-        paths = self.paths
+        paths, known = self.paths, self.paths.size
         rows = paths.rows(batch)
         self.flows.reserve(len(self.symbols.flows))
+        if paths.size > known:
+            grown_up = self.flows.column["total"][paths.view("flow")[known:]] >= self.config.learn_chains_min
+            paths.view("novel")[known:] = grown_up
         value, state = np.empty(rows.size), np.empty(rows.size, np.uint8)
         column, flow = paths.column, self.flows.column
         kernels.known_values(
@@ -199,8 +208,9 @@ class ChainSequence:
             if best is None or rank > best:
                 best, choice = rank, (other, at, step, after, share)
         other, at, step, after, share = choice
-        caller, by_client = self.paths.caller_of(other, at)
-        silent = caller == NONE or late or by_client or not bool((self.paths.operations(row) == caller).any())
+        caller, client = self.paths.caller_of(other, at)
+        asked = client != NONE and client in self.paths.unanswered.get(row, ())
+        silent = caller == NONE or late or asked or not bool((self.paths.operations(row) == caller).any())
         return Judgement(
             Kind.INTERRUPTED_SEQUENCE, p, other=other, share=share, step=step, after=after,
             subject=step if silent else caller, caller=self._service(caller) if silent else NONE,
@@ -259,6 +269,12 @@ class ChainSequence:
     def _end_slice(self, now_ns: int) -> None:
         """Learns from the slice that ended at `now_ns`."""
         self.distribution.end_slice(now_ns, self.share, self.paths.view("flow"))
+        came = self.paths.view("novel") & (self.paths.view("first_ns") > now_ns - self.distribution.slice_ns)
+        counts = np.minimum(self.distribution.rows.sum_long[: came.size][came], RECURRED_MAX)
+        self.recurred += float(np.maximum(counts - 1, 0).sum())
+        self.came += float(counts.sum())
+        fade = min(1.0, CAME_MAX / self.came)
+        self.recurred, self.came = self.recurred * fade, self.came * fade
 
     def _enter_slice(self, now_ns: int) -> None:
         """When another slice has begun: forgets a little, and sets what is expected in it."""
@@ -286,7 +302,10 @@ class ChainSequence:
         self.learned_at = float(self.flows.column["total"].sum())
 
     def _repeated(self) -> Findings:
-        """New and broken-off paths seen `repeat_min` times within the last slice, summed per flow, kind and subject."""
+        """New and broken-off paths seen `repeat_min` times within the last slice, summed per flow, kind and subject.
+
+        p: that many different ones by chance, times that they came again so often (geometric, from earlier new paths).
+        """
         counts = self.distribution.rows.sum_long[: self.paths.size]
         good, bad, flow = (self.paths.view(name) for name in ("good", "bad", "flow"))
         warm = self.flows.column["total"][flow] >= self.config.learn_chains_min
@@ -304,7 +323,8 @@ class ChainSequence:
             _, row, judgement = max(found, key=lambda entry: (entry[0], -entry[1]))
             chains = float(self.distribution.flows.sum_long[of_flow])
             self._fill(findings[i : i + 1], row, judgement)
-            findings["p"][i] = min(judgement.p, repeat_tail(count, chains * judgement.p))
+            again = (self.recurred / self.came) ** (count - len(found))
+            findings["p"][i] = max(P_MIN, repeat_tail(len(found), chains * judgement.p) * again)
             findings["expected"][i], findings["actual"][i] = chains * judgement.p, count
             findings["detail"][i] = row * 8 + kernels.NEW
         return findings
@@ -381,7 +401,7 @@ class ChainSequence:
         known = int((paths.view("good") > 0).sum())
         kernels.learn_rows(
             rows, np.ascontiguousarray(normal, np.bool_), batch.outcome, batch.closed_ns, column["flow"],
-            column["good"], column["bad"], column["ratio"], column["first_ns"], column["last_ns"], flow["mass"],
+            column["good"], column["bad"], column["ratio"], column["last_ns"], flow["mass"],
             flow["total"], flow["recent"], flow["fresh"], flow["late"], MEMORY, flow["oddity"], flow["oddities"],
             paths.transition_start, paths.transition_length, paths.transition, paths.transition_count, paths.origin,
             paths.origin_count, BAD_MAX,
@@ -511,6 +531,8 @@ class ChainSequence:
             "learned_at": self.learned_at,
             "share": self.share.copy(),
             "slice_index": self.slice_index,
+            "recurred": self.recurred,
+            "came": self.came,
             "judged": np.array([[*key, *astuple(j)] for key, j in self.judged.items()]).reshape(-1, 10),
         }
 
@@ -525,6 +547,7 @@ class ChainSequence:
         self.learned_at = float(state["learned_at"])
         self.share = np.array(state["share"], np.float64)
         self.slice_index = int(state["slice_index"])
+        self.recurred, self.came = float(state["recurred"]), float(state["came"])
         self.judged = {
             (int(row), int(flags)): Judgement(int(kind), p, int(other), share, *(int(event) for event in events))
             for row, flags, kind, p, other, share, *events in np.asarray(state["judged"]).tolist()

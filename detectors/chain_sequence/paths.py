@@ -21,7 +21,7 @@ START, END = -2, -3  # ends of a path, as pseudo-operations of its transitions
 COLUMNS = {
     "flow": np.int32, "key": np.uint64, "signature": np.uint64, "start": np.int64, "length": np.int64,
     "good": np.float64, "bad": np.float64, "ratio": np.float64, "first_ns": np.int64, "last_ns": np.int64,
-    "seen": np.int64,
+    "seen": np.int64, "novel": np.bool_,
 }  # fmt: skip
 
 
@@ -37,7 +37,8 @@ class PathTable:
     """Rows of canonical paths and their transitions; see the columns above.
 
     `good` and `bad` count chains that were normal and that were judged anomalous; `ratio` is the share of the row at
-    this time of the week over its share overall; `seen` counts the chains scored since it was last taken.
+    this time of the week over its share overall; `seen` counts the chains scored since it was last taken;
+    `novel`: it first came when its flow was no longer young.
     """
 
     def __init__(self, symbols: Symbols, rows_max: int, length_max: int) -> None:
@@ -51,9 +52,9 @@ class PathTable:
         self.ids: dict[int, int] = {}
         self.rows_of_flow: dict[int, list[int]] = {}
         self.pool = np.zeros(1024, np.int32)
-        self.callers = np.zeros(
-            1024, np.int32
-        )  # the event that called it, NONE at the top; NONE - 1 - event: a client span
+        self.callers = np.zeros(1024, np.int32)  # the module entry that it was called from, NONE at the top
+        self.clients = np.zeros(1024, np.int32)  # the client or producer span that called it, NONE when there was none
+        self.unanswered: dict[int, tuple[int, ...]] = {}  # calls of the row's first chain that no module was entered by
         self.used = 0
         self.transitions: dict[tuple[int, int, int], int] = {}
         self.origins: dict[tuple[int, int], int] = {}
@@ -74,10 +75,10 @@ class PathTable:
         start = self.column["start"][row]
         return self.pool[start : start + self.column["length"][row]]
 
-    def caller_of(self, row: int, position: int) -> tuple[int, bool]:
-        """The event that called the operation at `position` (NONE at the top), and whether that is a client span."""
-        code = int(self.callers[self.column["start"][row] + position])
-        return (code, False) if code >= NONE else (NONE - 1 - code, True)
+    def caller_of(self, row: int, position: int) -> tuple[int, int]:
+        """What called the operation at `position`: the module entry above it, and its client span; NONE without one."""
+        at = self.column["start"][row] + position
+        return int(self.callers[at]), int(self.clients[at])
 
     def rows(self, batch: ChainBatch) -> I32:
         """int32[n]: the row of each chain; new paths are added in the order of the batch."""
@@ -95,21 +96,22 @@ class PathTable:
         if known >= 0:
             return known
         lo, hi = int(batch.offsets[chain]), int(batch.offsets[chain + 1])
-        spans = lo + np.flatnonzero(batch.kind[lo:hi] > 0)
-        events = batch.event[spans].astype(np.int32)
-        parent = batch.parent[spans]
-        callers = np.where(parent >= 0, batch.event[parent], NONE).astype(np.int32)
-        asked = (parent >= 0) & ((batch.kind[parent] == CLIENT) | (batch.kind[parent] == PRODUCER))
-        callers[asked] = NONE - 1 - callers[asked]
-        length = min(self.length_max, kernels.collapse(events, callers))
-        row = self.add(int(batch.flow[chain]), events[:length], callers[:length])
+        parent = np.where(batch.parent[lo:hi] >= 0, batch.parent[lo:hi] - lo, NONE)
+        asks = (batch.kind[lo:hi] == CLIENT) | (batch.kind[lo:hi] == PRODUCER)
+        events, callers, clients, silent = kernels.steps(batch.event[lo:hi], parent, batch.enters[lo:hi], asks)
+        length = min(self.length_max, kernels.collapse(events, callers, clients))
+        row = self.add(int(batch.flow[chain]), events[:length], callers[:length], clients[:length])
+        if self.column["first_ns"][row] == 0:
+            self.column["first_ns"][row] = batch.closed_ns[chain]
+        if silent.size and row not in self.unanswered:
+            self.unanswered[row] = tuple(np.unique(silent).tolist())
         if path:
             self.of_path[path] = row
         else:
             self.of_sequence[int(batch.sequence[chain])] = row
         return row
 
-    def add(self, flow: int, events: I32, callers: I32) -> int:
+    def add(self, flow: int, events: I32, callers: I32, clients: I32) -> int:
         """The row of this canonical path, added when new."""
         hashes = self.symbols.events.hash[events]
         key = content_hash(int(self.symbols.flows.hash[flow]), hashes.tobytes())
@@ -122,8 +124,10 @@ class PathTable:
             self.column[name] = grown(self.column[name], self.size)
         self.pool = grown(self.pool, self.used + events.size)
         self.callers = grown(self.callers, self.used + events.size)
+        self.clients = grown(self.clients, self.used + events.size)
         self.pool[self.used : self.used + events.size] = events
         self.callers[self.used : self.used + events.size] = callers
+        self.clients[self.used : self.used + events.size] = clients
         column = self.column
         column["flow"][row] = flow
         column["key"][row] = key
@@ -218,6 +222,8 @@ class PathTable:
             "columns": {name: self.view(name).copy() for name in self.column},
             "pool": self.pool[: self.used].copy(),
             "callers": self.callers[: self.used].copy(),
+            "clients": self.clients[: self.used].copy(),
+            "unanswered": np.array([(row, e) for row, es in self.unanswered.items() for e in es]).reshape(-1, 2),
             "of_path": self.of_path.copy(),
             "sequence_key": np.fromiter(self.of_sequence.keys(), np.uint64, len(self.of_sequence)),
             "sequence_row": np.fromiter(self.of_sequence.values(), np.int32, len(self.of_sequence)),
@@ -232,10 +238,14 @@ class PathTable:
         kept = np.asarray(state.get("kept", np.arange(columns["flow"].size)))
         renumbered = np.full(columns["flow"].size + 1, NONE, np.int32)  # the last entry answers for NONE
         for old in kept.tolist():
-            lo, n = int(columns["start"][old]), int(columns["length"][old])
-            row = self.add(int(columns["flow"][old]), state["pool"][lo : lo + n], state["callers"][lo : lo + n])
-            renumbered[old] = row
-        for name in ("good", "bad", "ratio", "first_ns", "last_ns", "seen"):
+            part = slice(int(columns["start"][old]), int(columns["start"][old] + columns["length"][old]))
+            steps = (np.asarray(state[name][part], np.int32) for name in ("pool", "callers", "clients"))
+            renumbered[old] = self.add(int(columns["flow"][old]), *steps)
+        for old, event in np.asarray(state["unanswered"], np.int64).tolist():
+            row = int(renumbered[old])
+            if row >= 0:
+                self.unanswered[row] = (*self.unanswered.get(row, ()), event)
+        for name in ("good", "bad", "ratio", "first_ns", "last_ns", "seen", "novel"):
             self.view(name)[:] = columns[name][kept]
         self.of_path = renumbered[np.asarray(state["of_path"], np.int64)].astype(np.int32)
         moved = renumbered[np.asarray(state["sequence_row"], np.int64)].tolist()
