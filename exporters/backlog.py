@@ -2,9 +2,9 @@
 
 How it works. Both kinds keep items in order and give the oldest first; an item leaves when it was delivered. On disk
 an item is a row; SQLite's write-ahead log makes each step atomic, so a kill at any point leaves the step before or the
-step after. A delivered row leaves its key behind until `settle` was called three times more: the runtime calls it
-before each checkpoint, keeps two, and after a crash gives again what came after the one it restored; an item given
-again is known by its key and not sent again. A file that is damaged is moved aside, not trusted.
+step after. A delivered row leaves its key behind for two checkpoints: after a crash the runtime gives again what came
+after the older of the two that it keeps, and an item given again is known by its key and not sent again. A file that is
+damaged is moved aside, not trusted.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-SETTLED_KEPT = 3  # calls of `settle` that a delivered key outlives: the checkpoint being written, and the two kept
-DELIVERED_MAX = 100_000  # delivered keys remembered when nobody calls `settle`
+CHECKPOINTS = 2  # that a delivered key outlives: those that may be restored, for it may be younger than the first
+DELIVERED_MAX = 100_000  # delivered keys remembered when there are no checkpoints
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS item (seq INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT, payload BLOB, settled INTEGER);
+CREATE TABLE IF NOT EXISTS item (seq INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT, payload BLOB, checkpoints INTEGER);
 CREATE UNIQUE INDEX IF NOT EXISTS item_key ON item (key) WHERE key != '';
 CREATE INDEX IF NOT EXISTS item_waiting ON item (seq) WHERE payload IS NOT NULL;
 CREATE INDEX IF NOT EXISTS item_delivered ON item (seq) WHERE payload IS NULL;
@@ -29,11 +29,12 @@ CREATE INDEX IF NOT EXISTS item_delivered ON item (seq) WHERE payload IS NULL;
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One thing to deliver. `key` is its content hash, empty when nobody may ask; `size` is in bytes."""
+    """One thing to deliver."""
 
     payload: Any
-    size: int
-    key: str = ""
+    size: int  # bytes
+    key: str = ""  # content hash; empty when the same thing may be sent twice
+    number: int = 1  # how many verdicts or incidents it holds; on disk always 1
 
 
 class Backlog(Protocol):
@@ -105,6 +106,8 @@ class DiskBacklog:
             rows, self.size = self._db.execute(waiting).fetchone()
             self._waiting = int(rows)
             self._delivered = self._count_delivered()
+            # Items are given in the same order again: all that is here has been given once a new one is added.
+            self._caught_up = self._delivered == 0
         except sqlite3.Error:
             self._db.close()
             raise
@@ -124,13 +127,14 @@ class DiskBacklog:
     def append(self, items: Sequence[Item]) -> None:
         """Keeps those whose key is not known."""
         added = size = 0
-        insert = "INSERT OR IGNORE INTO item (key, payload, settled) VALUES (?, ?, 0)"
+        insert = "INSERT OR IGNORE INTO item (key, payload, checkpoints) VALUES (?, ?, 0)"
         with self._db:
             self._db.execute("BEGIN")
             for item in items:
                 new = self._db.execute(insert, (item.key, item.payload)).rowcount
                 added, size = added + new, size + new * item.size
         self._waiting, self.size = self._waiting + added, self.size + size
+        self._caught_up = self._caught_up or added > 0
 
     def oldest(self, items_max: int, bytes_max: int) -> list[Item]:
         rows = self._db.execute(
@@ -158,15 +162,20 @@ class DiskBacklog:
         self._waiting, self.size = self._waiting - number, self.size - sum(size for _, size in dropped)
         self._delivered = delivered
 
-    def settle(self) -> None:
-        """Before a checkpoint: what is kept is then safe against a power cut too, and old keys are forgotten."""
+    def sync(self) -> None:
+        """Makes what is kept safe against a power cut too."""
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def checkpointed(self) -> None:
+        """Forgets the keys that nobody will give again."""
+        if not self._caught_up:
+            return
         with self._db:
             self._db.execute("BEGIN")
-            self._db.execute(f"DELETE FROM item WHERE payload IS NULL AND settled >= {SETTLED_KEPT}")
-            self._db.execute("UPDATE item SET settled = settled + 1 WHERE payload IS NULL")
+            self._db.execute(f"DELETE FROM item WHERE payload IS NULL AND checkpoints >= {CHECKPOINTS}")
+            self._db.execute("UPDATE item SET checkpoints = checkpoints + 1 WHERE payload IS NULL")
             delivered = self._count_delivered()
         self._delivered = delivered
-        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def close(self) -> None:
         self._db.close()

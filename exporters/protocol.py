@@ -4,8 +4,8 @@ How it works. The engine's thread calls `export` after every batch and at every 
 blocks: an exporter that sends puts what it has into its own bounded queue (`exporters/queue.py`) and counts what does
 not fit. Before a checkpoint is written the runtime calls `flush`: what an exporter was given before must then be
 delivered or on disk, for after a crash the journal is replayed from the checkpoint only. Whatever was given after it is
-given again; verdict and incident ids are content hashes, so every exporter can tell. After a restart the runtime gives
-each open incident once more, with state `updated`.
+given again; verdict and incident ids are content hashes, so an exporter can tell, and `checkpointed` tells it which ids
+it may forget. After a restart the runtime gives each open incident once more, with state `updated`.
 """
 
 from __future__ import annotations
@@ -33,6 +33,10 @@ class Exporter(Protocol):
 
     def flush(self, deadline_s: float) -> bool:
         """True once all that was given so far is delivered or on disk; False when `deadline_s` was too short."""
+        ...
+
+    def checkpointed(self) -> None:
+        """The checkpoint that the last `flush` was for is kept, beside the one before it; older ones are gone."""
         ...
 
     def shutdown(self, deadline_s: float) -> None:

@@ -108,21 +108,26 @@ class WorkerQueue:
                     self._inbox.append([item])
                     self._put += 1
                 else:
-                    dropped += 1
+                    dropped += item.number
             stopped = self._stop_at is not None
             self._wake()
-        if dropped:
-            self._drop("shutdown" if stopped else "queue_full", dropped)
+        self._drop("shutdown" if stopped else "queue_full", dropped)
         self._measure()
 
     def flush(self, deadline_s: float) -> bool:
         """True once what was put before is on disk, or without a disk: delivered or given up."""
         end = time.monotonic() + deadline_s
-        if self._disk is not None and not self._settle(deadline_s):
-            return False
+        if self._disk is not None:
+            self._persist(deadline_s)
+            if not self._on_disk(DiskBacklog.sync, deadline_s):
+                return False
         with self._changed:
             put = self._put
             return self._changed.wait_for(lambda: self._done >= put, max(end - time.monotonic(), 0))
+
+    def checkpointed(self) -> None:
+        """Tells the disk which keys it may forget; a disk that is busy or broken forgets them another time."""
+        self._on_disk(DiskBacklog.checkpointed, 1.0)
 
     def shutdown(self, deadline_s: float) -> None:
         """Delivers until empty or `deadline_s` is over; then what is not on disk is counted as dropped."""
@@ -137,11 +142,10 @@ class WorkerQueue:
         self._persist(1.0)
         with self._changed:
             self._abandoned = True
-            left = len(self._inbox)
-            self._inbox.drop_oldest(left)
-            self._done += left
-        if left:
-            self._drop("shutdown", left)
+            left = self._inbox.oldest(len(self._inbox), self._inbox.size)
+            self._inbox.drop_oldest(len(left))
+            self._done += len(left)
+        self._drop("shutdown", _number(left))
         if self._disk is not None and self._disk_lock.acquire(timeout=1):
             with contextlib.suppress(sqlite3.Error):
                 self._disk.close()
@@ -203,20 +207,21 @@ class WorkerQueue:
             self._retry(later.reason, later.after_s)
             return
         except Refused as refused:
-            self._drop(refused.reason, len(batch))
+            self._drop(refused.reason, _number(batch))
         except Exception:
             log.exception("exporter failed on a batch and goes on without it", exporter=self.name, items=len(batch))
-            self._drop("error", len(batch))
+            self._drop("error", _number(batch))
         else:
-            self._meter.count("exporter_sent_total", len(batch) - rejected, exporter=self.name)
-            if rejected:
-                self._drop("rejected", rejected)
+            self._meter.count("exporter_sent_total", _number(batch) - rejected, exporter=self.name)
+            self._drop("rejected", rejected)
         try:
             self._forget(source, len(batch))
         except sqlite3.Error as error:
             log.warning("exporter cannot note on disk what was delivered", exporter=self.name, error=str(error))
             self._retry("disk", 0)
             return
+        if self._failures:
+            log.info("exporter delivers again", exporter=self.name, failures=self._failures)
         self._failures = 0
         self._measure()
 
@@ -250,6 +255,8 @@ class WorkerQueue:
         config = self._config
         wait = min(config.retry_initial_s * 2 ** min(self._failures, 30), config.retry_max_s)
         wait *= self._jitter.uniform(0.5, 1.0)
+        if self._failures == 0:
+            log.warning("exporter cannot deliver and tries again", exporter=self.name, reason=reason)
         self._failures += 1
         self._try_at = time.monotonic() + max(wait, min(after_s, RETRY_AFTER_MAX_S))
         self._meter.count("exporter_retries_total", exporter=self.name, reason=reason)
@@ -283,25 +290,29 @@ class WorkerQueue:
             return
         finally:
             self._disk_lock.release()
-        if kept < len(items):
-            self._drop("queue_full", len(items) - kept)
+        self._drop("queue_full", _number(items[kept:]))
 
-    def _settle(self, deadline_s: float) -> bool:
-        self._persist(deadline_s)
-        if not self._disk_lock.acquire(timeout=deadline_s):
+    def _on_disk(self, step: Callable[[DiskBacklog], None], timeout_s: float) -> bool:
+        """Does `step` on the disk, if there is one; whether it was done."""
+        if not self._disk_lock.acquire(timeout=timeout_s):
             return False
         try:
             if self._disk is not None:
-                self._disk.settle()
+                step(self._disk)
         except sqlite3.Error as error:
-            log.warning("exporter cannot settle its queue on disk", exporter=self.name, error=str(error))
+            log.warning("exporter cannot write to its queue on disk", exporter=self.name, error=str(error))
             return False
         finally:
             self._disk_lock.release()
         return True
 
     def _drop(self, reason: str, number: int) -> None:
-        self._meter.count("exporter_dropped_total", number, exporter=self.name, reason=reason)
+        if number:
+            self._meter.count("exporter_dropped_total", number, exporter=self.name, reason=reason)
 
     def _measure(self) -> None:
         self._meter.set("exporter_queue_length", len(self), exporter=self.name)
+
+
+def _number(items: Sequence[Item]) -> int:
+    return sum(item.number for item in items)

@@ -19,8 +19,8 @@ import numpy as np
 from prometheus_client import MetricsHandler
 
 from collector_processor.config import PrometheusConfig
-from collector_processor.model import I64, NONE, U64, ChainBatch, Incident, Kind, Outcome, Symbols, VerdictBatch
-from collector_processor.rows import category_of, findings_of, name_of, severity_of, subject_record
+from collector_processor.model import I64, NONE, U64, ChainBatch, Incident, Outcome, Symbols, VerdictBatch
+from collector_processor.rows import category_of, kind_of, severity_of, subject_record
 from exporters.prometheus.telemetry import Sightings, Telemetry
 
 OUTCOMES = tuple(outcome.name.lower() for outcome in Outcome)
@@ -51,7 +51,7 @@ class PrometheusExporter:
         handler = type("Handler", (_Handler,), {"registry": self._telemetry.registry})
         self._server = _Server((self._config.host, self._config.port), handler)
         self.address = (self._config.host, self._server.server_address[1])
-        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="metrics", daemon=True)
         self._thread.start()
 
     def export(self, verdicts: VerdictBatch, incidents: list[Incident]) -> None:
@@ -68,6 +68,9 @@ class PrometheusExporter:
     def flush(self, deadline_s: float) -> bool:  # noqa: ARG002  # the protocol's
         """Always True: metrics live in memory and start at 0 in each process."""
         return True
+
+    def checkpointed(self) -> None:
+        """Nothing here is given twice."""
 
     def shutdown(self, deadline_s: float) -> None:
         if self._server is None:
@@ -143,13 +146,12 @@ class PrometheusExporter:
 
 def _labels(verdicts: VerdictBatch, chain: int) -> tuple[str, ...]:
     chains = verdicts.chains
-    findings = findings_of(verdicts, chain)
     return (
         chains.symbols.tenants.text[chains.tenant[chain]],
         chains.symbols.flows.text[chains.flow[chain]],
-        name_of(Kind(int(verdicts.findings["kind"][findings[0]]))) if findings.size else "score",
+        kind_of(verdicts, chain),
         severity_of(verdicts, chain),
-        category_of(verdicts, chain) or "none",
+        category_of(verdicts, chain),
     )
 
 

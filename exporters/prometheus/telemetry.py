@@ -21,10 +21,16 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
 from collector_processor.model import F64, I64, U64
-from collector_processor.rows import clean
 from exporters.prometheus.metrics import METRICS, OTHER, PREFIX, Metric
 
 LABEL_MAX = 120  # characters of a label value; longer names that agree so far share a row
+
+
+def label_value(text: str) -> str:
+    """`text` as it may stand in a label: nothing that a terminal or a page obeys, bounded in length, valid UTF-8."""
+    if len(text) <= LABEL_MAX and text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else " " for c in text[:LABEL_MAX])
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +79,8 @@ class Series:
 
         Each step keeps some rows free for the next, so that the coarse rows are there when the fine ones run out.
         """
-        yield self.rows_max * 8 // 10, tuple(clean(label, LABEL_MAX) for label in labels)
-        values = dict(zip(self.metric.labels, (clean(label, LABEL_MAX) for label in labels), strict=True))
+        yield self.rows_max * 8 // 10, tuple(label_value(label) for label in labels)
+        values = dict(zip(self.metric.labels, (label_value(label) for label in labels), strict=True))
         for label in reversed(self.metric.open_labels):
             values[label] = OTHER
             last = label == self.metric.open_labels[0]

@@ -1,0 +1,126 @@
+"""Writes verdicts and incidents as JSON lines into a folder, for `serve` and for `replay`.
+
+How it works. The engine's thread explains the unusual chains and puts them into the queue; the worker makes lines of
+them (and, when asked for, of all the normal chains) and appends. `serve` goes on with the files that are there, each id
+once; `replay` starts afresh and waits when the disk is slower than the engine, for a recording must come out whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from collector_processor.config import FileExportConfig
+from collector_processor.model import Incident, VerdictBatch
+from collector_processor.rows import Rows
+from exporters.backlog import Item
+from exporters.file.jsonl import IncidentFile, VerdictFile
+from exporters.protocol import Meter
+from exporters.queue import RetryLater, WorkerQueue
+
+ROW_BYTES = 4096  # what an explained verdict or an incident takes in memory, roughly
+CHAIN_BYTES = 256  # what a normal chain takes as columns, without its records
+RECORD_BYTES = 64
+
+log = structlog.get_logger(__name__)
+
+
+class FileExporter:
+    """`verdicts.jsonl` and `incidents.jsonl` in `folder`. `fresh` empties them first; `wait` never drops."""
+
+    name = "file"
+
+    def __init__(
+        self,
+        config: FileExportConfig,
+        folder: Path,
+        rows: Rows,
+        meter: Meter,
+        *,
+        fresh: bool = False,
+        wait: bool = False,
+    ) -> None:
+        self._which = config.verdicts
+        self._folder = folder
+        self._rows = rows
+        self._fresh = fresh
+        self._queue = WorkerQueue(self.name, config.queue, meter, self._deliver, batch_items=64, wait_when_full=wait)
+        self._verdicts: VerdictFile | None = None
+        self._incidents: IncidentFile | None = None
+        self._flushed: int | None = None  # `position` of verdicts.jsonl when the last flush began
+
+    def start(self) -> None:
+        """Opens the files. Raises `OSError`."""
+        if self._verdicts is not None:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        verdicts, incidents = self._folder / "verdicts.jsonl", self._folder / "incidents.jsonl"
+        if self._fresh:
+            for path in (verdicts, incidents, self._folder / "verdicts.jsonl.marks"):
+                path.unlink(missing_ok=True)
+            incidents.touch()
+        self._verdicts = VerdictFile(verdicts)
+        self._incidents = IncidentFile(incidents)
+        self._queue.start()
+
+    def export(self, verdicts: VerdictBatch, incidents: list[Incident]) -> None:
+        items = []
+        if self._which == "all" and len(verdicts):
+            unusual = self._rows.unusual(verdicts)
+            size = len(verdicts) * CHAIN_BYTES + verdicts.chains.records * RECORD_BYTES + len(unusual) * ROW_BYTES
+            items.append(Item((verdicts, unusual, None), size, number=len(verdicts)))
+        elif self._which == "unusual":
+            unusual = self._rows.unusual(verdicts)
+            if unusual:
+                items.append(Item((None, unusual, None), len(unusual) * ROW_BYTES, number=len(unusual)))
+        items += [Item((None, {}, self._rows.incident(incident)), ROW_BYTES) for incident in incidents]
+        if items:
+            self._queue.put(items)
+
+    def flush(self, deadline_s: float) -> bool:
+        if self._verdicts is None:
+            return False
+        position = self._verdicts.position  # before waiting: what is given from now on stands behind it
+        if not self._queue.flush(deadline_s):
+            return False
+        try:
+            self._verdicts.sync()
+        except OSError as error:
+            log.warning("verdicts.jsonl cannot be put on disk", error=str(error))
+            return False
+        self._flushed = position
+        return True
+
+    def checkpointed(self) -> None:
+        if self._verdicts is None or self._flushed is None:
+            return
+        try:
+            self._verdicts.mark(self._flushed)
+        except OSError as error:  # the older marks stand: more is read after a crash
+            log.warning("verdicts.jsonl cannot be marked", error=str(error))
+
+    def shutdown(self, deadline_s: float) -> None:
+        self._queue.shutdown(deadline_s)
+        if self._verdicts is not None:
+            with contextlib.suppress(OSError, ValueError):  # ValueError: closed by an earlier call
+                self._verdicts.sync()
+            self._verdicts.close()
+
+    def _deliver(self, items: list[Item]) -> int:
+        assert self._verdicts is not None
+        assert self._incidents is not None
+        try:
+            # First what may be done twice; then all verdicts in one step, for a failed batch is given again.
+            self._incidents.update([item.payload[2] for item in items if item.payload[2] is not None])
+            self._verdicts.append(row for item in items for row in self._verdict_rows(item))
+        except OSError as error:
+            raise RetryLater("disk") from error
+        return 0
+
+    def _verdict_rows(self, item: Item) -> Iterable[dict[str, Any]]:
+        batch, unusual, _ = item.payload
+        return unusual.values() if batch is None else self._rows.all(batch, unusual)

@@ -1,0 +1,35 @@
+"""Which exporters there are: name -> how to build it. The name is also its section in `config.exporters`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from collector_processor.config import ExportersConfig
+from collector_processor.rows import Rows
+from exporters.file.exporter import FileExporter
+from exporters.prometheus.exporter import PrometheusExporter
+from exporters.prometheus.telemetry import Telemetry
+from exporters.protocol import Exporter
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What exporters are built from."""
+
+    config: ExportersConfig
+    rows: Rows
+    telemetry: Telemetry  # also where the rest of the service counts
+    data: Path  # the folder that the service may write to
+
+
+EXPORTERS: dict[str, Callable[[Surroundings], Exporter]] = {
+    "prometheus": lambda s: PrometheusExporter(s.config.prometheus, s.telemetry),
+    "file": lambda s: FileExporter(s.config.file, s.data, s.rows, s.telemetry),
+}
+
+
+def build(surroundings: Surroundings) -> dict[str, Exporter]:
+    """The exporters that the config enables, by name, in the order of the table; not yet started."""
+    return {name: make(surroundings) for name, make in EXPORTERS.items() if getattr(surroundings.config, name).enabled}
