@@ -1,9 +1,9 @@
 """What can go wrong on the platform, when it does, and the ground truth that is written of it.
 
-How it works. A `Fault` is a kind, a place and a window. While it is on, the platform's own code looks it up by
-(kind, place) at the few points where reality would bite: work takes longer, a packet waits, a statement throws, a call
-is left out. `Effects` is that lookup for the faults that are on; with none it is empty and costs nothing. The service
-under test is told nothing: it sees spans and logs, and what was injected goes to a labels file only.
+How it works. A `Fault` is a kind, a place and a window. While it is on, the platform's own code looks it up by (kind,
+place) at the few points where reality would bite: work takes longer, a packet waits, a statement throws, a call is left
+out. `Effects` is that lookup for the faults that are on; with none it is empty and costs nothing. The service under
+test is told nothing: it sees spans and logs, and what was injected goes to a labels file only.
 """
 
 from __future__ import annotations

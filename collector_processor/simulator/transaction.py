@@ -4,8 +4,8 @@ How it works. The body of an operation is a plain function that works, logs, que
 `Operation`. Nothing waits: the operation carries a cursor in virtual time that each of these moves on, so the code
 reads like a service and a chain of forty records is made in one go. Spans and logs go to the `Outbox` as bytes, under
 the instance that made them and the tick in which that instance exports them (a span when it has ended, as an SDK does).
-A transaction draws all its random numbers from a seed of its own, so what a fault does to one leaves every other
-byte for byte as it was. Faults are looked up where they would bite in reality; see `faults.py`.
+A transaction draws all its random numbers from a seed of its own, so what a fault does to one leaves every other byte
+for byte as it was. Faults are looked up where they would bite in reality; see `faults.py`.
 """
 
 from __future__ import annotations

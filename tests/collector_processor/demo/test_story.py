@@ -1,0 +1,51 @@
+"""What happens in two minutes, and with which settings."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import yaml
+
+from collector_processor.config import Config
+from collector_processor.demo.story import LASTS_S, OPENING, SETTINGS, WARMUP_S, demo_config, merged, story
+from collector_processor.simulator.faults import KINDS, SECOND_NS
+
+
+def test_two_minutes_hold_the_opening_after_the_warm_up(start_ns):
+    faults = story(1, start_ns, 120.0)
+    assert faults[0].start_ns == start_ns + int(WARMUP_S * SECOND_NS)
+    assert [(fault.kind, fault.place) for fault in faults] == list(OPENING[: len(faults)])
+    assert len(faults) == 5
+    assert faults[-1].end_ns <= start_ns + 120 * SECOND_NS
+
+
+def test_neighbours_break_different_services_and_never_overlap(start_ns):
+    faults = story(1, start_ns, 1200.0)
+    assert {fault.kind for fault in faults} == set(KINDS)
+    for earlier, later in pairwise(faults):
+        assert earlier.service != later.service
+        assert later.start_ns - earlier.end_ns >= 5 * SECOND_NS
+        assert earlier.end_ns - earlier.start_ns == int(LASTS_S * SECOND_NS)
+    assert len({fault.fault_id for fault in faults}) == len(faults)
+
+
+def test_settings_change_times_only():
+    """The rules by which the demo judges are the shipped ones."""
+    for section in SETTINGS.values():
+        for key, value in section.items():
+            keys = value if isinstance(value, dict) else {key: value}
+            assert all(name.endswith("_s") for name in keys)
+    assert demo_config() != Config()
+    assert demo_config().decide.alerts_per_day == Config().decide.alerts_per_day
+
+
+def test_overrides_lie_on_top():
+    assert demo_config({"engine": {"epoch_s": 3.0}}).engine.epoch_s == 3.0
+    assert demo_config({"engine": {"epoch_s": 3.0}}).join == demo_config().join
+    assert merged({"a": {"b": 1, "c": 2}}, {"a": {"b": 5}, "d": 1}) == {"a": {"b": 5, "c": 2}, "d": 1}
+
+
+def test_the_example_file_says_the_same(repository: Path):
+    written = yaml.safe_load((repository / "configs" / "demo.yaml").read_text())
+    assert written == SETTINGS
