@@ -1,0 +1,345 @@
+"""The write-ahead log: what is acknowledged has been appended here, and a restart reads it again.
+
+How it works. `append` numbers a payload, writes its frame (segment.py) and returns when the frame is as durable as
+configured. With `fsync`, whoever comes first syncs for everybody whose frame is already written, and the others wait:
+under load one sync serves many requests, without a thread of its own. Segments end at a size or an age, so that those
+that no checkpoint needs any more can go.
+
+A write or sync that fails (disk full, I/O error) is taken back: the caller gets `JournalUnavailableError` and must not
+acknowledge. After a failed sync nobody knows what is on the disk, so that segment is left and the next append begins a
+new one. When there is room again, appends succeed again, with no hand needed.
+
+`on_durable`, when given, is called with each durable payload in the order of positions, under the journal's lock: a
+queue filled there has exactly the order that a replay gives.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import threading
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from collector_processor.config import JournalConfig
+from collector_processor.journal.segment import (
+    HEADER,
+    ReadCounters,
+    Segment,
+    frame,
+    last_position,
+    new_salt,
+    read,
+    segments_in,
+    write_all,
+)
+from collector_processor.model import Payload
+
+FIRST_POSITION = 1
+
+
+class JournalUnavailableError(Exception):
+    """The payload is not durable; the sender should come again. reason: disk_full, io_error, journal_full or closed."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class JournalLockedError(OSError):
+    """Another process has the journal open."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the journal did since it was opened."""
+
+    appended: int = 0
+    appended_bytes: int = 0
+    syncs: int = 0
+    failures: int = 0
+    truncated_segments: int = 0
+
+
+class _Waiting:
+    """An append that is written and not yet synced."""
+
+    __slots__ = ("error", "is_done", "payload", "position")
+
+    def __init__(self, position: int, payload: Payload) -> None:
+        self.position = position
+        self.payload = payload
+        self.is_done = False
+        self.error: JournalUnavailableError | None = None
+
+
+class Journal:
+    """An open journal. All methods may be called from any thread."""
+
+    def __init__(
+        self,
+        directory: Path,
+        config: JournalConfig,
+        on_durable: Callable[[int, Payload], None] | None,
+        lock_descriptor: int,
+        next_position: int,
+    ) -> None:
+        self.directory = directory
+        self.config = config
+        self.counters = Counters()
+        self.read_counters = ReadCounters()
+        self._on_durable = on_durable
+        self._lock_descriptor = lock_descriptor
+        self._next = next_position
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._waiting: deque[_Waiting] = deque()
+        self._is_syncing = False
+        self._is_closed = False
+        self._segments = segments_in(directory)
+        self._sizes = {segment.number: segment.path.stat().st_size for segment in self._segments}
+        self._size = sum(self._sizes.values())
+        self._synced = 0  # bytes of the current segment that a sync has covered
+        self._descriptor = -1
+        self._is_spoiled = False
+        self._began = 0.0
+
+    @classmethod
+    def open(
+        cls,
+        directory: Path,
+        config: JournalConfig,
+        *,
+        at_least: int = FIRST_POSITION,
+        on_durable: Callable[[int, Payload], None] | None = None,
+    ) -> Journal:
+        """The journal in `directory`, which is made when missing.
+
+        at_least: lowest position to give next; the position of the newest checkpoint, so that a journal that lost its
+        files never gives a position that the checkpoint has passed. Errors: JournalLockedError, OSError.
+        """
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            raise JournalLockedError(f"another process uses the journal in {directory}") from error
+        try:
+            return cls(directory, config, on_durable, descriptor, max(at_least, _end_of(directory)))
+        except OSError:
+            os.close(descriptor)
+            raise
+
+    @property
+    def position(self) -> int:
+        """The position that the next payload gets."""
+        return self._next
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all segments."""
+        return self._size
+
+    def append(self, payload: Payload) -> int:
+        """Writes `payload` and returns its position once it is durable. Errors: JournalUnavailableError."""
+        checksum = zlib.crc32(payload.data) if self.config.durability != "none" else 0
+        with self._lock:
+            if self._is_closed:
+                raise JournalUnavailableError("closed", "the journal is closed")
+            position = self._next if self.config.durability == "none" else self._written(payload, checksum)
+            self._next = position + 1
+            self.counters.appended += 1
+            self.counters.appended_bytes += len(payload.data)
+            if self.config.durability != "fsync":
+                self._delivered(position, payload)
+                return position
+            waiting = _Waiting(position, payload)
+            self._waiting.append(waiting)
+            while not waiting.is_done:
+                if self._is_syncing:
+                    self._changed.wait()
+                else:
+                    self._sync()
+            if waiting.error is not None:
+                raise waiting.error
+            return position
+
+    def replay(self, from_position: int = 0, to_position: int | None = None) -> Iterator[tuple[int, Payload]]:
+        """(position, payload) from `from_position` on and before `to_position`, as far as it is written by now."""
+        with self._lock:
+            segments = list(self._segments)
+        for index, segment in enumerate(segments):
+            if index + 1 < len(segments) and segments[index + 1].first <= from_position:
+                continue
+            with self._lock:
+                size = self._sizes.get(segment.number)
+            if size is None:  # truncated meanwhile
+                continue
+            for position, payload in read(segment, self.read_counters, size):
+                if to_position is not None and position >= to_position:
+                    return
+                if position >= from_position:
+                    yield position, payload
+
+    def truncate(self, before_position: int) -> int:
+        """Deletes segments whose frames are all before `before_position` and past retention; gives the bytes freed."""
+        freed = 0
+        keep_after = time.time() - self.config.retention_s
+        with self._lock:
+            while len(self._segments) > 1 and self._segments[1].first <= before_position:
+                path = self._segments[0].path
+                try:
+                    if self.config.retention_s and path.stat().st_mtime > keep_after:
+                        break
+                    path.unlink(missing_ok=True)
+                except OSError:
+                    break
+                freed += self._sizes.pop(self._segments.pop(0).number)
+                self.counters.truncated_segments += 1
+            self._size -= freed
+        return freed
+
+    def close(self) -> None:
+        """Syncs and lets go of the files; safe to call twice."""
+        with self._lock:
+            while self._waiting and not self._is_closed:
+                if self._is_syncing:
+                    self._changed.wait()
+                else:
+                    self._sync()
+            if self._is_closed:
+                return
+            self._is_closed = True
+            self._leave_segment()
+            os.close(self._lock_descriptor)
+
+    def _written(self, payload: Payload, checksum: int) -> int:
+        """The position of `payload`, whose frame is in the file then. Errors: JournalUnavailableError."""
+        size = len(payload.data)
+        if self._size + size > self.config.bytes_max:
+            self.counters.failures += 1
+            raise JournalUnavailableError("journal_full", "the journal has reached its limit")
+        try:
+            segment = self._segment_for(size)
+            written = write_all(self._descriptor, frame(payload, checksum, self._next, segment.salt))
+        except OSError as error:
+            self._cut(self._sizes[self._segments[-1].number] if self._segments else 0)
+            raise self._unavailable(error) from error
+        self._sizes[segment.number] += written
+        self._size += written
+        return self._next
+
+    def _segment_for(self, size: int) -> Segment:
+        """The segment to write `size` bytes to: the current one, or a new one when that is full, old or left.
+
+        May let go of the lock meanwhile, so that positions are given after it. Errors: OSError.
+        """
+        while self._descriptor >= 0:
+            current = self._segments[-1]
+            used = self._sizes[current.number]
+            is_full = used > HEADER.size and used + size > self.config.segment_bytes_max
+            is_old = time.monotonic() - self._began > self.config.segment_age_s
+            if not (is_full or is_old or self._is_spoiled):
+                return current
+            if self._is_syncing:
+                self._changed.wait()
+            elif self._waiting:
+                self._sync()
+            else:
+                self._leave_segment()
+        number = self._segments[-1].number + 1 if self._segments else 1
+        segment = Segment(number, self._next, new_salt(), self.directory)
+        self._descriptor = segment.create()
+        self._began = time.monotonic()
+        self._is_spoiled = False
+        self._segments.append(segment)
+        self._sizes[number] = self._synced = HEADER.size
+        self._size += HEADER.size
+        if self.config.durability == "fsync":
+            sync_directory(self.directory)
+        return segment
+
+    def _sync(self) -> None:
+        """Syncs what is written, with the lock released meanwhile, and answers those who wait for it."""
+        self._is_syncing = True
+        batch = list(self._waiting)
+        descriptor, error = self._descriptor, None
+        size = self._sizes[self._segments[-1].number]
+        self._lock.release()
+        try:
+            os.fdatasync(descriptor)
+        except OSError as failed:
+            error = failed
+        finally:
+            self._lock.acquire()
+            self._is_syncing = False
+        self.counters.syncs += 1
+        unavailable = None
+        if error is None:
+            self._synced = size
+        else:
+            batch = list(self._waiting)  # what was written meanwhile is in doubt as well
+            self._cut(self._synced)
+            self._leave_segment()
+            unavailable = self._unavailable(error)
+        for waiting in batch:
+            self._waiting.popleft()
+            waiting.error = unavailable
+            waiting.is_done = True
+            if unavailable is None:
+                self._delivered(waiting.position, waiting.payload)
+        self._changed.notify_all()
+
+    def _delivered(self, position: int, payload: Payload) -> None:
+        if self._on_durable is not None:
+            self._on_durable(position, payload)
+
+    def _cut(self, size: int) -> None:
+        """Takes back what the current segment holds beyond `size`; nothing more is written to it when that fails."""
+        if self._descriptor < 0:
+            return
+        number = self._segments[-1].number
+        try:
+            os.ftruncate(self._descriptor, size)
+            os.lseek(self._descriptor, size, os.SEEK_SET)
+            self._size += size - self._sizes[number]
+            self._sizes[number] = size
+        except OSError:
+            self._is_spoiled = True
+
+    def _leave_segment(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _unavailable(self, error: OSError) -> JournalUnavailableError:
+        self.counters.failures += 1
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            return JournalUnavailableError("disk_full", "the disk is full")
+        return JournalUnavailableError("io_error", "the disk cannot be written")
+
+
+def _end_of(directory: Path) -> int:
+    """The position after the last good frame in `directory`."""
+    segments = segments_in(directory)
+    end = segments[-1].first if segments else FIRST_POSITION
+    for segment in reversed(segments):
+        last = last_position(segment)
+        if last is not None:
+            return max(end, last + 1)
+    return end
+
+
+def sync_directory(directory: Path) -> None:
+    """Makes the names in `directory` durable. Errors: OSError."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
