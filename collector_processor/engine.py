@@ -120,6 +120,12 @@ class Engine:
         output.incidents += step.incidents
         return output
 
+    def no_verdicts(self) -> VerdictBatch:
+        """An empty batch: what goes to exporters with incidents that changed while no chain was closed."""
+        none = np.zeros(0, np.uint8)
+        chains = ChainBatch.empty(self.symbols)
+        return VerdictBatch(chains, np.zeros(0), none, none, {}, no_findings(), np.zeros(1, np.int64), {})
+
     # -- time --------------------------------------------------------------------------------------------------------
 
     def _advance_to(self, now_ns: int) -> Output:
@@ -146,7 +152,7 @@ class Engine:
                 found["detector"] = index
                 windows.append(found)
         found = np.concatenate(windows) if windows else no_findings()
-        output.incidents += self.incidents.judge(boundary_ns, found, self._evidence)
+        output.incidents += self.incidents.judge(boundary_ns, found)
         self.joiner.learn()
         self.decider.advance(boundary_ns)
         if self._judged:
@@ -166,9 +172,6 @@ class Engine:
         self.records_closed += chains.records
         for outcome, count in enumerate(np.bincount(chains.outcome, minlength=3).tolist()):
             self.chains_closed[outcome] += count
-
-    def _evidence(self, finding: np.void) -> dict[str, Any]:
-        return list(self.detectors.values())[int(finding["detector"])].evidence(finding)
 
     def _learn(self, epoch: Judged) -> None:
         """Learns one epoch's chains at once, so that how they were grouped for judging leaves no trace."""

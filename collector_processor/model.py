@@ -283,6 +283,20 @@ class RecordBatch:
     cell_hash: U64  # [k]
     rejected: dict[str, int]  # reason -> records that were not read
 
+    def part(self, first: int, last: int) -> RecordBatch:
+        """Rows first..last with their cells, as a batch of its own; `rejected` stays with the whole."""
+        cells = slice(*np.searchsorted(self.cell_row, [first, last]))
+        return RecordBatch(
+            self.signal,
+            self.tenant,
+            self.rows[first:last],
+            self.cell_row[cells] - first,
+            self.cell_key[cells],
+            self.cell_number[cells],
+            self.cell_hash[cells],
+            {},
+        )
+
 
 @dataclass(slots=True)
 class ChainBatch:
@@ -316,14 +330,18 @@ class ChainBatch:
     duration: F32  # [m] ns; 0 for a log
     self_time: F32  # [m] ns not covered by children; 0 for a log
     span_id: U64  # [m] big-endian; of the emitting span for a log, 0 unknown
-    kind: U8  # [m] 0 for a log, else SpanKind + 1: 1 unspecified, 2 internal, 3 server, 4 client, 5 producer, 6 consumer
+    kind: (
+        U8  # [m] 0 for a log, else SpanKind + 1: 1 unspecified, 2 internal, 3 server, 4 client, 5 producer, 6 consumer
+    )
     status: U8  # [m] span: 0 unset, 1 ok, 2 error. log: severity number 0-24
     enters: Bool  # [m] the span enters a module: one step of the path
     # attributes that the config asks for
     cell_record: I32 = field(default_factory=lambda: np.zeros(0, np.int32))  # [k] row of the record, ascending
     cell_key: I32 = field(default_factory=lambda: np.zeros(0, np.int32))  # [k] index in config.join.attributes
     cell_number: F64 = field(default_factory=lambda: np.zeros(0, np.float64))  # [k] NaN when not a number
-    cell_hash: U64 = field(default_factory=lambda: np.zeros(0, np.uint64))  # [k] keyed hash of the raw value: equality only
+    cell_hash: U64 = field(
+        default_factory=lambda: np.zeros(0, np.uint64)
+    )  # [k] keyed hash of the raw value: equality only
 
     def __len__(self) -> int:
         return int(self.flow.size)
@@ -339,6 +357,17 @@ class ChainBatch:
     def trace_id(self, chain: int) -> str:
         """32 lowercase hex digits."""
         return f"{int(self.trace_hi[chain]):016x}{int(self.trace_lo[chain]):016x}"
+
+    @staticmethod
+    def empty(symbols: Symbols) -> ChainBatch:
+        """No chains."""
+        dtypes = {"tenant": np.int32, "trace_hi": np.uint64, "trace_lo": np.uint64, "flow": np.int32, "path": np.int32}
+        dtypes |= {"sequence": np.uint64, "start_ns": np.int64, "end_ns": np.int64, "closed_ns": np.int64}
+        dtypes |= {"arrived_ns": np.int64, "outcome": np.uint8, "root": np.int32, "event": np.int32}
+        dtypes |= {"instance": np.int32, "parent": np.int32, "time_ns": np.int64, "duration": np.float32}
+        dtypes |= {"self_time": np.float32, "span_id": np.uint64, "kind": np.uint8, "status": np.uint8}
+        columns: dict[str, Any] = {name: np.zeros(0, dtype) for name, dtype in dtypes.items()}
+        return ChainBatch(symbols=symbols, offsets=np.zeros(1, np.int64), enters=np.zeros(0, np.bool_), **columns)
 
     @staticmethod
     def concat(batches: list[ChainBatch]) -> ChainBatch:

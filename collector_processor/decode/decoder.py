@@ -22,9 +22,9 @@ from collector_processor.config import DecodeConfig, JoinConfig
 from collector_processor.decode.repair import repair
 from collector_processor.decode.templates import Templates
 from collector_processor.kernels import decode as kernel
-from collector_processor.kernels.table import LookupTable
+from collector_processor.kernels.table import LookupTable, find_many
 from collector_processor.kernels.wire import CLASSES, hash_one
-from collector_processor.model import Payload, RecordBatch, Signal, Symbols, content_hash
+from collector_processor.model import I32, NONE, U8, U64, Payload, RecordBatch, Signal, Symbols, content_hash
 
 LINK_KEYS = ("trace_id", "traceId", "traceparent", "span_id", "spanId")
 INSTANCE_KEYS = ("service.instance.id", "k8s.pod.name", "container.id", "host.name")
@@ -45,7 +45,7 @@ class Decoder:
         self.templates = Templates(config.events_max)
         self.attributes = tuple(dict.fromkeys((*join.business_keys, *join.attributes)))
         self.events = LookupTable(config.lookups_max)
-        self.resources: dict[tuple[int, bytes], tuple[int, int]] = {}
+        self.resources = LookupTable(config.lookups_max)
         self.own_records = 0
         self._wanted_span = self._key_hashes(self.attributes)
         self._wanted_log = self._key_hashes((*LINK_KEYS, *self.attributes))
@@ -53,6 +53,7 @@ class Decoder:
         self._rows = np.zeros((4096, kernel.COLUMNS), np.uint64)
         self._cells = np.zeros((4096, 4), np.int64)
         self._spans = np.zeros((256, 2), np.int64)  # where each resource stands in the payload
+        self._instances = np.zeros(256, np.int32)
         self._unknown = np.zeros(4096, np.int64)
         self._unknown_keys = np.zeros(4096, np.uint64)
         self._all = np.arange(4096)
@@ -119,43 +120,42 @@ class Decoder:
             self._rows = np.zeros((size, kernel.COLUMNS), np.uint64)
             self._cells = np.zeros((2 * len(self._cells), 4), np.int64)
             self._spans = np.zeros((2 * len(self._spans), 2), np.int64)
+            self._instances = np.zeros(len(self._spans), np.int32)
             self._unknown = np.zeros(size, np.int64)
             self._unknown_keys = np.zeros(size, np.uint64)
             self._all = np.arange(size)
 
-    def _resolve(self, data: bytes, buffer: Any, rows: Any, tenant: int, is_log: bool, n_resources: int) -> None:
+    def _resolve(self, data: bytes, buffer: U8, rows: U64, tenant: int, is_log: bool, n_resources: int) -> None:
         """Replaces resource indices and event hashes in `rows` by ids."""
-        ids = [self._resource(data[a:b], tenant) for a, b in self._spans[:n_resources].tolist()]
-        services = np.array([service for service, _ in ids], np.int32)
-        instances = np.array([instance for _, instance in ids], np.int32)
-        todo = self._all[: len(rows)]
-        while True:
-            missing = kernel.resolve(
-                rows, todo, services, instances, self.events.keys, self.events.values, self._unknown, self._unknown_keys
-            )
-            if not missing:
-                return
-            todo = self._unknown[:missing].copy()
-            keys = self._unknown_keys[:missing]
+        instances = self._instances[:n_resources]
+        self._resolve_resources(data, buffer, tenant, instances)
+        service_of = self.symbols.instances.column("service")
+        events, unknown, keys = self.events, self._unknown, self._unknown_keys
+        todo, n = self._all, len(rows)
+        while n := kernel.resolve(rows, todo, n, instances, service_of, events.keys, events.values, unknown, keys):
+            todo = unknown
             # In ascending order of row, so that ids do not depend on the seed. A full table is emptied between keys:
             # what was put before is then unknown again, and the loop goes round once more for it.
-            _, first = np.unique(keys, return_index=True)
-            for index in np.sort(first)[: self.events.limit].tolist():
-                row = rows[todo[index]]
-                service = int(services[int(row[kernel.RESOURCE])])
+            _, first = np.unique(keys[:n], return_index=True)
+            for index in np.sort(first)[: events.limit].tolist():
+                row = rows[unknown[index]]
+                service = int(service_of[instances[int(row[kernel.RESOURCE])]])
                 start, end = int(row[kernel.TEXT]) >> 32, int(row[kernel.TEXT]) & 0xFFFFFFFF
-                self.events.put(int(keys[index]), self._event(data[start:end], row, service, is_log))
+                events.put(int(keys[index]), self._event(data[start:end], row, service, is_log))
 
-    def _resource(self, data: bytes, tenant: int) -> tuple[int, int]:
-        """(service id, instance id) of a serialised Resource."""
-        found = self.resources.get((tenant, data))
-        if found is None:
-            if len(self.resources) >= self.config.instances_max:
-                self.resources.clear()
-            found = self.resources[(tenant, data)] = self._new_resource(data, tenant)
-        return found
+    def _resolve_resources(self, data: bytes, buffer: U8, tenant: int, instances: I32) -> None:
+        """Fills in the instance id of each Resource of the request."""
+        salt = self.seed ^ np.uint64(tenant + 1)
+        table, spans = self.resources, self._spans
+        while kernel.resolve_resources(buffer, spans, instances.size, salt, table.keys, table.values, instances):
+            for index in np.flatnonzero(instances == NONE).tolist():
+                start, end = spans[index].tolist()
+                key = kernel.resource_key(buffer, start, end, salt)
+                if find_many(table.keys, table.values, np.array([key], np.uint64), np.empty(1, np.int32)):
+                    table.put(int(key), self._new_resource(data[start:end], tenant))
 
-    def _new_resource(self, data: bytes, tenant: int) -> tuple[int, int]:
+    def _new_resource(self, data: bytes, tenant: int) -> int:
+        """The instance id of a serialised Resource, on first sight."""
         values: dict[str, str] = {}
         try:
             for attribute in Resource.FromString(data).attributes:
@@ -167,10 +167,9 @@ class Decoder:
         tenant_name = self.symbols.tenants.text[tenant]
         service = self.symbols.services.add(content_hash("service", tenant_name, name), name, tenant=tenant)
         host = next((clean(values[key]) for key in INSTANCE_KEYS if values.get(key)), "")
-        instance = self.symbols.instances.add(
+        return self.symbols.instances.add(
             content_hash("instance", tenant_name, name, host), host or name, service=service
         )
-        return service, instance
 
     def _event(self, data: bytes, row: Any, service: int, is_log: bool) -> int:
         """The event id of a span name or log body, on first sight."""

@@ -104,24 +104,24 @@ class Joiner:
 
     def append(self, batch: RecordBatch, now_ns: int) -> list[ChainBatch]:
         """Adds a payload's records. Returns the chains that went to make room (rarely any): due ones first, else evicted."""
-        n = len(batch.rows)
-        evicted: list[ChainBatch] = []
-        step = max(1, self.config.records_max // 4)
-        for first in range(0, n, step):
-            rows = batch.rows[first : first + step]
-            evicted += self._make_room(len(rows), now_ns)
-            cells = slice(*np.searchsorted(batch.cell_row, [first, first + len(rows)]))
+        gone: list[ChainBatch] = []
+        step = max(
+            1, min(self.config.chains_max, self.config.records_max) // 4
+        )  # a request may be larger than the room
+        for first in range(0, len(batch.rows), step):
+            part = batch if len(batch.rows) <= step else batch.part(first, first + step)
+            gone += self._make_room(len(part.rows), now_ns)
             kernel.append(
-                rows,
-                len(rows),
-                batch.signal == Signal.LOGS,
-                batch.tenant,
-                self._salt(batch.tenant),
+                part.rows,
+                len(part.rows),
+                part.signal == Signal.LOGS,
+                part.tenant,
+                self._salt(part.tenant),
                 now_ns,
-                batch.cell_row[cells] - first,
-                batch.cell_key[cells],
-                batch.cell_number[cells],
-                batch.cell_hash[cells],
+                part.cell_row,
+                part.cell_key,
+                part.cell_number,
+                part.cell_hash,
                 self._n_business,
                 self._attribute_of,
                 self._slots,
@@ -135,7 +135,7 @@ class Joiner:
                 self._limits,
                 self._state,
             )
-        return evicted
+        return gone
 
     def _salt(self, tenant: int) -> np.uint64:
         """What the tenant adds to the key of its chains."""
@@ -143,7 +143,7 @@ class Joiner:
             name = self.symbols.tenants.text[self._salts.size]
             salt = 0 if name == DEFAULT_TENANT else content_hash("salt", name)
             self._salts = np.append(self._salts, np.uint64(salt))
-        return np.uint64(self._salts[tenant])
+        return self._salts[tenant]  # type: ignore[no-any-return]  # an element is a np.uint64
 
     def _make_room(self, n: int, now_ns: int) -> list[ChainBatch]:
         """Sees to it that n chains and n records fit."""
@@ -347,7 +347,8 @@ class Joiner:
         learned = np.clip(self._slack * (2.0 * self._gap[:known] + 0.5 * SECOND), least, most)
         initial = min(most, self._slack * self.config.wait_initial_s * SECOND)
         self._waits[:known] = np.where(self._seen[:known] >= LEARNED_AFTER, learned, initial).astype(np.int64)
-        self._waits[known:] = int(initial)
+        if self._waits[-1] != int(initial):
+            self._waits[known:] = int(initial)
 
     # -- snapshot ----------------------------------------------------------------------------------------------------
 

@@ -436,17 +436,41 @@ def scan(buf, is_log, rows, seed, wanted, lengths, links, cells, resources, clas
 
 
 @njit(nogil=True, cache=True)
-def resolve(rows, todo, services, instances, keys, values, unknown, unknown_keys):
-    """Turns resource indices into instance ids and event hashes into event ids, for the rows listed in todo int64[t].
-
-    services, instances int32[r]: ids per resource of the request. keys uint64[k], values int32[k]: open-addressing table
-    (k a power of two, key 0 empty) from `event_key` to event id. A row whose key is not in the table keeps its columns and
-    is listed with its key in unknown int64[t], unknown_keys uint64[t]. Returns how many are."""
+def resolve_resources(buf, spans, n, salt, keys, values, ids):
+    """Instance ids of the n Resources that stand at spans int64[n, 2], into ids int32[n]; -1 for one that the table of
+    keyed hashes (keys uint64[t], values int32[t]) does not hold. Returns how many those are."""
     mask = uint64(keys.size - 1)
     missing = 0
-    for r in todo:
-        resource = int64(rows[r, RESOURCE])
-        key = event_key(rows[r, EVENT], services[resource], rows[r, KIND])
+    for r in range(n):
+        key = resource_key(buf, spans[r, 0], spans[r, 1], salt)
+        i = finish(key) & mask
+        while keys[i] != key and keys[i] != 0:
+            i = (i + uint64(1)) & mask
+        ids[r] = values[i] if keys[i] != 0 else -1
+        missing += keys[i] == 0
+    return missing
+
+
+@njit(nogil=True, cache=True)
+def resource_key(buf, start, end, salt):
+    """Key of a serialised Resource in the lookup table; salt tells tenants apart. Never 0."""
+    return hash_bytes(buf, start, end, salt) | uint64(1)
+
+
+@njit(nogil=True, cache=True)
+def resolve(rows, todo, n_todo, instances, service_of, keys, values, unknown, unknown_keys):
+    """Turns resource indices into instance ids and event hashes into event ids, for the rows todo[:n_todo].
+
+    instances int32[r]: instance id per resource of the request; service_of int32[instances]. keys uint64[k], values
+    int32[k]: open-addressing table (k a power of two, key 0 empty) from `event_key` to event id. A row whose key is not
+    in the table keeps its columns and is listed with its key in unknown int64[n], unknown_keys uint64[n]; `todo` may be
+    `unknown` itself. Returns how many are."""
+    mask = uint64(keys.size - 1)
+    missing = 0
+    for t in range(n_todo):
+        r = todo[t]
+        instance = instances[rows[r, RESOURCE]]
+        key = event_key(rows[r, EVENT], service_of[instance], rows[r, KIND])
         i = finish(key) & mask
         while keys[i] != key and keys[i] != 0:
             i = (i + uint64(1)) & mask
@@ -456,7 +480,7 @@ def resolve(rows, todo, services, instances, keys, values, unknown, unknown_keys
             missing += 1
         else:
             rows[r, EVENT] = uint64(values[i])
-            rows[r, RESOURCE] = uint64(instances[resource])
+            rows[r, RESOURCE] = uint64(instance)
     return missing
 
 

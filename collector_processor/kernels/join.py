@@ -387,32 +387,47 @@ def less(pool, hashes, a, b):
     return pool[a].duration < pool[b].duration
 
 
+@njit(forceinline=True)
+def before(pool, hashes, times, order, i, j):
+    """Whether entry i of (times, order) stands before entry j."""
+    if times[i] != times[j]:
+        return times[i] < times[j]
+    return less(pool, hashes, order[i], order[j])
+
+
 @njit(nogil=True, cache=True)
-def sort_records(pool, hashes, order, scratch, n):
-    """Sorts order[:n] (rows of the pool) in place: insertion sort while short, else merges of sorted runs."""
-    run = 24
+def sort_records(pool, hashes, order, times, scratch, scratch_times, n):
+    """Sorts order[:n] (rows of the pool) and times[:n] in place: insertion sort while short, else merges of sorted runs.
+
+    Times stand beside the rows, so that records are looked at only where two have the same time."""
+    run = 16
     for lo in range(0, n, run):
         for i in range(lo + 1, min(lo + run, n)):
-            x = order[i]
             j = i
-            while j > lo and less(pool, hashes, x, order[j - 1]):
-                order[j] = order[j - 1]
+            while j > lo and before(pool, hashes, times, order, j, j - 1):
+                order[j], order[j - 1] = order[j - 1], order[j]
+                times[j], times[j - 1] = times[j - 1], times[j]
                 j -= 1
-            order[j] = x
     while run < n:
         for lo in range(0, n, 2 * run):
             mid = min(lo + run, n)
             hi = min(lo + 2 * run, n)
+            if mid >= hi or not before(pool, hashes, times, order, mid, mid - 1):
+                continue  # the two runs already stand in order
+            for k in range(lo, hi):
+                scratch[k] = order[k]
+                scratch_times[k] = times[k]
             i, j, k = lo, mid, lo
             while k < hi:
-                if j >= hi or (i < mid and not less(pool, hashes, order[j], order[i])):
-                    scratch[k] = order[i]
+                if j >= hi or (i < mid and not before(pool, hashes, scratch_times, scratch, j, i)):
+                    order[k] = scratch[i]
+                    times[k] = scratch_times[i]
                     i += 1
                 else:
-                    scratch[k] = order[j]
+                    order[k] = scratch[j]
+                    times[k] = scratch_times[j]
                     j += 1
                 k += 1
-        order[:n] = scratch[:n]
         run *= 2
 
 
@@ -589,6 +604,7 @@ def emit(
     while size < 2 * outlier:
         size *= 2
     order = np.empty(outlier, np.int32)
+    times = np.empty(outlier, np.int64)
     scratch = np.empty(outlier, np.int32)
     table = np.zeros(size, np.int32)
     parent = np.empty(outlier, np.int32)
@@ -610,12 +626,13 @@ def emit(
             n - 1, -1, -1
         ):  # the list runs from the last arrival to the first, which is nearly sorted backwards
             order[i] = k
+            times[i] = pool[k].time
             k = pool[k].next
         total = n
         mask = 7
         while mask + 1 < 2 * n:
             mask = 2 * mask + 1
-        sort_records(pool, hashes, order, scratch, n)
+        sort_records(pool, hashes, order, times, scratch, reach, n)
         n = unite(pool, order, n, hashes, table, mask)
         root, top = link_tree(pool, order, n, table, mask, parent, first_child, next_sibling)
         depth_first(n, top, first_child, next_sibling, parent, scratch, place, walk)

@@ -1,0 +1,170 @@
+"""The command `spanchain`: each sub-command reads its arguments, calls one function of the room that does the work, and
+shows what came of it. Heavy imports happen inside the sub-commands, so that `--help` answers at once.
+
+Exit codes: 0 done, 1 it ran and found something wrong, 2 it was called wrongly or its config is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collector_processor.config import Config
+    from collector_processor.replay import Summary
+
+app = typer.Typer(
+    help="Joins logs with trace spans into transaction chains, finds the unusual ones, and says what broke.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console()
+err = Console(stderr=True)
+
+
+class Which(StrEnum):
+    """Which verdicts are written."""
+
+    unusual = "unusual"
+    all = "all"
+    none = "none"
+
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file; without one, the defaults.")]
+DataDir = Annotated[Path, typer.Option("--data", help="Folder for all that the service keeps.")]
+Recordings = Annotated[
+    list[Path], typer.Argument(help="Recorded OTLP: JSON lines or length-prefixed protobuf, .zst/.gz too.")
+]
+
+
+def fail(message: str, code: int = 2) -> NoReturn:
+    """Ends the command with `message` on standard error."""
+    err.print(f"spanchain: {message}", style="red", highlight=False, markup=False)
+    raise typer.Exit(code)
+
+
+def load_config(path: Path | None) -> Config:
+    """The config in `path`, or the defaults; ends the command when it is wrong."""
+    from collector_processor.config import Config
+    from collector_processor.config_file import ConfigError, load
+
+    if path is None:
+        return Config()
+    try:
+        return load(path)
+    except ConfigError as error:
+        fail(str(error))
+
+
+@app.command()
+def serve(
+    config: ConfigFile = None,
+    data: DataDir = Path("spanchain-data"),
+    verdicts: Annotated[
+        Which | None, typer.Option(help="Also write verdicts.jsonl and incidents.jsonl to the data folder.")
+    ] = None,
+) -> None:
+    """Runs the service: OTLP on 4317 and 4318, metrics on 9464, health on 13133; on localhost by default."""
+    from collector_processor.runtime import StartError, run
+
+    settings = load_config(config)
+    if verdicts is not None:
+        settings = settings.with_verdicts(verdicts.value)
+    try:
+        run(settings, data)
+    except StartError as error:
+        fail(str(error), 1)
+
+
+@app.command()
+def demo(
+    duration: Annotated[float | None, typer.Option(help="Seconds; without it the demo runs until Ctrl-C.")] = None,
+    exit_after: Annotated[bool, typer.Option("--exit", help="Stop after the duration and print a summary.")] = False,
+) -> None:
+    """Runs the service with a simulated payment platform in front of it, breaks the platform, and shows what is found."""
+    from collector_processor.demo import run_demo
+
+    raise typer.Exit(run_demo(duration, exit_after=exit_after))
+
+
+@app.command()
+def replay(
+    paths: Recordings,
+    config: ConfigFile = None,
+    out_dir: Annotated[
+        Path, typer.Option("--out", help="Folder for verdicts.jsonl, incidents.jsonl, summary.json.")
+    ] = Path("spanchain-replay"),
+    verdicts: Annotated[Which, typer.Option(help="Which verdicts are written.")] = Which.unusual,
+) -> None:
+    """Runs recorded OTLP through the engine at full speed, in event time."""
+    from collector_processor.replay import replay_to
+
+    settings = load_config(config)
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        fail(f"no such file: {missing[0]}")
+    try:
+        with _progress(sum(path.stat().st_size for path in paths)) as progress:
+            summary = replay_to(out_dir, paths, settings, verdicts.value, progress)
+    except OSError as error:
+        fail(str(error), 1)
+    _show(summary, out_dir)
+    raise typer.Exit(0 if summary.accounted else 1)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[object]:
+    """A progress bar over bytes on standard error; yields the function to call with the bytes done so far."""
+    columns = (TextColumn("replaying"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("replay", total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def _show(summary: Summary, folder: Path) -> None:
+    """The summary as a table in which the parts add up to the records."""
+    table = Table(
+        title="Every record is accounted for" if summary.accounted else "RECORDS ARE MISSING", show_header=False
+    )
+    table.add_column(justify="left")
+    table.add_column(justify="right")
+    table.add_row("records", f"{summary.records:,}", style="bold")
+    table.add_row("  spans / logs", f"{summary.spans:,} / {summary.logs:,}")
+    table.add_row("in chains", f"{summary.chain_records:,}")
+    for name in ("orphans", "late", "duplicates", "oversize"):
+        table.add_row(name, f"{getattr(summary, name):,}")
+    for reason, count in sorted(summary.rejected.items()):
+        table.add_row(f"rejected: {reason}", f"{count:,}")
+    table.add_section()
+    table.add_row("chains", f"{summary.chains:,}", style="bold")
+    for reason, count in sorted(summary.evicted.items()):
+        table.add_row(f"  evicted: {reason}", f"{count:,}")
+    table.add_row("  unusual", f"{summary.unusual:,}")
+    table.add_row("incidents", f"{summary.incidents:,}", style="bold")
+    out.print(table)
+    out.print(f"written to {folder}", highlight=False, markup=False)
+
+
+@app.command()
+def validate(file: Annotated[Path, typer.Argument(help="A spanchain config.")]) -> None:
+    """Checks a config file: the error names the key, the line, and the nearest valid key."""
+    load_config(file)
+    out.print(f"{file}: valid", highlight=False, markup=False)
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

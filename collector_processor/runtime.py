@@ -1,0 +1,379 @@
+"""The running service: receivers, journal, engine, exporters and health, put together and taken down in order.
+
+How it works. Receivers hand each cleaned request to the journal; once it is durable it is acknowledged and waits in a
+bounded backlog. One thread owns the engine: it takes what waits, gives it to `Engine.process` with its arrival time,
+calls `tick` ten times a second, and hands verdicts and incidents to the exporters, each of which has its own queue. A
+checkpoint is the engine's state together with the position in the journal up to which it has read; a start restores the
+last one and replays what came after. When too much waits, senders are told to come again; nothing else slows them.
+
+Stopping: intake ends, what waits is processed, exporters are flushed, a last checkpoint is written; all by one deadline.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import structlog
+
+from collector_processor.config import Config, HealthConfig
+from collector_processor.decide.verdicts import incident_row, verdict_rows
+from collector_processor.decode.otlp_json import to_protobuf
+from collector_processor.decode.repair import clean
+from collector_processor.engine import Engine, Output
+from collector_processor.ingest.answers import Counters, RetryLaterError
+from collector_processor.ingest.auth import Authenticator, InsecureAddressError, check_addresses
+from collector_processor.ingest.grpc_server import GrpcServer
+from collector_processor.ingest.handler import Handler
+from collector_processor.ingest.http_server import HttpServer
+from collector_processor.ingest.tls import Certificate
+from collector_processor.journal.checkpoint import Checkpoints
+from collector_processor.journal.wal import Journal, JournalError
+from collector_processor.model import Payload
+from collector_processor.rows import Rows
+from exporters.prometheus.telemetry import Telemetry
+from exporters.protocol import Exporter
+from exporters.registry import Surroundings, build
+
+LOG = structlog.get_logger(__name__)
+SECOND = 1_000_000_000
+EXPORTED_COUNTERS = ("records_received_total", "records_rejected_total")
+"""Counters of ingest that are public metrics; the others are for tests."""
+
+
+class StartError(Exception):
+    """The service cannot start; the message says why and what to change."""
+
+
+class Backlog:
+    """What has been taken in and waits for the engine, in the order of the journal. Bounded by bytes."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._items: deque[tuple[int, Payload]] = deque()
+        self._bytes = 0
+        self._changed = threading.Condition()
+
+    def has_room(self) -> bool:
+        """Whether senders may go on."""
+        return self._bytes < self._bytes_max
+
+    def put(self, items: Iterable[tuple[int, Payload]]) -> None:
+        """Adds (position after it, payload) in order; never blocks, for these are already acknowledged."""
+        with self._changed:
+            for item in items:
+                self._items.append(item)
+                self._bytes += len(item[1].data)
+            self._changed.notify()
+
+    def take(self, wait_s: float) -> list[tuple[int, Payload]]:
+        """All that waits, after at most `wait_s` seconds of waiting for something."""
+        with self._changed:
+            if not self._items:
+                self._changed.wait(wait_s)
+            out = list(self._items)
+            self._items.clear()
+            self._bytes = 0
+            return out
+
+
+class Service:
+    """One running spanchain. `start` returns when it serves; `stop` is safe twice."""
+
+    def __init__(
+        self,
+        config: Config,
+        data: Path,
+        watchers: Iterable[Exporter] = (),
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        """watchers: further exporters, for whoever embeds the service."""
+        self.config = config
+        self.data = data
+        self.telemetry = Telemetry(version("spanchain"))
+        self.counters = Counters()
+        self._clock = clock
+        rows = Rows(verdict_rows, incident_row)
+        self.exporters = build(Surroundings(config.exporters, rows, self.telemetry, data))
+        self.exporters |= {watcher.name: watcher for watcher in watchers}
+        self._backlog = Backlog(config.service.backlog_bytes_max)
+        self._stopping = threading.Event()
+        self._stopped = False
+        self._started: list[Any] = []
+        self._health = Health(config.service.health)
+        self._thread: threading.Thread | None = None
+        self._counted: dict[Any, float] = {}
+
+    # -- start and stop ----------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Restores, listens, and begins to work.
+
+        Raises:
+            StartError: an address cannot be had or is not safe, the data folder cannot be written, a file is missing.
+        """
+        try:
+            check_addresses(self.config.receivers)
+            self.data.mkdir(parents=True, exist_ok=True)
+            folder = self.data / self.config.journal.dir
+            self._checkpoints = Checkpoints(folder)
+            self.engine, self._position = self._restored()
+            for exporter in self.exporters.values():
+                exporter.start()
+                self._started.append(exporter)
+            self._journal = Journal(folder, self.config.journal, self._backlog.put)
+            self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+            self._thread.start()
+            self._listen()
+            self._health.start()
+        except (OSError, InsecureAddressError, JournalError, ValueError) as error:
+            self.stop(1)
+            raise StartError(str(error)) from error
+
+    def _restored(self) -> tuple[Engine, int]:
+        """An engine as the newest usable checkpoint left it, and the journal position from which to go on."""
+        seed = int.from_bytes((self.data / "seed").read_bytes()) if (self.data / "seed").exists() else None
+        if seed is None:
+            seed = int(np.random.SeedSequence().generate_state(1, np.uint64)[0])
+            (self.data / "seed").write_bytes(seed.to_bytes(8))
+        for position, state in self._checkpoints.read():
+            engine = Engine(self.config, seed)
+            try:
+                engine.restore(state)
+            except (KeyError, ValueError, TypeError, IndexError) as error:
+                LOG.warning("checkpoint does not fit this version or config; starting without it", error=str(error))
+                continue
+            return engine, position
+        return Engine(self.config, seed), 0
+
+    def _listen(self) -> None:
+        receivers = self.config.receivers
+        handler = Handler(
+            receivers.limits,
+            self._sink,
+            clean,
+            lambda data, kind: to_protobuf(data, kind)[1],
+            self._clock,
+            self.counters,
+        )
+        authenticator = Authenticator(receivers.auth)
+        certificate = Certificate(receivers.tls) if receivers.tls else None
+        self.grpc = GrpcServer(receivers, handler, authenticator, certificate) if receivers.grpc.enabled else None
+        self.http = HttpServer(receivers, handler, authenticator, certificate) if receivers.http.enabled else None
+        for server in (self.grpc, self.http):
+            if server is not None:
+                server.start()
+                self._started.append(server)
+
+    def stop(self, deadline_s: float | None = None) -> None:
+        """Ends intake, processes what was taken in, flushes, writes a checkpoint. Within `deadline_s` seconds."""
+        if self._stopped:
+            return
+        self._stopped = True
+        deadline = time.monotonic() + (self.config.service.drain_s if deadline_s is None else deadline_s)
+        self._health.draining = True
+        for part in self._started:
+            if isinstance(part, GrpcServer | HttpServer):
+                part.stop(max(0.1, min(2.0, deadline - time.monotonic())))
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(max(0.1, deadline - time.monotonic()))
+        for part in self._started:
+            if not isinstance(part, GrpcServer | HttpServer):
+                part.shutdown(max(0.1, deadline - time.monotonic()))
+        if self._thread is not None:
+            self._journal.close()
+        self._health.stop()
+
+    @property
+    def failed(self) -> bool:
+        """Whether the engine has died of a fault; the log says which."""
+        return self._health.failed
+
+    # -- intake ------------------------------------------------------------------------------------------------------
+
+    def _sink(self, payload: Payload) -> None:
+        """Takes a request in; returns once it is durable. Called from the receivers' threads."""
+        if self._stopping.is_set():
+            raise RetryLaterError("stopping", "the service is stopping")
+        if not self._backlog.has_room():
+            raise RetryLaterError("backlog", "the service is behind", 2)
+        try:
+            self._journal.append(payload)
+        except JournalError as error:
+            raise RetryLaterError("journal", str(error), 5) from error
+
+    # -- the engine's thread -----------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._replay_journal()
+            self._health.ready = True
+            self._work()
+        except Exception:
+            LOG.exception("the engine failed; the service stops taking data")
+            self._stopping.set()
+            self._health.failed = True
+
+    def _replay_journal(self) -> None:
+        """What the journal holds behind the checkpoint, as it came in then."""
+        self._health.note = "replaying the journal"
+        for position, payload in self._journal.replay(self._position):
+            self._emit(self.engine.process((payload,), payload.arrival_ns))
+            self._position = position
+        self._health.note = ""
+
+    def _work(self) -> None:
+        tick_s = self.config.service.tick_ms / 1000
+        next_checkpoint = time.monotonic() + self.config.journal.checkpoint_interval_s
+        while True:
+            stopping = self._stopping.is_set()
+            for position, payload in self._backlog.take(0 if stopping else tick_s):
+                self._emit(self.engine.process((payload,), payload.arrival_ns))
+                self._position = position
+            # Never past the arrival time of a request that the journal has stamped and not yet handed over.
+            self._emit(self.engine.tick(self._journal.settled_ns(self._clock())))
+            self._report()
+            if stopping or time.monotonic() >= next_checkpoint:
+                self._checkpoint()
+                next_checkpoint = time.monotonic() + self.config.journal.checkpoint_interval_s
+            if stopping:
+                return
+
+    def _emit(self, output: Output) -> None:
+        if not output.verdicts and not output.incidents:
+            return
+        batches = output.verdicts or [self.engine.no_verdicts()]
+        now_ns = self._clock()
+        for index, verdicts in enumerate(batches):
+            incidents = output.incidents if index == len(batches) - 1 else []
+            for exporter in self.exporters.values():
+                exporter.export(verdicts, incidents)
+            if len(verdicts):
+                self.telemetry.observe("verdict_latency_seconds", (now_ns - verdicts.chains.arrived_ns) / SECOND)
+
+    def _checkpoint(self) -> None:
+        """Writes a checkpoint once everything decided before it has been delivered or is on disk."""
+        state, position = self.engine.snapshot(), self._position
+        safe = [exporter.flush(5.0) for exporter in self.exporters.values()]
+        if not all(safe):
+            LOG.warning("an exporter could not be flushed; the last checkpoint stays")
+            return
+        try:
+            self._checkpoints.write(position, state)
+            self._journal.truncate(self._checkpoints.oldest_position())
+        except OSError as error:
+            LOG.warning("checkpoint not written; the last one stays", error=str(error))
+
+    # -- numbers -----------------------------------------------------------------------------------------------------
+
+    def _report(self) -> None:
+        """Passes the engine's and the receivers' counts on to the metrics."""
+        joined = self.engine.joiner.counters()
+        self.telemetry.set("open_chains", self.engine.joiner.open_chains)
+        totals: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {
+            ("logs_joined_total", (("outcome", "trace"),)): joined["joined_trace"],
+            ("logs_joined_total", (("outcome", "business_key"),)): joined["joined_business_key"],
+            ("logs_joined_total", (("outcome", "orphan"),)): joined["orphans"],
+            ("logs_joined_total", (("outcome", "late"),)): joined["late_logs"],
+            ("records_late_total", (("signal", "traces"),)): joined["late_spans"],
+            ("records_late_total", (("signal", "logs"),)): joined["late_logs"],
+        }
+        totals |= {key: count for key, count in self.counters.snapshot().items() if key[0] in EXPORTED_COUNTERS}
+        for key, total in totals.items():
+            more = total - self._counted.get(key, 0)
+            if more > 0:
+                self.telemetry.count(key[0], more, **dict(key[1]))
+                self._counted[key] = total
+        for name, detector in self.engine.detectors.items():
+            self.telemetry.set("model_info", 1, model=name, version=detector.version())
+
+
+class Health:
+    """`/livez` (the process answers and the engine has not failed) and `/readyz` (it takes data in)."""
+
+    def __init__(self, config: HealthConfig) -> None:
+        self._config = config
+        self._server: ThreadingHTTPServer | None = None
+        self.ready = False
+        self.draining = False
+        self.failed = False
+        self.note = ""
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        assert self._server is not None
+        return int(self._server.server_address[1])
+
+    def start(self) -> None:
+        """Raises OSError when the address cannot be had."""
+        health = self
+
+        class Answer(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                status, text = health.answer(self.path)
+                body = text.encode() + b"\n"
+                self.send_response(status)
+                self.send_header("Content-Type", "text/plain; charset=utf-8")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                """Probes come every few seconds: not worth a line."""
+
+        try:
+            self._server = ThreadingHTTPServer((self._config.host, self._config.port), Answer)
+        except OSError as error:
+            where = f"{self._config.host}:{self._config.port}"
+            raise OSError(f"service.health: cannot listen on {where}: {error.strerror}") from error
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, name="health", daemon=True).start()
+
+    def answer(self, path: str) -> tuple[int, str]:
+        """(HTTP status, text) for a probe."""
+        if path.startswith("/livez"):
+            return (500, "the engine has failed, see the log") if self.failed else (200, "alive")
+        if not path.startswith("/readyz"):
+            return 404, "there is /livez and /readyz"
+        if self.failed or self.draining:
+            return 503, "stopping"
+        if not self.ready and not self.note:
+            return 503, "starting"
+        return 200, self.note or "ready"
+
+    def stop(self) -> None:
+        """Safe without `start`."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+
+def run(config: Config, data: Path) -> None:
+    """Serves until SIGTERM or SIGINT.
+
+    Raises:
+        StartError: it could not start.
+    """
+    done = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: done.set())
+    service = Service(config, data)
+    service.start()
+    LOG.info("serving", data=str(data), health=service.config.service.health.port)
+    while not done.wait(1.0):
+        if service.failed:
+            break
+    service.stop()
+    if service.failed:
+        raise StartError("the engine failed; see the log above")
