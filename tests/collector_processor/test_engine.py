@@ -1,0 +1,162 @@
+"""The engine's promises: the same bytes out for the same bytes in, whoever looks when; snapshots; every record counted."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from otlp import MS, T0, log, logs, span, traces
+
+from collector_processor.config import Config
+from collector_processor.decide.verdicts import incident_row, verdict_rows
+from collector_processor.engine import Engine, Output
+from collector_processor.model import Payload, Signal
+
+SECOND = 1_000_000_000
+SERVICES = ("gateway", "order", "risk", "ledger")
+
+
+def config(**join: Any) -> Config:
+    limits = {"chains_max": 5000, "records_max": 50_000, "closed_remembered_max": 10_000}
+    return Config.model_validate({"join": limits | join})
+
+
+def payment(trace: int, at_ms: float, steps: int = 4, slow: float = 1.0) -> tuple[list[Any], list[Any]]:
+    """A payment through `steps` services: spans and logs."""
+    spans, lines = [], []
+    for step, service in enumerate(SERVICES[:steps]):
+        ms = (40 - 10 * step) * slow
+        spans.append(span(trace, step + 1, step, name=f"{service} work", service=service, start_ms=at_ms + step, ms=ms))
+        lines.append(
+            log(f"{service} did {trace} in {ms} ms", trace, step + 1, service=service, at_ms=at_ms + step + 0.5)
+        )
+    return spans, lines
+
+
+def traffic(seconds: int, seed: int = 1, broken_from: int | None = None) -> list[Payload]:
+    """Four payments a second, a payload of each signal a second; from second `broken_from` on they stop half way."""
+    out, chance = [], random.Random(seed)
+    for second in range(seconds):
+        spans, lines = [], []
+        for n in range(4):
+            steps = 2 if broken_from is not None and second >= broken_from and n else 4
+            more = payment(1 + second * 4 + n, second * 1000 + 200 * n, steps, chance.uniform(0.8, 1.3))
+            spans += more[0]
+            lines += more[1]
+        now = T0 + (second + 1) * SECOND
+        out.append(Payload(Signal.TRACES, "default", traces(*spans), now))
+        out.append(Payload(Signal.LOGS, "default", logs(*lines), now))
+    return out
+
+
+@dataclass
+class Run:
+    """What an engine said, as the lines that would be written."""
+
+    lines: list[bytes] = field(default_factory=list)
+
+    def take(self, output: Output) -> None:
+        for verdicts in output.verdicts:
+            rows = verdict_rows(verdicts, np.arange(len(verdicts)))
+            self.lines += [orjson.dumps(row, option=orjson.OPT_SORT_KEYS) for row in rows]
+        self.lines += [
+            orjson.dumps(incident_row(incident), option=orjson.OPT_SORT_KEYS) for incident in output.incidents
+        ]
+
+
+def run(
+    payloads: list[Payload], seed: int = 0, tick_s: float | None = None, restart_at: int | None = None
+) -> list[bytes]:
+    engine, said = Engine(config(), seed), Run()
+    for number, payload in enumerate(payloads):
+        if tick_s is not None:
+            now = engine.now_ns or payload.arrival_ns
+            while now < payload.arrival_ns:
+                said.take(engine.tick(now))
+                now += int(tick_s * SECOND)
+        said.take(engine.process((payload,), payload.arrival_ns))
+        if number == restart_at:
+            state, engine = engine.snapshot(), Engine(config(), seed)
+            engine.restore(state)
+    said.take(engine.flush())
+    return said.lines
+
+
+def test_two_runs_give_the_same_bytes_whatever_the_seed() -> None:
+    payloads = traffic(240, broken_from=200)
+    first = run(payloads)
+    assert len(first) >= 960
+    assert run(payloads) == first
+    assert run(payloads, seed=99) == first
+
+
+def test_how_often_anybody_ticks_changes_no_verdict() -> None:
+    payloads = traffic(240, broken_from=200)
+    assert sorted(run(payloads, tick_s=0.3)) == sorted(run(payloads))
+
+
+@pytest.mark.parametrize("at", [0, 137, 330, 470])
+def test_a_restored_engine_goes_on_as_if_nothing_had_happened(at: int) -> None:
+    payloads = traffic(240, broken_from=200)
+    assert run(payloads, restart_at=at) == run(payloads)
+
+
+def test_duplicates_and_disorder_within_the_wait_change_no_verdict_id() -> None:
+    payloads = traffic(60)
+    chaos = random.Random(5)
+    mixed = []
+    for first in range(0, len(payloads), 4):
+        now = payloads[min(first + 3, len(payloads) - 1)].arrival_ns
+        group = payloads[first : first + 4] + chaos.sample(payloads[first : first + 4], 2)
+        chaos.shuffle(group)
+        mixed += [Payload(p.signal, p.tenant, p.data, now) for p in group]
+    assert ids(run(mixed)) == ids(run(payloads))
+
+
+def ids(lines: list[bytes]) -> list[str]:
+    rows = [orjson.loads(line) for line in lines]
+    return sorted(row["verdict_id"] for row in rows if "verdict_id" in row)
+
+
+def test_every_record_is_in_a_chain_or_counted() -> None:
+    engine = Engine(config(chains_max=300, records_max=2000))
+    chaos = random.Random(3)
+    sent = 0
+    closed = 0
+    for payload in traffic(120):
+        data = payload.data if chaos.random() > 0.1 else payload.data[: len(payload.data) // 2]
+        repeat = 2 if chaos.random() < 0.2 else 1
+        for _ in range(repeat):
+            engine.process((Payload(payload.signal, "default", data, payload.arrival_ns),), payload.arrival_ns)
+    engine.flush()
+    counted = engine.joiner.counters()
+    sent = sum(engine.received.values())
+    lost = sum(engine.rejected.values()) + sum(
+        counted[name] for name in ("late_spans", "late_logs", "oversize", "orphans", "duplicates")
+    )
+    closed = engine.records_closed
+    assert sent == closed + lost
+    assert counted["duplicates"] + counted["late_spans"] > 0
+    assert sum(engine.rejected.values()) > 0
+
+
+def test_time_may_jump_by_years_without_work_for_every_epoch() -> None:
+    engine = Engine(config())
+    (spans, lines) = traces(*payment(1, 0)[0]), logs(*payment(1, 0)[1])
+    engine.process((Payload(Signal.TRACES, "default", spans, T0), Payload(Signal.LOGS, "default", lines, T0)), T0)
+    later = T0 + 10 * 365 * 86_400 * SECOND
+    output = engine.tick(later)
+    assert sum(len(verdicts) for verdicts in output.verdicts) == 1
+    assert engine.now_ns == later
+
+
+def test_a_verdict_has_the_time_its_chain_was_due_not_when_somebody_looked() -> None:
+    engine = Engine(config(wait_initial_s=6))
+    engine.process((Payload(Signal.TRACES, "default", traces(*payment(1, 0)[0]), T0),), T0)
+    (verdicts,) = engine.tick(T0 + 8 * SECOND).verdicts
+    assert verdicts.chains.closed_ns.tolist() == [T0 + 6 * SECOND]
+    assert verdicts.chains.end_ns.tolist() == [T0 + 40 * MS]
