@@ -87,8 +87,9 @@ lock: ## rewrites requirements.lock from pyproject.toml: hashes, no index addres
 		--no-annotate --custom-compile-command "make lock" --group dev --upgrade pyproject.toml -o requirements.lock
 
 docs: install ## rewrites the generated parts of docs/
-	$(call say,writing docs/configuration.md)
+	$(call say,writing docs/configuration.md and docs/metrics.md)
 	@$(PY) -m collector_processor.config_reference > docs/configuration.md
+	@$(PY) -m exporters.prometheus.metrics > docs/metrics.md
 
 clean: ## removes .venv, caches and what runs left behind
 	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist spanchain-data

@@ -29,7 +29,7 @@ SPANCHAIN = Path(sys.executable).with_name("spanchain")
 PORTS = (
     *("apps_grpc", "apps_http", "events_grpc", "collector_health", "collector_metrics"),
     *("backend_grpc", "backend_http", "backend_health", "backend_metrics"),
-    *("spanchain_grpc", "spanchain_http", "spanchain_metrics", "spanchain_health", "spanchain_console"),
+    *("spanchain_grpc", "spanchain_http", "spanchain_metrics", "spanchain_health"),
     *("prometheus", "alertmanager"),
 )
 
@@ -177,8 +177,7 @@ class Site:
         """spanchain with a configuration of `configs/`, at this site's addresses, and `overrides` merged in."""
         shipped = yaml.safe_load((ROOT / "configs" / config).read_text())
         addresses = {
-            "health": {"port": self.ports["spanchain_health"]},
-            "console": {"port": self.ports["spanchain_console"]},
+            "service": {"health": {"port": self.ports["spanchain_health"]}},
         }
         path = self.folder / "spanchain.yaml"
         path.write_text(yaml.safe_dump(merged(merged(shipped, addresses), overrides)))
