@@ -1,7 +1,7 @@
 """What an ingest request is answered, independent of the transport, and the counters of ingest.
 
-How it works. `Handler` gives an `Answer`; the gRPC and the HTTP server each turn it into their own words. Only
-`RETRY` makes a Collector keep a batch and send it again; every other refusal makes it drop the batch.
+How it works. `Handler` gives an `Answer`; the gRPC and the HTTP server each turn it into their own words. Only `RETRY`
+makes a Collector keep a batch and send it again; every other refusal makes it drop the batch.
 """
 
 from __future__ import annotations

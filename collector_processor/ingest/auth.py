@@ -1,10 +1,10 @@
 """Who a sender is, and as which tenant it may send.
 
-How it works. A credential names a tenant. Secrets are compared as keyed digests in constant time, all of them at
-every request, so that neither the time taken nor a dump of memory tells a token. Token files are looked at again when
-they change; several tokens may be valid at once, so that rotation never refuses anybody (a Collector drops what is
-answered 401). The tenant header is believed from trusted proxies only; from anybody else, a tenant other than the
-credential's own is refused.
+How it works. A credential names a tenant. Secrets are compared as keyed digests in constant time, all of them at every
+request, so that neither the time taken nor a dump of memory tells a token. Token files are looked at again when they
+change; several tokens may be valid at once, so that rotation never refuses anybody (a Collector drops what is answered
+401). The tenant header is believed from trusted proxies only; from anybody else, a tenant other than the credential's
+own is refused.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """OTLP over gRPC: the three Export methods, raw bytes in, the answers a Collector understands out.
 
 How it works. A unary call is served as a stream of one message: so the sender is authenticated before its message is
-read, and a stranger's bytes never reach memory. gRPC is told not to decompress, since it would inflate up to the
-limit before refusing; `inflate` does it within bounds. Messages are never parsed by gRPC, so a bad byte cannot make
-it answer INTERNAL.
+read, and a stranger's bytes never reach memory. gRPC is told not to decompress, since it would inflate up to the limit
+before refusing; `inflate` does it within bounds. Messages are never parsed by gRPC, so a bad byte cannot make it answer
+INTERNAL.
 
-What cannot be helped here: a message compressed with zstd or snappy is refused by gRPC's core with INTERNAL before
-any of our code runs, and the Collector drops it. Clients must use gzip or nothing.
+What cannot be helped here: a message compressed with zstd or snappy is refused by gRPC's core with INTERNAL before any
+of our code runs, and the Collector drops it. Clients must use gzip or nothing.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What happens to an export request, whichever way it came: limits, repair, arrival time, journal, answer.
 
 How it works. A transport has authenticated the sender and hands over raw bytes. They are decompressed within bounds;
-JSON becomes protobuf; `clean` counts what is inside before anything is built from it, and takes out what is damaged
-and what is our own output. What remains goes to the sink, which returns once it is durable; only then is the request
+JSON becomes protobuf; `clean` counts what is inside before anything is built from it, and takes out what is damaged and
+what is our own output. What remains goes to the sink, which returns once it is durable; only then is the request
 acknowledged. No step works per record in Python.
 
 What it composes with is injected, so that ingest knows neither the engine nor the journal.

@@ -1,9 +1,9 @@
 """OTLP over HTTP: POST /v1/traces, /v1/logs, /v1/metrics, protobuf or JSON, compressed or not.
 
 How it works. uvicorn runs in a thread of its own with one event loop, which only reads and writes; a request that has
-arrived is handled in a pool of threads, since it waits for the disk. Everything that is known from the head is
-checked before the body is read: method, path, sender, content type, encoding, length. Every answer carries a body in
-the request's own content type, exactly as OTLP asks: the Export response, or google.rpc.Status.
+arrived is handled in a pool of threads, since it waits for the disk. Everything that is known from the head is checked
+before the body is read: method, path, sender, content type, encoding, length. Every answer carries a body in the
+request's own content type, exactly as OTLP asks: the Export response, or google.rpc.Status.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Decompresses request bodies without ever holding more than a bound: a bomb costs its own bytes.
 
 How it works. Every codec is read in pieces of at most 1 MiB. Up to `KEPT` bytes the pieces are kept; a body that goes
-on is only measured, its pieces thrown away, and read a second time when its size turns out to be within the limit. So
-a megabyte that would become a gigabyte is refused after the limit's worth of work, and memory never grew by more than
+on is only measured, its pieces thrown away, and read a second time when its size turns out to be within the limit. So a
+megabyte that would become a gigabyte is refused after the limit's worth of work, and memory never grew by more than
 `KEPT`.
 
 Most requests are one small gzip member, whose last bytes say how large it is (RFC 1952): those are decompressed at once

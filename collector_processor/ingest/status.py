@@ -1,8 +1,8 @@
 """google.rpc.Status and the Export responses, in bytes, for both transports.
 
-How it works. An error is a Status message (https://github.com/googleapis/googleapis, google/rpc/status.proto): the
-body of an HTTP error in the request's own content type, and a trailer in gRPC. A retryable one carries RetryInfo,
-without which a Collector takes RESOURCE_EXHAUSTED for final.
+How it works. An error is a Status message (https://github.com/googleapis/googleapis, google/rpc/status.proto): the body
+of an HTTP error in the request's own content type, and a trailer in gRPC. A retryable one carries RetryInfo, without
+which a Collector takes RESOURCE_EXHAUSTED for final.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The service's certificate for both transports, read again when its files change.
 
 How it works. Before each new connection the files' times and sizes are compared with those last loaded. What has
-changed is loaded and tried as a whole; a pair that does not fit, as in the middle of a rotation, is passed over and
-the old one stays.
+changed is loaded and tried as a whole; a pair that does not fit, as in the middle of a rotation, is passed over and the
+old one stays.
 """
 
 from __future__ import annotations
