@@ -20,6 +20,7 @@ class Section(BaseModel):
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(gt=0, lt=1)]
+HttpAddress = Annotated[str, Field(pattern=r"^https?://[^/?#@\s]+(/[^?#\s]*)?$")]
 Durability = Literal["fsync", "os", "none"]
 
 
@@ -239,6 +240,9 @@ class DecideConfig(Section):
     """Broken, failed or slowed chains from this score on are critical."""
     business: BusinessConfig = BusinessConfig()
     calendar: CalendarConfig = CalendarConfig()
+    soft_hold_s: Positive = 180.0
+    """Time for which what may well be meant to be so (other calls or paths than usual, but no error, no missing log and
+    no delay) must hold before it opens an incident."""
     resolve_s: Positive = 150.0
     """Quiet time after which an incident is over."""
     quarantine_s: Positive = 90.0
@@ -287,7 +291,7 @@ class OtlpExportConfig(Section):
 
     enabled: bool = False
     """Whether this exporter runs."""
-    endpoint: str = "http://127.0.0.1:4317"
+    endpoint: HttpAddress = "http://127.0.0.1:4317"
     """Where to send: `http://` or `https://`, host and port. Not spanchain's own receiver."""
     protocol: Literal["grpc", "http"] = "grpc"
     """`http` posts protobuf to `/v1/traces` and `/v1/logs` under the endpoint."""
@@ -325,7 +329,7 @@ class AlertmanagerConfig(Section):
 
     enabled: bool = False
     """Whether this exporter runs."""
-    url: str = "http://127.0.0.1:9093"
+    url: HttpAddress = "http://127.0.0.1:9093"
     """Base address; alerts are posted to `/api/v2/alerts` under it."""
     headers: dict[str, SecretStr] = {}
     """Sent with every request, such as `authorization`."""

@@ -44,6 +44,7 @@ EXAMPLES_MAX = 5
 SUSPECTS_MAX = 5
 FLOWS_MAX = 20
 ELEMENTS_MAX = 256  # of one incident
+SOFT = frozenset((Kind.UNUSUAL_CALLS, Kind.NEW_SEQUENCE, Kind.UNUSUAL_CONTENT, Kind.UNLIKELY_SEQUENCE))
 CALLER_SHARE = 0.5  # of a call's evidence that speaks for its caller
 
 SCALARS = ("root", "opened_ns", "detected_ns", "seen_ns", "tenant", "incident_id", "chains")
@@ -87,6 +88,7 @@ class Incidents:
         self.sources = tuple(detectors.values())
         self.window_ns = int(config.quarantine_s * NS)
         self.open: list[Case] = []
+        self.since: dict[Element, int] = {}  # of elements of soft kinds: the boundary from which on they are in alarm
         self.recent: deque[tuple[int, Any]] = deque()
 
     def threshold(self) -> float:
@@ -112,20 +114,25 @@ class Incidents:
     def judge(self, now_ns: int, findings: Findings) -> list[Incident]:
         """Incidents opened, changed or resolved at the boundary `now_ns`, given the windows' findings."""
         changed: dict[int, Case] = {}
+        threshold = self.threshold()
+        rows = {_element(row): row for row in findings}
+        nats = {element: -math.log(max(float(row["p"]), 1e-300)) for element, row in rows.items()}
+        self.since = {e: self.since.get(e, now_ns) for e, n in nats.items() if e[0] in SOFT and n >= threshold}
         if findings.size:
-            threshold = self.threshold()
-            rows = {_element(row): row for row in findings}
-            nats = {element: -math.log(max(float(row["p"]), 1e-300)) for element, row in rows.items()}
             for root, members in self._groups(nats):
                 case = self._matching(root, members)
                 if case is None:
-                    if max(nats[m] for m in members) < threshold:
+                    if not any(nats[m] >= threshold and self._holds(m, now_ns) for m in members):
                         continue
                     case = self._opened(root, now_ns, rows[max(members, key=lambda m: nats[m])])
                 self._joined(case, members, rows, nats, now_ns)
                 changed[id(case)] = case
         out = [incident for case in changed.values() if (incident := self._told(case)) is not None]
         return out + self._resolved(now_ns)
+
+    def _holds(self, element: Element, now_ns: int) -> bool:
+        """Whether the element may open an incident: what may well be meant to be so must have held for a while."""
+        return element[0] not in SOFT or now_ns - self.since[element] >= self.config.soft_hold_s * NS
 
     def _groups(self, nats: dict[Element, float]) -> list[tuple[int, list[Element]]]:
         """Elements grouped by the service that explains most of what is left, strongest first."""
@@ -276,6 +283,7 @@ class Incidents:
                 }
                 for case in self.open
             ],
+            "since": [[list(element), since] for element, since in self.since.items()],
             "recent": [[closed, seen.copy()] for closed, seen in self.recent],
         }
 
@@ -290,11 +298,17 @@ class Incidents:
             case.examples, case.told = list(saved["examples"]), tuple(saved["told"])
             case.explanation = saved["explanation"]
             self.open.append(case)
+        self.since = {_tuple(element): int(since) for element, since in state["since"]}
         self.recent = deque((int(closed), np.array(seen, SEEN)) for closed, seen in state["recent"])
 
 
 def _element(row: np.void) -> Element:
     return (int(row["kind"]), int(row["level"]), int(row["service"]), int(row["event"]), int(row["caller"]))
+
+
+def _tuple(element: list[int]) -> Element:
+    kind, level, service, event, caller = element
+    return kind, level, service, event, caller
 
 
 def _touches(element: Element, service: int) -> bool:

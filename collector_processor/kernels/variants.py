@@ -87,22 +87,21 @@ def variant_key(element, variant):
 @njit(nogil=True, cache=True)
 def judge(
     offsets, event, kind, status, parent, service, logs, calls, last, sibling, named, column, table_keys, table_slots,
-    variant_keys, variant_rows, nats, new_nats, seen, seen_min, pools, level, sums, counts, hits, hit, least,
+    variant_keys, variant_rows, nats, new_nats, seen, seen_min, blamed, level, sums, counts, hits, hit, least,
     chain_value, surprise, slot,
 ):  # fmt: skip
     """Surprise float32[m, 2] and slot int32[m, 2] of each span's logs and calls, added to `column` of the windows.
 
-    `named` int32[events]: the service that a template names, else -1. `pools` int32[2, services]: slots of a service's
-    own operations and of the errors in which others name it; a chain adds to each at most once, its greatest.
+    `named` int32[events]: the service that a template names, else -1. `blamed` int32[services]: slots of the errors in
+    which others name a service; a chain adds at most one to each, its greatest.
     """
-    services = pools.shape[1]
-    greatest = np.zeros((2, services), np.float32)
-    touched = np.empty((2, services), np.int32)
+    greatest = np.zeros(blamed.size, np.float32)
+    touched = np.empty(blamed.size, np.int32)
     m = event.size
     same = np.zeros(m, np.float32)
     other = np.zeros(m, np.float32)
     for c in range(offsets.size - 1):
-        used = np.zeros(2, np.int64)
+        used = 0
         for r in range(offsets[c + 1] - 1, offsets[c] - 1, -1):
             surprise[r, 0] = 0.0
             surprise[r, 1] = 0.0
@@ -132,20 +131,15 @@ def judge(
                     chain_value[c, 1] += u
                 chain_value[c, 0] = max(chain_value[c, 0], u)
                 chain_value[c, 2] = max(chain_value[c, 2], level[s])
-                if greatest[0, own] == 0.0:
-                    touched[0, used[0]] = own
-                    used[0] += 1
-                    greatest[0, own] = 1e-6
-                greatest[0, own] = max(greatest[0, own], u)
             if surprise[r, 0] > hit:
                 log = last[r]
                 while log >= 0:
                     to = named[event[log]] if kind[log] == 0 and status[log] >= WARNING_LOG else -1
                     if to >= 0 and to != own:
-                        if greatest[1, to] == 0.0:
-                            touched[1, used[1]] = to
-                            used[1] += 1
-                        greatest[1, to] = max(greatest[1, to], surprise[r, 0])
+                        if greatest[to] == 0.0:
+                            touched[used] = to
+                            used += 1
+                        greatest[to] = max(greatest[to], surprise[r, 0])
                     log = sibling[log]
             p = parent[r]
             if p >= 0:
@@ -154,16 +148,14 @@ def judge(
                     other[p] = max(other[p], other[r])
                 else:
                     other[p] = max(other[p], top, same[r], other[r])
-        for pool in range(2):
-            for k in range(used[pool]):
-                own = touched[pool, k]
-                s = pools[pool, own]
-                if s >= 0:
-                    sums[s, column] += greatest[pool, own]
-                    counts[s, column] += 1
-                    if greatest[pool, own] > hit:
-                        hits[s, column] += 1
-                greatest[pool, own] = 0.0
+        for k in range(used):
+            to = touched[k]
+            s = blamed[to]
+            if s >= 0:
+                sums[s, column] += greatest[to]
+                counts[s, column] += 1
+                hits[s, column] += 1
+            greatest[to] = 0.0
 
 
 @njit(nogil=True, cache=True)

@@ -37,7 +37,7 @@ from detectors.protocol import Scores
 NS = 1_000_000_000
 PRIOR = (0.2, 0.5, 20.0)  # mean and dispersion of surprises believed before anything is seen, and their weight
 NOVELTY_KEPT = 1.0 - 1.0 / 20_000  # what one observation leaves of the memory for how often anything new is seen
-WITHIN, BLAMED, KIND = 3 << 40, 5 << 40, 7 << 40  # pools of a service, in keys of the windows; below: an operation's
+BLAMED = 5 << 40  # marks the key of a service that errors of others name; other keys are 2 * event + 1 or + 2
 MEMBERS_MAX = 16  # events of one variant that are kept
 P_MIN = 1e-300
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{3,}")
@@ -62,7 +62,7 @@ class Topology:
         epoch_ns = int(config.engine.epoch_s * NS)
         columns = max(2, round(self.config.window_s / config.engine.epoch_s))
         self.windows = Windows(self.config.elements_max, columns, epoch_ns, PRIOR, self.config.kept)
-        self.pools = np.full((2, config.decode.services_max), NONE, np.int32)
+        self.blamed = np.full(config.decode.services_max, NONE, np.int32)
         self.slots = {name: np.zeros(64, dtype) for name, dtype in SLOTS.items()}
         self.rows = {name: np.zeros(64, dtype) for name, dtype in ROWS.items()}
         self.rows_used = 0
@@ -93,7 +93,7 @@ class Topology:
             *(self.symbols.events.column("service"), o.logs, o.calls, o.last, o.sibling, self.named),
             *(w.column, w.lookup.keys, w.lookup.values, self.variant_keys, self.variant_rows),
             *(self.rows["nats"], s["new_nats"], s["seen"], self.config.learn_min),
-            *(self.pools, w.level, w.sums, w.counts, w.hits, self.config.hit, self.config.least),
+            *(self.blamed, w.level, w.sums, w.counts, w.hits, self.config.hit, self.config.least),
             *(value, surprise, slot),
         )
         self._keep_examples(batch, o, surprise, slot)
@@ -149,7 +149,9 @@ class Topology:
         """What is unusual about a variant."""
         if what == 1:
             known = {e for row in self._variants(slot) for e in self.members[row].tolist()}
-            return Kind.UNUSUAL_CALLS if set(members) <= known else Kind.UNSEEN_CALL
+            service = self.symbols.events.column("service")
+            new = [e for e in members if e not in known and service[e] != self.windows.near[slot]]
+            return Kind.UNSEEN_CALL if new else Kind.UNUSUAL_CALLS
         if broken:
             return Kind.ERROR
         return Kind.MISSING_LOG if set(members) < set(self._usual(slot)) else Kind.UNUSUAL_LOG
@@ -187,9 +189,9 @@ class Topology:
         for i, slot in enumerate(slots.tolist()):
             key = int(w.key[slot])
             rows["service"][i] = w.near[slot]
-            if key & KIND:
+            if key & BLAMED:
                 rows["level"][i] = Level.SERVICE
-                rows["kind"][i] = Kind.ERROR if key & KIND == BLAMED else Kind.UNUSUAL_LOG
+                rows["kind"][i] = Kind.ERROR
             else:
                 members = self.examples.get(slot, (0, []))[1]
                 rows["level"][i] = Level.OPERATION
@@ -243,9 +245,8 @@ class Topology:
         for i in np.sort(first).tolist():
             event = int(events[i])
             service = int(self.symbols.events.column("service")[event])
-            for pool, kind in enumerate((WITHIN, BLAMED)):
-                if self.pools[pool, service] < 0:
-                    self.pools[pool, service] = self._add(kind | service, service)
+            if self.blamed[service] < 0:
+                self.blamed[service] = self._add(BLAMED | service, service)
             known = np.empty(2, np.int32)
             w.find(np.array([2 * event + 1, 2 * event + 2], np.uint64), known)
             if known[0] < 0:
@@ -330,10 +331,10 @@ class Topology:
         self.variant_rows = np.array(state["variant_rows"], np.int32)
         self.novelty = np.array(state["novelty"])
         self.examples = {int(slot): (int(since), list(events)) for slot, since, events in state["examples"]}
-        self.pools[:] = NONE
+        self.blamed[:] = NONE
         for slot, key in enumerate(self.windows.key[:used].astype(np.int64).tolist()):
-            if key & KIND:
-                self.pools[0 if key & KIND == WITHIN else 1, key & ~KIND] = slot
+            if key & BLAMED:
+                self.blamed[key & ~BLAMED] = slot
 
 
 SLOTS = {
