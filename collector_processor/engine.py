@@ -60,6 +60,7 @@ class Engine:
     def __init__(self, config: Config, seed: int = 0) -> None:
         """seed: keys the hashes of names that come from outside; choose it at random where input may be hostile."""
         self.config = config
+        self.seed = seed
         self.symbols = Symbols(
             services_max=config.decode.services_max,
             instances_max=config.decode.instances_max,
@@ -101,7 +102,7 @@ class Engine:
         return output
 
     def tick(self, now_ns: int) -> Output:
-        """Closes what is due at `now_ns`. When and how often it is called changes when verdicts come, never what they say."""
+        """Closes what is due at `now_ns`. How often it is called changes when verdicts come, never what they say."""
         output = self._advance_to(now_ns)
         for chains in self.joiner.close(self.now_ns):
             self._judge(chains, output)
@@ -185,10 +186,11 @@ class Engine:
     # -- snapshot ----------------------------------------------------------------------------------------------------
 
     def snapshot(self) -> dict[str, Any]:
-        """The whole state as dicts, lists, strings, numbers and arrays; `restore` on a new engine of the same config goes
-        on as if nothing had happened."""
+        """The whole state as dicts, lists, strings, numbers and arrays: a new engine of the same config and seed that
+        restores it goes on as if nothing had happened."""
         return {
             "version": SNAPSHOT_VERSION,
+            "seed": self.seed,
             "symbols": self.symbols.snapshot(),
             "decoder": self.decoder.snapshot(),
             "joiner": self.joiner.snapshot(),
@@ -207,7 +209,7 @@ class Engine:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Takes back a snapshot. A detector that the snapshot does not know starts cold.
+        """Takes back a snapshot, into an engine of the same seed. A detector that it does not know starts cold.
 
         Raises:
             ValueError: a snapshot of another version, or one that the present limits cannot hold.

@@ -6,22 +6,24 @@ calls `tick` ten times a second, and hands verdicts and incidents to the exporte
 checkpoint is the engine's state together with the position in the journal up to which it has read; a start restores the
 last one and replays what came after. When too much waits, senders are told to come again; nothing else slows them.
 
-Stopping: intake ends, what waits is processed, exporters are flushed, a last checkpoint is written; all by one deadline.
+Stopping: intake ends, what waits is processed, exporters are flushed, a last checkpoint is written, by one deadline.
 """
 
 from __future__ import annotations
 
+import secrets
 import signal
+import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import structlog
 
 from collector_processor.config import Config, HealthConfig
@@ -35,8 +37,8 @@ from collector_processor.ingest.grpc_server import GrpcServer
 from collector_processor.ingest.handler import Handler
 from collector_processor.ingest.http_server import HttpServer
 from collector_processor.ingest.tls import Certificate
-from collector_processor.journal.checkpoint import Checkpoints
-from collector_processor.journal.wal import Journal, JournalError
+from collector_processor.journal.checkpoint import read_checkpoint, write_checkpoint
+from collector_processor.journal.wal import Journal, JournalUnavailableError
 from collector_processor.model import Payload
 from collector_processor.rows import Rows
 from exporters.prometheus.telemetry import Telemetry
@@ -53,36 +55,54 @@ class StartError(Exception):
     """The service cannot start; the message says why and what to change."""
 
 
-class Backlog:
-    """What has been taken in and waits for the engine, in the order of the journal. Bounded by bytes."""
+class Intake:
+    """Requests between the receivers and the engine, in the order of the journal. Bounded by bytes."""
 
-    def __init__(self, bytes_max: int) -> None:
+    def __init__(self, bytes_max: int, clock: Callable[[], int]) -> None:
         self._bytes_max = bytes_max
-        self._items: deque[tuple[int, Payload]] = deque()
-        self._bytes = 0
+        self._clock = clock
+        self._last_ns = 0
         self._changed = threading.Condition()
+        self._arriving: dict[int, int] = {}  # ticket -> arrival time, of requests that are not durable yet
+        self._tickets = 0
+        self._waiting: list[tuple[int, Payload]] = []
+        self._bytes = 0
 
-    def has_room(self) -> bool:
-        """Whether senders may go on."""
-        return self._bytes < self._bytes_max
+    @contextmanager
+    def arriving(self, payload: Payload) -> Iterator[Payload]:
+        """The payload with its arrival time; until the block ends, engine time does not go past it.
 
-    def put(self, items: Iterable[tuple[int, Payload]]) -> None:
-        """Adds (position after it, payload) in order; never blocks, for these are already acknowledged."""
+        Raises:
+            RetryLaterError: too much waits for the engine."""
         with self._changed:
-            for item in items:
-                self._items.append(item)
-                self._bytes += len(item[1].data)
+            if self._bytes >= self._bytes_max:
+                raise RetryLaterError("backlog", "the service is behind", 2)
+            self._last_ns = max(self._last_ns, self._clock())
+            self._tickets += 1
+            ticket = self._tickets
+            self._arriving[ticket] = self._last_ns
+        try:
+            yield replace(payload, arrival_ns=self._last_ns)
+        finally:
+            with self._changed:
+                del self._arriving[ticket]
+
+    def put(self, position: int, payload: Payload) -> None:
+        """Adds a durable request; never blocks, for it is as good as acknowledged."""
+        with self._changed:
+            self._waiting.append((position, payload))
+            self._bytes += len(payload.data)
             self._changed.notify()
 
-    def take(self, wait_s: float) -> list[tuple[int, Payload]]:
-        """All that waits, after at most `wait_s` seconds of waiting for something."""
+    def take(self, wait_s: float) -> tuple[list[tuple[int, Payload]], int]:
+        """(position, payload) of all that waits, after at most `wait_s` seconds of waiting for something; and the time
+        up to which nothing else can come any more."""
         with self._changed:
-            if not self._items:
+            if not self._waiting:
                 self._changed.wait(wait_s)
-            out = list(self._items)
-            self._items.clear()
-            self._bytes = 0
-            return out
+            taken, self._waiting, self._bytes = self._waiting, [], 0
+            self._last_ns = max(self._last_ns, self._clock())
+            return taken, min(self._arriving.values(), default=self._last_ns)
 
 
 class Service:
@@ -104,7 +124,7 @@ class Service:
         rows = Rows(verdict_rows, incident_row)
         self.exporters = build(Surroundings(config.exporters, rows, self.telemetry, data))
         self.exporters |= {watcher.name: watcher for watcher in watchers}
-        self._backlog = Backlog(config.service.backlog_bytes_max)
+        self._intake = Intake(config.service.backlog_bytes_max, clock)
         self._stopping = threading.Event()
         self._stopped = False
         self._started: list[Any] = []
@@ -124,35 +144,35 @@ class Service:
             check_addresses(self.config.receivers)
             self.data.mkdir(parents=True, exist_ok=True)
             folder = self.data / self.config.journal.dir
-            self._checkpoints = Checkpoints(folder)
-            self.engine, self._position = self._restored()
+            self.engine, self._position = self._restored(folder)
             for exporter in self.exporters.values():
                 exporter.start()
                 self._started.append(exporter)
-            self._journal = Journal(folder, self.config.journal, self._backlog.put)
+            self._journal = Journal.open(
+                folder, self.config.journal, at_least=self._position, on_durable=self._intake.put
+            )
+            self._replay_until = self._journal.position
             self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
             self._thread.start()
             self._listen()
             self._health.start()
-        except (OSError, InsecureAddressError, JournalError, ValueError) as error:
+        except (OSError, InsecureAddressError, ValueError) as error:
             self.stop(1)
             raise StartError(str(error)) from error
 
-    def _restored(self) -> tuple[Engine, int]:
+    def _restored(self, folder: Path) -> tuple[Engine, int]:
         """An engine as the newest usable checkpoint left it, and the journal position from which to go on."""
-        seed = int.from_bytes((self.data / "seed").read_bytes()) if (self.data / "seed").exists() else None
-        if seed is None:
-            seed = int(np.random.SeedSequence().generate_state(1, np.uint64)[0])
-            (self.data / "seed").write_bytes(seed.to_bytes(8))
-        for position, state in self._checkpoints.read():
-            engine = Engine(self.config, seed)
+        found = read_checkpoint(folder)
+        if found is not None:
+            position, state = found
             try:
+                engine = Engine(self.config, int(state["seed"]))
                 engine.restore(state)
             except (KeyError, ValueError, TypeError, IndexError) as error:
-                LOG.warning("checkpoint does not fit this version or config; starting without it", error=str(error))
-                continue
-            return engine, position
-        return Engine(self.config, seed), 0
+                LOG.warning("the checkpoint does not fit this version or config; starting cold", error=repr(error))
+            else:
+                return engine, position
+        return Engine(self.config, secrets.randbits(64)), 0
 
     def _listen(self) -> None:
         receivers = self.config.receivers
@@ -204,12 +224,11 @@ class Service:
         """Takes a request in; returns once it is durable. Called from the receivers' threads."""
         if self._stopping.is_set():
             raise RetryLaterError("stopping", "the service is stopping")
-        if not self._backlog.has_room():
-            raise RetryLaterError("backlog", "the service is behind", 2)
-        try:
-            self._journal.append(payload)
-        except JournalError as error:
-            raise RetryLaterError("journal", str(error), 5) from error
+        with self._intake.arriving(payload) as stamped:
+            try:
+                self._journal.append(stamped)
+            except JournalUnavailableError as error:
+                raise RetryLaterError(error.reason, str(error), 5) from error
 
     # -- the engine's thread -----------------------------------------------------------------------------------------
 
@@ -226,9 +245,8 @@ class Service:
     def _replay_journal(self) -> None:
         """What the journal holds behind the checkpoint, as it came in then."""
         self._health.note = "replaying the journal"
-        for position, payload in self._journal.replay(self._position):
-            self._emit(self.engine.process((payload,), payload.arrival_ns))
-            self._position = position
+        for position, payload in self._journal.replay(self._position, self._replay_until):
+            self._process(position, payload)
         self._health.note = ""
 
     def _work(self) -> None:
@@ -236,17 +254,20 @@ class Service:
         next_checkpoint = time.monotonic() + self.config.journal.checkpoint_interval_s
         while True:
             stopping = self._stopping.is_set()
-            for position, payload in self._backlog.take(0 if stopping else tick_s):
-                self._emit(self.engine.process((payload,), payload.arrival_ns))
-                self._position = position
-            # Never past the arrival time of a request that the journal has stamped and not yet handed over.
-            self._emit(self.engine.tick(self._journal.settled_ns(self._clock())))
+            taken, settled_ns = self._intake.take(0 if stopping else tick_s)
+            for position, payload in taken:
+                self._process(position, payload)
+            self._emit(self.engine.tick(settled_ns))
             self._report()
             if stopping or time.monotonic() >= next_checkpoint:
                 self._checkpoint()
                 next_checkpoint = time.monotonic() + self.config.journal.checkpoint_interval_s
             if stopping:
                 return
+
+    def _process(self, position: int, payload: Payload) -> None:
+        self._emit(self.engine.process((payload,), payload.arrival_ns))
+        self._position = position + 1
 
     def _emit(self, output: Output) -> None:
         if not output.verdicts and not output.incidents:
@@ -268,8 +289,7 @@ class Service:
             LOG.warning("an exporter could not be flushed; the last checkpoint stays")
             return
         try:
-            self._checkpoints.write(position, state)
-            self._journal.truncate(self._checkpoints.oldest_position())
+            self._journal.truncate(write_checkpoint(self.data / self.config.journal.dir, position, state))
         except OSError as error:
             LOG.warning("checkpoint not written; the last one stays", error=str(error))
 
@@ -359,12 +379,27 @@ class Health:
             self._server = None
 
 
+def log_plainly() -> None:
+    """Log lines on standard error, `key=value` after a message; tracebacks without local variables, which hold data."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
 def run(config: Config, data: Path) -> None:
     """Serves until SIGTERM or SIGINT.
 
     Raises:
         StartError: it could not start.
     """
+    log_plainly()
     done = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: done.set())
