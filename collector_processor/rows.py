@@ -88,3 +88,13 @@ def kind_of(batch: VerdictBatch, chain: int) -> str:
     """The kind of the first finding; `score` when there is none and the fused score alone is unusual."""
     findings = findings_of(batch, chain)
     return Kind(int(batch.findings["kind"][findings[0]])).name.lower() if findings else "score"
+
+
+def sentences(part: Any) -> str:
+    """One part of an explanation as text: a list one item a line, a mapping as `name: values`; nothing for nothing."""
+    if isinstance(part, dict):
+        named = {name: sentences(inner).replace("\n", ", ") for name, inner in part.items()}
+        return "; ".join(f"{name}: {text}" for name, text in named.items() if text)
+    if isinstance(part, list | tuple):
+        return "\n".join(sentences(inner) for inner in part)
+    return "" if part is None else str(part)

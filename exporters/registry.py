@@ -8,7 +8,9 @@ from pathlib import Path
 
 from collector_processor.config import ExportersConfig
 from collector_processor.rows import Rows
+from exporters.alertmanager.exporter import AlertmanagerExporter
 from exporters.file.exporter import FileExporter
+from exporters.otlp.exporter import OtlpExporter
 from exporters.prometheus.exporter import PrometheusExporter
 from exporters.prometheus.telemetry import Telemetry
 from exporters.protocol import Exporter
@@ -22,10 +24,18 @@ class Surroundings:
     rows: Rows
     telemetry: Telemetry  # also where the rest of the service counts
     data: Path  # the folder that the service may write to
+    version: str  # of the program
+
+    @property
+    def queues(self) -> Path:
+        """The folder in which items wait for sinks that are down."""
+        return self.data / "queues"
 
 
 EXPORTERS: dict[str, Callable[[Surroundings], Exporter]] = {
     "prometheus": lambda s: PrometheusExporter(s.config.prometheus, s.telemetry),
+    "otlp": lambda s: OtlpExporter(s.config.otlp, s.queues, s.rows, s.telemetry, s.version),
+    "alertmanager": lambda s: AlertmanagerExporter(s.config.alertmanager, s.queues, s.rows, s.telemetry),
     "file": lambda s: FileExporter(s.config.file, s.data, s.rows, s.telemetry),
 }
 

@@ -1,0 +1,115 @@
+"""Sends an event for every unusual chain, and for every change of an incident that people should know of.
+
+How it works. The engine's thread writes the events, which are few; two queues on disk, one for spans and one for log
+records, keep them until the receiver has taken them. Requests stay below the 4 MiB that receivers take by default.
+Of an incident its opening, a change of its severity and its end are events; not each further chain.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+
+from collector_processor.config import OtlpExportConfig
+from collector_processor.model import NONE, Incident, VerdictBatch
+from collector_processor.rows import Rows, subject_record
+from exporters.backlog import Item
+from exporters.otlp.events import EventWriter
+from exporters.otlp.transport import Signal, Transport, connect
+from exporters.protocol import Meter
+from exporters.queue import Refused, RetryLater, WorkerQueue
+
+OPEN_MAX = 100_000  # incidents whose state is remembered
+
+
+class OtlpExporter:
+    """Tee mode. `folder` is for what waits."""
+
+    name = "otlp"
+
+    def __init__(self, config: OtlpExportConfig, folder: Path, rows: Rows, meter: Meter, version: str) -> None:
+        self._config = config
+        self._rows = rows
+        self._write = EventWriter(version)
+        self._severities: dict[str, str] = {}  # open incident -> the severity that was told
+        self._transport: Transport | None = None
+        signals: tuple[Signal, ...] = ("spans", "logs") if config.span_events else ("logs",)
+        self._queues = {
+            signal: WorkerQueue(
+                f"{self.name}_{signal}",
+                config.queue,
+                meter,
+                partial(self._deliver, signal),
+                batch_bytes=config.request_bytes_max,
+                path=folder / f"otlp_{signal}.queue",
+            )
+            for signal in signals
+        }
+
+    def start(self) -> None:
+        """Raises `OSError` when a certificate or the folder cannot be had; a receiver that is down is no error."""
+        if self._transport is not None:
+            return
+        self._transport = connect(self._config)
+        for queue in self._queues.values():
+            queue.start()
+
+    def export(self, verdicts: VerdictBatch, incidents: list[Incident]) -> None:
+        spans, logs = [], []
+        chains = verdicts.chains
+        for chain, row in self._rows.unusual(verdicts).items():
+            record = subject_record(verdicts, chain)
+            span_id, ended = 0, int(chains.end_ns[chain])
+            if record != NONE:
+                span_id = int(chains.span_id[record])
+                ended = int(chains.time_ns[record]) + int(chains.duration[record])
+            logs.append(
+                _item(row["verdict_id"], self._write.log_event(row, span_id, ended, int(chains.closed_ns[chain])))
+            )
+            if span_id and int(row["trace_id"], 16):
+                spans.append(_item(row["verdict_id"], self._write.span_event(row, span_id, ended)))
+        logs += [self._incident(incident) for incident in incidents if self._is_news(incident)]
+        if logs:
+            self._queues["logs"].put(logs)
+        if spans and "spans" in self._queues:
+            self._queues["spans"].put(spans)
+
+    def flush(self, deadline_s: float) -> bool:
+        end = time.monotonic() + deadline_s
+        return all(queue.flush(max(end - time.monotonic(), 0.0)) for queue in self._queues.values())
+
+    def checkpointed(self) -> None:
+        for queue in self._queues.values():
+            queue.checkpointed()
+
+    def shutdown(self, deadline_s: float) -> None:
+        end = time.monotonic() + deadline_s
+        for queue in self._queues.values():
+            queue.shutdown(max(end - time.monotonic(), 0.0))
+        if self._transport is not None:
+            self._transport.close()
+
+    def _is_news(self, incident: Incident) -> bool:
+        """Whether it opened, ended or changed its severity; notes it. One open before a restart is known already."""
+        before = self._severities.pop(incident.incident_id, None)
+        if incident.state == "resolved":
+            return True
+        if len(self._severities) < OPEN_MAX:
+            self._severities[incident.incident_id] = incident.severity
+        return incident.state == "opened" or (before is not None and before != incident.severity)
+
+    def _incident(self, incident: Incident) -> Item:
+        key = f"{incident.incident_id}:{incident.state}:{incident.severity}:{incident.chains}"
+        return _item(key, self._write.incident_event(self._rows.incident(incident), incident.state))
+
+    def _deliver(self, signal: Signal, items: list[Item]) -> int:
+        if self._transport is None:
+            raise RetryLater("closed")
+        if items[0].size > self._config.request_bytes_max:
+            raise Refused("too_large")
+        return self._transport.send(signal, b"".join(item.payload for item in items))
+
+
+def _item(key: str, request: bytes) -> Item:
+    return Item(request, len(request), key)
