@@ -6,7 +6,7 @@ Exit codes: 0 done, 1 it ran and found something wrong, 2 it was called wrongly 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -122,7 +122,7 @@ def replay(
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[object]:
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar over bytes on standard error; yields the function to call with the bytes done so far."""
     columns = (TextColumn("replaying"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True) as bar:

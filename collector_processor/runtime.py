@@ -32,14 +32,11 @@ from collector_processor.decode.otlp_json import to_protobuf
 from collector_processor.decode.repair import clean
 from collector_processor.engine import Engine, Output
 from collector_processor.ingest.answers import Counters, RetryLaterError
-from collector_processor.ingest.auth import Authenticator, InsecureAddressError, check_addresses
-from collector_processor.ingest.grpc_server import GrpcServer
-from collector_processor.ingest.handler import Handler
-from collector_processor.ingest.http_server import HttpServer
-from collector_processor.ingest.tls import Certificate
+from collector_processor.ingest.auth import InsecureAddressError
+from collector_processor.ingest.receivers import Receivers
 from collector_processor.journal.checkpoint import read_checkpoint, write_checkpoint
 from collector_processor.journal.wal import Journal, JournalUnavailableError
-from collector_processor.model import Payload
+from collector_processor.model import Payload, Signal
 from collector_processor.rows import Rows
 from exporters.prometheus.telemetry import Telemetry
 from exporters.protocol import Exporter
@@ -49,6 +46,10 @@ LOG = structlog.get_logger(__name__)
 SECOND = 1_000_000_000
 EXPORTED_COUNTERS = ("records_received_total", "records_rejected_total")
 """Counters of ingest that are public metrics; the others are for tests."""
+
+
+def _json_to_protobuf(data: bytes, kind: Signal) -> bytes:
+    return to_protobuf(data, kind)[1]
 
 
 class StartError(Exception):
@@ -118,16 +119,19 @@ class Service:
         """watchers: further exporters, for whoever embeds the service."""
         self.config = config
         self.data = data
-        self.telemetry = Telemetry(version("spanchain"))
+        program = version("spanchain")
+        self.telemetry = Telemetry(program)
         self.counters = Counters()
         self._clock = clock
         rows = Rows(verdict_rows, incident_row)
-        self.exporters = build(Surroundings(config.exporters, rows, self.telemetry, data))
+        self.exporters = build(Surroundings(config.exporters, rows, self.telemetry, data, program))
         self.exporters |= {watcher.name: watcher for watcher in watchers}
         self._intake = Intake(config.service.backlog_bytes_max, clock)
         self._stopping = threading.Event()
         self._stopped = False
-        self._started: list[Any] = []
+        self._started: list[Exporter] = []
+        self.receivers: Receivers | None = None
+        self._journal: Journal | None = None
         self._health = Health(config.service.health)
         self._thread: threading.Thread | None = None
         self._counted: dict[Any, float] = {}
@@ -141,7 +145,9 @@ class Service:
             StartError: an address cannot be had or is not safe, the data folder cannot be written, a file is missing.
         """
         try:
-            check_addresses(self.config.receivers)
+            self.receivers = Receivers(
+                self.config.receivers, self._sink, clean, _json_to_protobuf, self._clock, self.counters
+            )
             self.data.mkdir(parents=True, exist_ok=True)
             folder = self.data / self.config.journal.dir
             self.engine, self._position = self._restored(folder)
@@ -151,10 +157,10 @@ class Service:
             self._journal = Journal.open(
                 folder, self.config.journal, at_least=self._position, on_durable=self._intake.put
             )
-            self._replay_until = self._journal.position
+            self._replay_until = self.journal.position
             self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
             self._thread.start()
-            self._listen()
+            self.receivers.start()
             self._health.start()
         except (OSError, InsecureAddressError, ValueError) as error:
             self.stop(1)
@@ -174,25 +180,6 @@ class Service:
                 return engine, position
         return Engine(self.config, secrets.randbits(64)), 0
 
-    def _listen(self) -> None:
-        receivers = self.config.receivers
-        handler = Handler(
-            receivers.limits,
-            self._sink,
-            clean,
-            lambda data, kind: to_protobuf(data, kind)[1],
-            self._clock,
-            self.counters,
-        )
-        authenticator = Authenticator(receivers.auth)
-        certificate = Certificate(receivers.tls) if receivers.tls else None
-        self.grpc = GrpcServer(receivers, handler, authenticator, certificate) if receivers.grpc.enabled else None
-        self.http = HttpServer(receivers, handler, authenticator, certificate) if receivers.http.enabled else None
-        for server in (self.grpc, self.http):
-            if server is not None:
-                server.start()
-                self._started.append(server)
-
     def stop(self, deadline_s: float | None = None) -> None:
         """Ends intake, processes what was taken in, flushes, writes a checkpoint. Within `deadline_s` seconds."""
         if self._stopped:
@@ -200,18 +187,22 @@ class Service:
         self._stopped = True
         deadline = time.monotonic() + (self.config.service.drain_s if deadline_s is None else deadline_s)
         self._health.draining = True
-        for part in self._started:
-            if isinstance(part, GrpcServer | HttpServer):
-                part.stop(max(0.1, min(2.0, deadline - time.monotonic())))
+        if self.receivers is not None:
+            self.receivers.stop(max(0.1, min(2.0, deadline - time.monotonic())))
         self._stopping.set()
         if self._thread is not None:
             self._thread.join(max(0.1, deadline - time.monotonic()))
-        for part in self._started:
-            if not isinstance(part, GrpcServer | HttpServer):
-                part.shutdown(max(0.1, deadline - time.monotonic()))
-        if self._thread is not None:
+        for exporter in self._started:
+            exporter.shutdown(max(0.1, deadline - time.monotonic()))
+        if self._journal is not None:
             self._journal.close()
         self._health.stop()
+
+    @property
+    def journal(self) -> Journal:
+        """The open journal; only between `start` and `stop`."""
+        assert self._journal is not None
+        return self._journal
 
     @property
     def failed(self) -> bool:
@@ -226,7 +217,7 @@ class Service:
             raise RetryLaterError("stopping", "the service is stopping")
         with self._intake.arriving(payload) as stamped:
             try:
-                self._journal.append(stamped)
+                self.journal.append(stamped)
             except JournalUnavailableError as error:
                 raise RetryLaterError(error.reason, str(error), 5) from error
 
@@ -245,7 +236,7 @@ class Service:
     def _replay_journal(self) -> None:
         """What the journal holds behind the checkpoint, as it came in then."""
         self._health.note = "replaying the journal"
-        for position, payload in self._journal.replay(self._position, self._replay_until):
+        for position, payload in self.journal.replay(self._position, self._replay_until):
             self._process(position, payload)
         self._health.note = ""
 
@@ -289,7 +280,7 @@ class Service:
             LOG.warning("an exporter could not be flushed; the last checkpoint stays")
             return
         try:
-            self._journal.truncate(write_checkpoint(self.data / self.config.journal.dir, position, state))
+            self.journal.truncate(write_checkpoint(self.data / self.config.journal.dir, position, state))
         except OSError as error:
             LOG.warning("checkpoint not written; the last one stays", error=str(error))
 
