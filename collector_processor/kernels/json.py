@@ -1,0 +1,798 @@
+"""OTLP JSON (https://opentelemetry.io/docs/specs/otlp, "JSON Protobuf Encoding") -> OTLP protobuf bytes, one pass.
+
+How it works. `transcode` walks the JSON text once with an explicit stack of open objects and arrays and writes protobuf
+as it goes; what a key means is looked up in tables that `decode/otlp_json.py` makes from the official descriptors.
+A message's length is not known when it opens: one byte is left for it, and on closing the content moves up when the
+length needs more (deep inside, five bytes are left and padded, so that hostile nesting costs no quadratic time).
+Every read is checked against the end of the text and every write against the end of `out`. Nothing raises: a negative
+status says what was expected at which byte, and the caller takes an exact, slow path or reports it.
+
+`_nrt=False`: no kernel here makes an array, and numba's counting of references to the arrays that pass through the
+helpers took three quarters of the time.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import int64, njit, uint8, uint64
+
+from collector_processor.kernels.wire import finish, fixed64, hex_digit, mix
+
+# What a field holds.
+STRING, HEX, BASE64, INT, UINT, BOOL, ENUM, DOUBLE, FIXED64, SFIXED64, FIXED32, SINT, MESSAGE = range(1, 14)
+
+# Columns of `fields`.
+TAG, KIND, CHILD, REPEATED = range(4)
+
+# Columns of the stack.
+FRAME, FIELD, START, STATE = range(4)
+OBJECT, ARRAY = 0, 1
+UNKNOWN = -1  # the message type, or the field, of what is skipped
+FRESH, AFTER_VALUE, AFTER_COMMA = range(3)
+
+PADDED_FROM = 24  # depth from which lengths are padded
+PAD = 5
+ROOM = 32  # bytes that any scalar with its tag fits into
+
+# Status below zero; the text of each is in `decode/otlp_json.py`.
+FULL, DEEP, WANT_OBJECT, WANT_ARRAY, WANT_KEY, WANT_COLON, WANT_COMMA, WANT_STRING, WANT_INTEGER = range(-1, -10, -1)
+WANT_NUMBER, WANT_BOOL, WANT_VALUE, BAD_ESCAPE, BAD_CONTROL, BAD_BASE64, TRAILING, TWO_SIGNALS = range(-10, -18, -1)
+
+TRUE = np.frombuffer(b"true", np.uint8).copy()
+FALSE = np.frombuffer(b"false", np.uint8).copy()
+HEX_DIGITS = np.full(256, 255, np.uint8)
+for _value, _digit in enumerate(b"0123456789abcdef"):
+    HEX_DIGITS[_digit] = HEX_DIGITS[ord(chr(_digit).upper())] = _value
+
+NULL = np.frombuffer(b"null", np.uint8).copy()
+NAN = np.frombuffer(b'"NaN"', np.uint8).copy()
+INFINITY = np.frombuffer(b'"Infinity"', np.uint8).copy()
+MINUS_INFINITY = np.frombuffer(b'"-Infinity"', np.uint8).copy()
+
+ONES = 0x0101010101010101
+HIGHS = 0x8080808080808080
+MIN_EXPONENT = -348
+LAST_TENTH = 1844674407370955161  # (2**64 - 1) // 10
+
+
+def powers_of_ten() -> np.ndarray:
+    """uint64[696, 2]: high and low half of the 128-bit mantissa of 10**e, rounded down, for e from -348 to 347."""
+    rows = []
+    for exponent in range(MIN_EXPONENT, 348):
+        if exponent >= 0:
+            value = 10**exponent
+            size = value.bit_length()
+            mantissa = value << (128 - size) if size <= 128 else value >> (size - 128)
+        else:
+            divisor = 10**-exponent
+            mantissa = (1 << (divisor.bit_length() + 127)) // divisor
+            mantissa >>= mantissa.bit_length() - 128
+        rows.append((mantissa >> 64, mantissa & (2**64 - 1)))
+    return np.array(rows, np.uint64)
+
+
+POWERS = powers_of_ten()
+
+
+@njit(forceinline=True, _nrt=False)
+def byte_at(buf, p):
+    """The byte at p, 0 beyond the end: a byte that no rule below accepts."""
+    if p < buf.size:
+        return buf[uint64(p)]
+    return uint8(0)
+
+
+@njit(forceinline=True, _nrt=False)
+def blank(buf, p):
+    """Position of the next byte that is no white space."""
+    while p < buf.size:
+        c = buf[uint64(p)]
+        if c > 32 or not (c == 32 or c == 10 or c == 13 or c == 9):
+            break
+        p += 1
+    return p
+
+
+@njit(forceinline=True, _nrt=False)
+def write_varint(out, o, value):
+    """Writes the uint64 `value`; returns the position after it."""
+    while value >= uint64(128):
+        out[uint64(o)] = uint8((value & uint64(127)) | uint64(128))
+        value >>= uint64(7)
+        o += 1
+    out[uint64(o)] = uint8(value)
+    return o + 1
+
+
+@njit(forceinline=True, _nrt=False)
+def write_fixed(out, o, value, width):
+    """Writes the low `width` bytes of the uint64 `value`, little-endian."""
+    for i in range(width):
+        out[uint64(o + i)] = uint8((value >> uint64(8 * i)) & uint64(255))
+    return o + width
+
+
+@njit(forceinline=True, _nrt=False)
+def varint_size(value):
+    """Bytes that the varint of a non-negative int64 takes."""
+    size = 1
+    while value >= 128:
+        value >>= 7
+        size += 1
+    return size
+
+
+@njit(forceinline=True, _nrt=False)
+def string_end(buf, p):
+    """Position of the first quote, backslash or control character from p on; the size of `buf` when there is none."""
+    end = buf.size
+    while end - p >= 8:
+        x = fixed64(buf, p)
+        quote = x ^ uint64(ONES * 0x22)
+        slash = x ^ uint64(ONES * 0x5C)
+        hit = ((quote - uint64(ONES)) & ~quote) | ((slash - uint64(ONES)) & ~slash) | ((x - uint64(ONES * 0x20)) & ~x)
+        hit &= uint64(HIGHS)
+        if hit != uint64(0):
+            below = ((hit & (~hit + uint64(1))) - uint64(1)) & uint64(ONES)  # a one for each byte up to the first hit
+            return p + int64((below * uint64(ONES)) >> uint64(56)) - 1
+        p += 8
+    while p < end:
+        c = buf[uint64(p)]
+        if c == 0x22 or c == 0x5C or c < 0x20:
+            break
+        p += 1
+    return p
+
+
+@njit(forceinline=True, _nrt=False)
+def copy(buf, p, out, o, n):
+    """Copies buf[p:p + n] to out[o:]; may write up to seven bytes more, which the caller has room for."""
+    i = 0
+    while i < n and p + i + 8 <= buf.size:
+        write_fixed(out, o + i, fixed64(buf, p + i), 8)
+        i += 8
+    while i < n:
+        out[uint64(o + i)] = buf[uint64(p + i)]
+        i += 1
+
+
+@njit(forceinline=True, _nrt=False)
+def quoted_end(buf, p):
+    """Position of the closing quote of the string whose inside starts at p; below zero: -1 - the fault's position."""
+    while True:
+        p = string_end(buf, p)
+        c = byte_at(buf, p)
+        if c == 0x22:
+            return p
+        if c != 0x5C or p + 1 >= buf.size:
+            return -1 - p
+        p += 2
+
+
+@njit(forceinline=True, _nrt=False)
+def hex4(buf, p):
+    """Value of the four hexadecimal digits at p, -1 when there are none."""
+    value = int64(0)
+    for i in range(4):
+        digit = hex_digit(byte_at(buf, p + i))
+        if digit < 0:
+            return int64(-1)
+        value = value * 16 + digit
+    return value
+
+
+@njit(nogil=True, cache=True, _nrt=False)
+def unescape(buf, p, end, out, o):
+    """Writes the string inside buf[p:end], which holds escapes, as UTF-8; a lone surrogate becomes U+FFFD.
+
+    Returns the new end, or -1 - the position of a bad escape.
+    """
+    while p < end:
+        c = buf[uint64(p)]
+        if c != 0x5C:
+            out[uint64(o)] = c
+            o += 1
+            p += 1
+            continue
+        c = byte_at(buf, p + 1)
+        code = int64(c)
+        if c == 0x75:  # u
+            code = hex4(buf, p + 2)
+            if code < 0 or p + 6 > end:
+                return -1 - p
+            p += 4
+            if 0xD800 <= code < 0xE000:
+                low = int64(-1)
+                if code < 0xDC00 and byte_at(buf, p + 2) == 0x5C and byte_at(buf, p + 3) == 0x75 and p + 8 <= end:
+                    low = hex4(buf, p + 4)
+                if 0xDC00 <= low < 0xE000:
+                    code = 0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00)
+                    p += 6
+                else:
+                    code = 0xFFFD
+        elif c == 0x6E:  # n
+            code = 10
+        elif c == 0x74:  # t
+            code = 9
+        elif c == 0x72:  # r
+            code = 13
+        elif c == 0x62:  # b
+            code = 8
+        elif c == 0x66:  # f
+            code = 12
+        elif c != 0x22 and c != 0x5C and c != 0x2F:
+            return -1 - p
+        p += 2
+        o = write_utf8(out, o, code)
+    return o
+
+
+@njit(forceinline=True, _nrt=False)
+def write_utf8(out, o, code):
+    """Writes the code point `code`; returns the position after it."""
+    if code < 0x80:
+        out[uint64(o)] = uint8(code)
+        return o + 1
+    if code < 0x800:
+        out[uint64(o)] = uint8(0xC0 | (code >> 6))
+        out[uint64(o + 1)] = uint8(0x80 | (code & 0x3F))
+        return o + 2
+    if code < 0x10000:
+        out[uint64(o)] = uint8(0xE0 | (code >> 12))
+        out[uint64(o + 1)] = uint8(0x80 | ((code >> 6) & 0x3F))
+        out[uint64(o + 2)] = uint8(0x80 | (code & 0x3F))
+        return o + 3
+    out[uint64(o)] = uint8(0xF0 | (code >> 18))
+    out[uint64(o + 1)] = uint8(0x80 | ((code >> 12) & 0x3F))
+    out[uint64(o + 2)] = uint8(0x80 | ((code >> 6) & 0x3F))
+    out[uint64(o + 3)] = uint8(0x80 | (code & 0x3F))
+    return o + 4
+
+
+@njit(forceinline=True, _nrt=False)
+def base64_digit(c):
+    """Value of a base64 digit of either alphabet, -1 for any other byte."""
+    if 65 <= c <= 90:
+        return int64(c) - 65
+    if 97 <= c <= 122:
+        return int64(c) - 71
+    if 48 <= c <= 57:
+        return int64(c) + 4
+    if c == 43 or c == 45:
+        return int64(62)
+    if c == 47 or c == 95:
+        return int64(63)
+    return int64(-1)
+
+
+@njit(nogil=True, cache=True, _nrt=False)
+def write_base64(buf, p, end, out, o):
+    """Writes what the base64 text buf[p:end] encodes, padding optional. Returns the new end, -1 when it is none."""
+    while end > p and buf[uint64(end - 1)] == 61:
+        end -= 1
+    if (end - p) % 4 == 1:
+        return int64(-1)
+    bits = int64(0)
+    held = 0
+    while p < end:
+        digit = base64_digit(buf[uint64(p)])
+        if digit < 0:
+            return int64(-1)
+        bits = ((bits << 6) | digit) & 0xFFFF
+        held += 6
+        if held >= 8:
+            held -= 8
+            out[uint64(o)] = uint8((bits >> held) & 255)
+            o += 1
+        p += 1
+    return o
+
+
+@njit(forceinline=True, _nrt=False)
+def write_id(buf, p, end, out, o):
+    """Writes the bytes of the hexadecimal id buf[p:end]; returns the new end.
+
+    An id in base64 with padding, as protobuf's own JSON mapping has it, is read too; anything else becomes one byte,
+    which no reader takes for an id, so that one bad span does not cost the request.
+    """
+    n = end - p
+    if (n == 24 or n == 12) and buf[uint64(end - 1)] == 61:
+        done = write_base64(buf, p, end, out, o)
+        if done - o == (16 if n == 24 else 8):
+            return done
+    wrong = uint8(0)
+    for i in range(n // 2):
+        high = HEX_DIGITS[buf[uint64(p + 2 * i)]]
+        low = HEX_DIGITS[buf[uint64(p + 2 * i + 1)]]
+        wrong |= high | low
+        out[uint64(o + i)] = (high << uint8(4)) | low
+    if n % 2 == 0 and wrong < 128:
+        return o + n // 2
+    out[uint64(o)] = uint8(255)
+    return o + 1
+
+
+@njit(forceinline=True, _nrt=False)
+def read_integer(buf, p):
+    """(magnitude, negative, next position) of a decimal integer at p; position -1 when it is none that fits 64 bits."""
+    negative = byte_at(buf, p) == 45
+    if negative:
+        p += 1
+    first = p
+    value = uint64(0)
+    while True:
+        digit = uint64(byte_at(buf, p)) - uint64(48)
+        if digit > uint64(9):
+            break
+        if p - first > 18 and (value > uint64(LAST_TENTH) or (value == uint64(LAST_TENTH) and digit > uint64(5))):
+            return value, negative, int64(-1)
+        value = value * uint64(10) + digit
+        p += 1
+    if p == first or (p - first > 1 and buf[uint64(first)] == 48):
+        return value, negative, int64(-1)
+    c = byte_at(buf, p)
+    if c == 46 or c == 101 or c == 69:  # a fraction or an exponent
+        return value, negative, int64(-1)
+    return value, negative, p
+
+
+@njit(forceinline=True, _nrt=False)
+def high_product(a, b):
+    """(high, low) half of the 128-bit product of two uint64."""
+    mask = uint64(0xFFFFFFFF)
+    shift = uint64(32)
+    low = (a & mask) * (b & mask)
+    one = (a >> shift) * (b & mask)
+    two = (a & mask) * (b >> shift)
+    middle = (low >> shift) + (one & mask) + (two & mask)
+    high = (a >> shift) * (b >> shift) + (one >> shift) + (two >> shift) + (middle >> shift)
+    return high, a * b
+
+
+@njit(nogil=True, cache=True, _nrt=False)
+def double_bits(mantissa, exponent, powers):
+    """(bits, ok) of the double nearest to mantissa * 10**exponent (Eisel and Lemire, 'Number parsing at a gigabyte per
+    second', 2021, as in Go's strconv). Not ok: the few cases that 128 bits do not decide, subnormals and overflow."""
+    one = uint64(1)
+    low9 = uint64(0x1FF)
+    if mantissa == uint64(0):
+        return uint64(0), True
+    if exponent < MIN_EXPONENT or exponent > 347:
+        return uint64(0), False
+    zeros = 0
+    while mantissa >> uint64(63) == uint64(0):
+        mantissa <<= one
+        zeros += 1
+    binary = ((217706 * exponent) >> 16) + 64 + 1023 - zeros
+    row = exponent - MIN_EXPONENT
+    high, low = high_product(mantissa, powers[row, 0])
+    if high & low9 == low9 and low + mantissa < mantissa:
+        high2, low2 = high_product(mantissa, powers[row, 1])
+        merged = low + high2
+        if merged < low:
+            high += one
+        if high & low9 == low9 and merged + one == uint64(0) and low2 + mantissa < mantissa:
+            return uint64(0), False
+        low = merged
+    top = high >> uint64(63)
+    kept = high >> (top + uint64(9))
+    binary -= int64(one ^ top)
+    if low == uint64(0) and high & low9 == uint64(0) and kept & uint64(3) == one:
+        return uint64(0), False
+    kept = (kept + (kept & one)) >> one
+    if kept >> uint64(53) > uint64(0):
+        kept >>= one
+        binary += 1
+    if binary < 1 or binary >= 0x7FF:
+        return uint64(0), False
+    return (uint64(binary) << uint64(52)) | (kept & uint64(0x000FFFFFFFFFFFFF)), True
+
+
+@njit(nogil=True, cache=True, _nrt=False)
+def read_double(buf, p, powers):
+    """(bits, next position) of a JSON number at p; position -1 when it is none, or has more than 19 digits."""
+    negative = byte_at(buf, p) == 45
+    if negative:
+        p += 1
+    mantissa = uint64(0)
+    digits = 0
+    exponent = int64(0)
+    first = p
+    point = int64(-1)
+    while True:
+        c = byte_at(buf, p)
+        if c == 46 and point < 0 and p > first:
+            point = p + 1
+        elif 48 <= c <= 57:
+            if digits > 0 or c != 48:
+                digits += 1
+            mantissa = mantissa * uint64(10) + uint64(c - 48)
+        else:
+            break
+        p += 1
+    whole = (point - 1 if point >= 0 else p) - first
+    if digits > 19 or whole == 0 or point == p or (whole > 1 and buf[uint64(first)] == 48):
+        return uint64(0), int64(-1)
+    if point >= 0:
+        exponent = point - p
+    c = byte_at(buf, p)
+    if c == 101 or c == 69:
+        p += 1
+        sign = byte_at(buf, p)
+        if sign == 43 or sign == 45:
+            p += 1
+        value, minus, p = read_integer_digits(buf, p)
+        if minus or p < 0:
+            return uint64(0), int64(-1)
+        exponent += -value if sign == 45 else value
+    bits, ok = double_bits(mantissa, exponent, powers)
+    if not ok:
+        return uint64(0), int64(-1)
+    return bits | (uint64(negative) << uint64(63)), p
+
+
+@njit(forceinline=True, _nrt=False)
+def read_integer_digits(buf, p):
+    """(value, too large, next position) of the decimal digits at p; position -1 when there are none."""
+    first = p
+    value = int64(0)
+    while 48 <= byte_at(buf, p) <= 57:
+        if value < 100000:
+            value = value * 10 + int64(buf[uint64(p)]) - 48
+        p += 1
+    return value, value >= 100000, p if p > first else int64(-1)
+
+
+@njit(forceinline=True, _nrt=False)
+def same(buf, p, text):
+    """Whether the bytes `text` stand at p."""
+    if p + text.size > buf.size:
+        return False
+    for i in range(text.size):
+        if buf[uint64(p + i)] != text[i]:
+            return False
+    return True
+
+
+@njit(forceinline=True, _nrt=False)
+def hash_name(buf, a, b, scope):
+    """Hash of the name buf[a:b] in `scope`. The tables are fixed and small, and a name that collided would only be read
+    as another field of its sender's own, so hashes alone are compared."""
+    h = uint64(scope + 1) ^ uint64(b - a)
+    while b - a >= 8:
+        h = mix(h, fixed64(buf, a))
+        a += 8
+    tail = uint64(0)
+    if b > a:
+        if a + 8 <= buf.size:
+            tail = fixed64(buf, a) & (uint64(0xFFFFFFFFFFFFFFFF) >> uint64(64 - 8 * (b - a)))
+        else:
+            for i in range(b - a):
+                tail |= uint64(buf[uint64(a + i)]) << uint64(8 * i)
+    return finish(mix(h, tail))
+
+
+@njit(forceinline=True, _nrt=False)
+def look_up(buf, a, b, scope, slots, targets):
+    """What the name buf[a:b] means in `scope`, -1 when it is not known there."""
+    h = hash_name(buf, a, b, scope)
+    mask = uint64(slots.size - 1)
+    i = h & mask
+    while slots[i] != h:
+        if slots[i] == uint64(0):
+            return int64(-1)
+        i = (i + uint64(1)) & mask
+    return int64(targets[i])
+
+
+@njit(nogil=True, cache=True, _nrt=False)
+def name_hash(name, scope):
+    """The hash that `look_up` looks for: for Python, to fill the table."""
+    return hash_name(name, 0, name.size, scope)
+
+
+@njit(forceinline=True, _nrt=False)
+def settle(out, o, room, done):
+    """Puts the length of out[o + room:done] before it, where `room` bytes were left for it. Returns the new end."""
+    n = done - o - room
+    size = varint_size(n)
+    if size < room:
+        for i in range(n):
+            out[uint64(o + size + i)] = out[uint64(o + room + i)]
+    write_varint(out, o, uint64(n))
+    return o + size + n
+
+
+@njit(forceinline=True, _nrt=False)
+def write_string(buf, p, out, o):
+    """Writes length and UTF-8 of the string whose inside starts at p. Returns (position after the quote, new end)."""
+    e = string_end(buf, p)
+    if byte_at(buf, e) == 0x5C:
+        e = quoted_end(buf, e)
+        if e >= 0:
+            if o + e - p + ROOM > out.size:
+                return -1 - p, int64(FULL)
+            room = varint_size(e - p)
+            done = unescape(buf, p, e, out, o + room)
+            if done < 0:
+                return done, int64(BAD_ESCAPE)
+            return e + 1, settle(out, o, room, done)
+    elif byte_at(buf, e) == 0x22:
+        n = e - p
+        if o + n + ROOM > out.size:
+            return -1 - p, int64(FULL)
+        o = write_varint(out, o, uint64(n))
+        copy(buf, p, out, o, n)
+        return e + 1, o + n
+    else:
+        e = -1 - e
+    return e, int64(BAD_CONTROL)
+
+
+@njit(nogil=True, cache=True, _nrt=False)
+def write_bytes(buf, p, out, o, kind):
+    """Writes length and bytes of the HEX or BASE64 string whose inside starts at p. Returns as `write_string` does."""
+    e = string_end(buf, p)
+    if byte_at(buf, e) != 0x22:
+        return -1 - e, int64(BAD_ESCAPE)
+    if o + e - p + ROOM > out.size:
+        return -1 - p, int64(FULL)
+    room = varint_size(e - p)
+    done = write_id(buf, p, e, out, o + room) if kind == HEX else write_base64(buf, p, e, out, o + room)
+    if done < 0:
+        return -1 - p, int64(BAD_BASE64)
+    return e + 1, settle(out, o, room, done)
+
+
+@njit(nogil=True, cache=True, _nrt=False)
+def write_integer(buf, p, out, o, kind, tag, bits):
+    """Writes tag and value of the integer at p, plain or in quotes. Returns (position after it, new end)."""
+    first = p
+    quoted = byte_at(buf, p) == 0x22
+    if quoted:
+        p += 1
+    value, negative, p = read_integer(buf, p)
+    if p < 0 or (quoted and byte_at(buf, p) != 0x22):
+        return -1 - first, int64(WANT_INTEGER)
+    if quoted:
+        p += 1
+    signed = kind == INT or kind == SFIXED64 or kind == SINT or kind == ENUM
+    limit = (uint64(1) << uint64(bits - 1)) - uint64(0 if negative else 1)
+    if not signed:
+        limit = uint64(0xFFFFFFFFFFFFFFFF) >> uint64(64 - bits)
+    if value > limit or (negative and not signed and value > uint64(0)):
+        return -1 - first, int64(WANT_INTEGER)
+    negative &= value > uint64(0)
+    if negative:
+        value = ~value + uint64(1)
+    o = write_varint(out, o, uint64(tag))
+    if kind == FIXED64 or kind == SFIXED64:
+        return p, write_fixed(out, o, value, 8)
+    if kind == FIXED32:
+        return p, write_fixed(out, o, value, 4)
+    if kind == SINT:
+        value = (value << uint64(1)) ^ (uint64(0xFFFFFFFFFFFFFFFF) if negative else uint64(0))
+    return p, write_varint(out, o, value)
+
+
+@njit(nogil=True, cache=True, _nrt=False)
+def write_double(buf, p, out, o, tag, powers):
+    """Writes tag and value of the number at p, plain or in quotes, or NaN or an infinity in quotes."""
+    first = p
+    if same(buf, p, NAN):
+        p += NAN.size
+        bits = uint64(0x7FF8000000000000)
+    elif same(buf, p, INFINITY):
+        p += INFINITY.size
+        bits = uint64(0x7FF0000000000000)
+    elif same(buf, p, MINUS_INFINITY):
+        p += MINUS_INFINITY.size
+        bits = uint64(0xFFF0000000000000)
+    else:
+        quoted = byte_at(buf, p) == 0x22
+        bits, p = read_double(buf, p + 1 if quoted else p, powers)
+        if p < 0 or (quoted and byte_at(buf, p) != 0x22):
+            return -1 - first, int64(WANT_NUMBER)
+        if quoted:
+            p += 1
+    o = write_varint(out, o, uint64(tag))
+    return p, write_fixed(out, o, bits, 8)
+
+
+@njit(forceinline=True, _nrt=False)
+def write_scalar(buf, p, out, o, fields, field, slots, targets, powers):
+    """Writes the value at p of `field`, tag and all. Returns (position after it, new end); a
+    position below zero is -1 - the position of the fault, with its status in place of the end."""
+    kind = fields[field, KIND]
+    tag = fields[field, TAG]
+    if o + ROOM > out.size:
+        return -1 - p, int64(FULL)
+    if kind <= BASE64:
+        if byte_at(buf, p) != 0x22:
+            return -1 - p, int64(WANT_STRING)
+        o = write_varint(out, o, uint64(tag))
+        if kind == STRING:
+            return write_string(buf, p + 1, out, o)
+        return write_bytes(buf, p + 1, out, o, kind)
+    if kind == DOUBLE:
+        return write_double(buf, p, out, o, tag, powers)
+    if kind == BOOL:
+        true = same(buf, p, TRUE)
+        if not true and not same(buf, p, FALSE):
+            return -1 - p, int64(WANT_BOOL)
+        o = write_varint(out, o, uint64(tag))
+        out[uint64(o)] = uint8(true)
+        return p + (4 if true else 5), o + 1
+    if kind == ENUM and byte_at(buf, p) == 0x22 and byte_at(buf, p + 1) >= 65:
+        e = string_end(buf, p + 1)
+        if byte_at(buf, e) != 0x22:
+            return -1 - e, int64(BAD_ESCAPE)
+        value = look_up(buf, p + 1, e, fields[field, CHILD], slots, targets)
+        if value >= 0:  # a name that is not known is ignored, like an unknown field
+            o = write_varint(out, o, uint64(tag))
+            o = write_varint(out, o, uint64(value))
+        return e + 1, o
+    return write_integer(buf, p, out, o, kind, tag, 32 if kind == ENUM else fields[field, CHILD])
+
+
+@njit(nogil=True, cache=True, _nrt=False)
+def skip_scalar(buf, p):
+    """Position after the string, number or literal at p that nobody reads; below zero: -1 - the fault's position."""
+    c = byte_at(buf, p)
+    if c == 0x22:
+        e = quoted_end(buf, p + 1)
+        return e + 1 if e >= 0 else e
+    if same(buf, p, TRUE) or same(buf, p, NULL):
+        return p + 4
+    if same(buf, p, FALSE):
+        return p + 5
+    first = p
+    while 48 <= c <= 57 or c == 43 or c == 45 or c == 46 or c == 101 or c == 69:
+        p += 1
+        c = byte_at(buf, p)
+    return p if p > first else -1 - p
+
+
+@njit(forceinline=True, _nrt=False)
+def read_key(buf, p, scope, slots, targets):
+    """(position of the value, field or UNKNOWN) of the member at p; faults as in `write_scalar`."""
+    if byte_at(buf, p) != 0x22:
+        return -1 - p, int64(WANT_KEY)
+    e = string_end(buf, p + 1)
+    field = int64(UNKNOWN)
+    if byte_at(buf, e) != 0x22:  # an escape; no key that we know holds one that is needed
+        e = quoted_end(buf, e)
+        if e < 0:
+            return e, int64(BAD_CONTROL)
+    elif scope != UNKNOWN:
+        field = look_up(buf, p + 1, e, scope, slots, targets)
+    p = blank(buf, e + 1)
+    if byte_at(buf, p) != 0x3A:
+        return -1 - p, int64(WANT_COLON)
+    return blank(buf, p + 1), field
+
+
+@njit(forceinline=True, _nrt=False)
+def close(out, o, start, depth):
+    """Puts the length of out[start:o], the message closed at `depth`, before it. Returns the new end, -1 when full."""
+    n = o - start
+    if depth >= PADDED_FROM:
+        for i in range(PAD - 1):
+            out[uint64(start - PAD + i)] = uint8(((n >> (7 * i)) & 127) | 128)
+        out[uint64(start - 1)] = uint8((n >> (7 * (PAD - 1))) & 127)
+        return o
+    more = varint_size(n) - 1
+    if more > 0:
+        if o + more + 8 > out.size:
+            return int64(-1)
+        q = o
+        while q - start >= 8:  # from the end, eight bytes at a time: what is overwritten has been read
+            q -= 8
+            write_fixed(out, q + more, fixed64(out, q), 8)
+        while q > start:
+            q -= 1
+            out[uint64(q + more)] = out[uint64(q)]
+    write_varint(out, start - 1, uint64(n))
+    return o + more
+
+
+@njit(forceinline=True, _nrt=False)
+def push(stack, depth, frame, field, start):
+    """Opens a frame at `depth`."""
+    stack[depth, FRAME] = frame
+    stack[depth, FIELD] = field
+    stack[depth, START] = start
+    stack[depth, STATE] = FRESH
+
+
+@njit(forceinline=True, _nrt=False)
+def value(buf, p, out, o, field, in_object, depth, fields, slots, targets, powers, stack):
+    """The value of `field` at p: scalars are written, objects and arrays opened. Returns (position, new end, depth);
+    faults as in `write_scalar`."""
+    c = byte_at(buf, p)
+    opens_array = c == 0x5B
+    if field >= 0 and in_object and fields[field, REPEATED]:
+        if not opens_array:
+            return -1 - p, int64(WANT_ARRAY), depth
+    elif field >= 0 and fields[field, KIND] != MESSAGE:
+        p, o = write_scalar(buf, p, out, o, fields, field, slots, targets, powers)
+        return p, o, depth
+    elif field >= 0 and c != 0x7B:
+        return -1 - p, int64(WANT_OBJECT), depth
+    elif c != 0x7B and not opens_array:
+        p = skip_scalar(buf, p)
+        return p, int64(WANT_VALUE) if p < 0 else o, depth
+    if depth >= stack.shape[0]:
+        return -1 - p, int64(DEEP), depth
+    if opens_array:
+        push(stack, depth, ARRAY, field, 0)
+    elif field < 0:
+        push(stack, depth, OBJECT, UNKNOWN, 0)
+    else:
+        if o + ROOM > out.size:
+            return -1 - p, int64(FULL), depth
+        o = write_varint(out, o, uint64(fields[field, TAG]))
+        o += PAD if depth >= PADDED_FROM else 1
+        push(stack, depth, OBJECT, fields[field, CHILD], o)
+    return p + 1, o, depth + 1
+
+
+@njit(nogil=True, cache=True, _nrt=False)
+def transcode(buf, root, out, fields, slots, targets, powers, stack):
+    """Writes the OTLP request of message type `root` that the JSON text `buf` holds into `out` as protobuf.
+
+    buf, out: uint8. fields: int32[f, 4] (TAG, KIND, CHILD, REPEATED). slots: uint64[power of two], hashes of names, 0
+    empty; targets: int32 beside them, the field or the value of an enum. powers: `POWERS`. stack: int64[depth, 4].
+    Returns (bytes written, or a status below zero; position in `buf`; the member of `root` that was seen, or -1).
+    """
+    p = blank(buf, int64(0))
+    o = int64(0)
+    seen = int64(-1)
+    if byte_at(buf, p) != 0x7B:
+        return int64(WANT_OBJECT), p, seen
+    push(stack, 0, OBJECT, root, 0)
+    depth = 1
+    p += 1
+    while depth > 0:
+        d = depth - 1
+        p = blank(buf, p)
+        c = byte_at(buf, p)
+        in_object = stack[d, FRAME] == OBJECT
+        state = stack[d, STATE]
+        if state != AFTER_COMMA and c == (0x7D if in_object else 0x5D):
+            p += 1
+            if in_object and d > 0 and stack[d, FIELD] != UNKNOWN:
+                o = close(out, o, stack[d, START], d)
+                if o < 0:
+                    return int64(FULL), p, seen
+            depth = d
+            if d > 0:
+                stack[d - 1, STATE] = AFTER_VALUE
+            continue
+        if state == AFTER_VALUE:
+            if c != 0x2C:
+                return int64(WANT_COMMA), p, seen
+            stack[d, STATE] = AFTER_COMMA
+            p += 1
+            continue
+        field = stack[d, FIELD]
+        if in_object:
+            p, field = read_key(buf, p, field, slots, targets)
+            if p < 0:
+                return field, -1 - p, seen
+            c = byte_at(buf, p)
+            if d == 0 and field >= 0 and field != seen:
+                if seen >= 0:
+                    return int64(TWO_SIGNALS), p, seen
+                seen = field
+        stack[d, STATE] = AFTER_VALUE
+        if c == 0x6E and same(buf, p, NULL):
+            p += 4
+            continue
+        p, o, depth = value(buf, p, out, o, field, in_object, depth, fields, slots, targets, powers, stack)
+        if p < 0:
+            return o, -1 - p, seen
+    p = blank(buf, p)
+    if p < buf.size:
+        return int64(TRAILING), p, seen
+    return o, p, seen
