@@ -1,7 +1,7 @@
 """`python -m collector_processor.demo PICTURE.svg`: runs the demo for two minutes and keeps its screen as a picture.
 
-How it works. The README's picture is made by this from a real run; nothing in it is drawn by hand. It is taken while the
-last fault of the two minutes is on.
+How it works. The README's picture is made by this from a real run; nothing in it is drawn by hand. It is taken while
+the last fault of the two minutes is on.
 """
 
 from __future__ import annotations

@@ -9,8 +9,9 @@ test is told nothing: it sees spans and logs, and what was injected goes to a la
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any, Final
 
 SECOND_NS: Final = 1_000_000_000
@@ -91,6 +92,8 @@ class Recipe:
     size: float
     share: float
     title: str
+    flows: tuple[str, ...] = ("card_payment",)
+    """The flows of which most of what passes the place is part."""
 
 
 RECIPES: Final[tuple[Recipe, ...]] = (
@@ -109,18 +112,36 @@ RECIPES: Final[tuple[Recipe, ...]] = (
     Recipe("exception_swallowed", "clearing", "clearing.authorise", 0.0, 1.0, "clearing swallows an exception"),
     Recipe("exception_swallowed", "notification", "notification.notify", 0.0, 1.0, "notification swallows an error"),
     Recipe("wrong_value", "account", "account.debit", 0.013, 0.7, "account debits a wrong amount"),
-    Recipe("wrong_value", "account", "account.credit", 0.02, 0.7, "account credits a wrong amount"),
+    Recipe(
+        "wrong_value", "account", "account.credit", 0.02, 0.7, "account credits a wrong amount", ("transfer", "refund")
+    ),
     Recipe("wrong_value", "ledger", "ledger.post_payment", 0.01, 0.7, "ledger books a wrong amount"),
     Recipe("step_skipped", "order", "order.create_payment>risk.assess", 0.0, 1.0, "order skips the risk check"),
-    Recipe("step_skipped", "order", "order.create_transfer>risk.assess", 0.0, 1.0, "order skips risk in transfers"),
+    Recipe(
+        "step_skipped",
+        "order",
+        "order.create_transfer>risk.assess",
+        0.0,
+        1.0,
+        "order skips risk in transfers",
+        ("transfer",),
+    ),
     Recipe("double_debit", "order", "order.create_payment>account.debit", 0.0, 0.7, "order debits a payment twice"),
-    Recipe("double_debit", "order", "order.create_transfer>account.debit", 0.0, 0.7, "order debits a transfer twice"),
+    Recipe(
+        "double_debit",
+        "order",
+        "order.create_transfer>account.debit",
+        0.0,
+        0.7,
+        "order debits a transfer twice",
+        ("transfer",),
+    ),
     Recipe("missing_log", "ledger", "ledger.post_payment", 0.0, 1.0, "ledger stops writing its audit line"),
     Recipe("missing_log", "account", "account.debit", 0.0, 1.0, "account stops writing its audit line"),
     Recipe("traffic_drop", "gateway", "card_payment", 0.1, 1.0, "nine in ten card payments stay away"),
-    Recipe("traffic_drop", "gateway", "login", 0.1, 1.0, "nine in ten logins stay away"),
-    Recipe("traffic_surge", "gateway", "login", 5.0, 1.0, "five times the usual logins"),
-    Recipe("traffic_surge", "gateway", "refund", 12.0, 1.0, "twelve times the usual refunds"),
+    Recipe("traffic_drop", "gateway", "login", 0.1, 1.0, "nine in ten logins stay away", ("login",)),
+    Recipe("traffic_surge", "gateway", "login", 5.0, 1.0, "five times the usual logins", ("login",)),
+    Recipe("traffic_surge", "gateway", "refund", 12.0, 1.0, "twelve times the usual refunds", ("refund",)),
     Recipe("new_path", "notification", "notification.notify>account.balance", 0.0, 1.0, "notification reads balances"),
     Recipe("new_path", "risk", "risk.assess>ledger.post", 0.0, 0.5, "risk posts to the ledger"),
     Recipe("interrupted_chain", "ledger", "ledger.post_payment", 0.0, 1.0, "ledger stops reading its queue"),
@@ -132,7 +153,7 @@ RECIPES: Final[tuple[Recipe, ...]] = (
     Recipe("bad_instance", "order", "order-2", 10.0, 0.3, "one instance of order is slow and fails"),
     Recipe("error_burst", "clearing", "clearing", 0.0, 0.5, "clearing turns requests away"),
     Recipe("error_burst", "account", "account", 0.0, 0.4, "account turns requests away"),
-)  # fmt: skip
+)
 
 KINDS: Final = tuple(dict.fromkeys(recipe.kind for recipe in RECIPES))
 CODE_FAULTS: Final = ("exception_swallowed", "wrong_value", "step_skipped", "double_debit", "missing_log")
@@ -142,7 +163,7 @@ TRAFFIC_FAULTS: Final = ("traffic_drop", "traffic_surge")
 def fault(recipe: Recipe, number: int, start_ns: int, duration_s: float) -> Fault:
     """`recipe` from `start_ns` for `duration_s`."""
     end_ns = start_ns + int(duration_s * SECOND_NS)
-    fields = asdict(recipe)
+    fields = {key: value for key, value in asdict(recipe).items() if key != "flows"}
     return Fault(fault_id=f"{number:03d}-{recipe.kind}", start_ns=start_ns, end_ns=end_ns, **fields)
 
 
@@ -160,13 +181,32 @@ def rounds(seed: int) -> Iterator[Recipe]:
 
 
 def schedule(
-    seed: int, start_ns: int, end_ns: int, warmup_s: float, every_s: float, duration_s: float
+    seed: int,
+    start_ns: int,
+    end_ns: int,
+    warmup_s: float,
+    every_s: float,
+    duration_s: float,
+    fits: Callable[[Recipe, int], bool] = lambda recipe, at_ns: True,  # noqa: ARG005 - the usual answer
 ) -> tuple[Fault, ...]:
-    """Faults one after another: the first `warmup_s` after `start_ns`, then each `every_s`, all over by `end_ns`."""
+    """Faults one after another: the first `warmup_s` after `start_ns`, then each `every_s`, all over by `end_ns`.
+
+    `fits` says whether a recipe makes sense at a time; one that does not waits until it does.
+    """
     out: list[Fault] = []
-    at = start_ns + int(warmup_s * SECOND_NS)
+    at_ns = start_ns + int(warmup_s * SECOND_NS)
     recipes = rounds(seed)
-    while at + int(duration_s * SECOND_NS) <= end_ns:
-        out.append(fault(next(recipes), len(out) + 1, at, duration_s))
-        at += int(every_s * SECOND_NS)
+    waiting: list[Recipe] = []
+    while at_ns + int(duration_s * SECOND_NS) <= end_ns:
+        chosen = next((recipe for recipe in waiting if fits(recipe, at_ns)), None)
+        if chosen is not None:
+            waiting.remove(chosen)
+        for recipe in islice(recipes, 0 if chosen else len(RECIPES)):
+            if fits(recipe, at_ns):
+                chosen = recipe
+                break
+            waiting.append(recipe)
+        if chosen is not None:
+            out.append(fault(chosen, len(out) + 1, at_ns, duration_s))
+        at_ns += int(every_s * SECOND_NS)
     return tuple(out)

@@ -21,12 +21,15 @@ import cramjam
 import orjson
 
 from collector_processor.model import Signal
-from collector_processor.simulator.faults import Fault, schedule
+from collector_processor.simulator.faults import Fault, Recipe, schedule
 from collector_processor.simulator.simulator import Simulator
-from collector_processor.simulator.traffic import SECOND_NS
+from collector_processor.simulator.traffic import FLOWS, SECOND_NS, Calendar
 
 OPENING: Final = datetime(2025, 12, 24, 8, 0, tzinfo=UTC)
 HOLIDAYS: Final = frozenset({date(2025, 12, 25), date(2025, 12, 26)})
+RATE: Final = 3.0
+LASTS_S: Final = 300.0
+REQUESTS_MIN: Final = 20.0  # a fault that fewer requests run into says nothing about detection
 FILES: Final = {Signal.TRACES: "traces.binpb", Signal.LOGS: "logs.binpb"}
 
 _LENGTH = struct.Struct(">I")
@@ -45,11 +48,17 @@ class Recording:
     """Chains that each fault changed, by fault id."""
 
 
-def day_faults(seed: int, hours: float) -> tuple[Fault, ...]:
-    """A fault of five minutes every half hour, after an hour without."""
+def day_faults(seed: int, hours: float, rate: float = RATE) -> tuple[Fault, ...]:
+    """A fault of five minutes every half hour, after an hour without; none where hardly anybody would run into it."""
     start_ns = int(OPENING.timestamp()) * SECOND_NS
     end_ns = start_ns + int(hours * 3600) * SECOND_NS
-    return schedule(seed, start_ns, end_ns, warmup_s=3600.0, every_s=1800.0, duration_s=300.0)
+    calendar = Calendar(start_ns, opening=OPENING, holidays=HOLIDAYS)
+
+    def is_busy(recipe: Recipe, at_ns: int) -> bool:
+        per_second = sum(calendar.rate(flow, at_ns) for flow in FLOWS if flow.name in recipe.flows)
+        return per_second * rate * LASTS_S >= REQUESTS_MIN
+
+    return schedule(seed, start_ns, end_ns, warmup_s=3600.0, every_s=1800.0, duration_s=LASTS_S, fits=is_busy)
 
 
 def record(
@@ -57,7 +66,7 @@ def record(
     hours: float = 24.0,
     seed: int = 1,
     faults: Iterable[Fault] | None = None,
-    rate: float = 3.0,
+    rate: float = RATE,
     compress: bool = True,
 ) -> Recording:
     """Write `hours` of the platform from OPENING on into `folder`; `faults` are `day_faults` unless given.
@@ -66,7 +75,7 @@ def record(
         OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    chosen = day_faults(seed, hours) if faults is None else tuple(faults)
+    chosen = day_faults(seed, hours, rate) if faults is None else tuple(faults)
     out = Recording(folder)
     start_ns = int(OPENING.timestamp()) * SECOND_NS
     with ExitStack() as stack:

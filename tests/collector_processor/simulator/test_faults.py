@@ -283,6 +283,18 @@ def test_schedule_holds_every_kind_once_a_round_and_ends_in_time():
     assert len({recipe.kind for recipe in first_rounds}) > 1
 
 
+def test_a_fault_that_does_not_fit_waits():
+    def by_day(recipe, at_ns):
+        return recipe.service != "order" or at_ns >= 600 * SECOND_NS
+
+    faults = schedule(7, 0, 3000 * SECOND_NS, 0.0, 60.0, 30.0, by_day)
+    assert len(faults) == 50
+    assert all(by_day(found, found.start_ns) for found in faults)
+    assert faults[10].service == "order"  # the first that waited comes as soon as it fits
+    assert {found.kind for found in faults} == set(KINDS)
+    assert schedule(7, 0, 600 * SECOND_NS, 0.0, 60.0, 30.0, lambda *_: False) == ()
+
+
 def test_label_is_what_evaluate_reads():
     label = fault(RECIPES[0], 3, 5, 1.0).label()
     assert label["fault_id"] == "003-cpu"

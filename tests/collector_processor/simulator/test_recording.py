@@ -68,6 +68,14 @@ def test_a_day_has_all_kinds_after_a_quiet_hour_and_leaves_gaps():
     assert all(later.start_ns - earlier.end_ns >= 20 * 60 * SECOND_NS for earlier, later in pairwise(faults))
 
 
+def test_no_fault_where_hardly_anybody_would_run_into_it():
+    """Transfers rest at night and on holidays, and so do the faults in them."""
+    places = [found.place for found in day_faults(1, 24.0) if found.start_ns > START_NS + 13 * 3600 * SECOND_NS]
+    assert len(places) > 15
+    assert not any("create_transfer" in place for place in places)
+    assert any("create_transfer" in found.place for found in day_faults(1, 24.0))
+
+
 def test_command_records(tmp_path):
     result = CliRunner().invoke(app, ["record", str(tmp_path / "out"), "--hours", "0.05", "--no-compress"])
     assert result.exit_code == 0, result.output
