@@ -22,7 +22,8 @@ from collector_processor.simulator.traffic import FLOWS, SECOND_NS, Calendar, Fl
 from collector_processor.simulator.transaction import Instance, Outbox, Transaction, World, serve
 
 RECORDS_MAX: Final = 4096  # in one request: the Collector's default batch is 8192, and its receivers take 4 MiB
-BUSY_AT: Final = 2.2  # total level at which workers are busy nine tenths of the time
+BUSY_AT: Final = 2.8  # total level at which workers are busy nine tenths of the time
+BUSY_MAX: Final = 0.8  # more workers are started before it gets worse
 
 OnChain = Callable[[bytes, bool | None, Collection[str]], None]
 
@@ -135,7 +136,7 @@ class Simulator:
             self._rng.seed(f"{self.seed} {tick} {number}")
             times = arrivals(self._rng, per_second, width_s)
             due.extend((begin_ns + int(at * SECOND_NS), number, count) for count, at in enumerate(times))
-        self._world.load = min(0.93, 0.05 + 0.85 * level / BUSY_AT)
+        self._world.load = min(BUSY_MAX, 0.05 + 0.85 * level / BUSY_AT)
         due.sort()
         for at_ns, number, count in due:
             self._serve(FLOWS[number], at_ns, f"{self.seed} {tick} {number} {count}")

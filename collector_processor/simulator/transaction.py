@@ -211,7 +211,7 @@ class Operation:
         took = median_ms * math.exp(rng.gauss(0.0, 0.3))
         load = self.world.load
         if rng.random() < load:
-            took += rng.expovariate(1.0) * median_ms * 0.4 * load / (1.0 - load)
+            took += rng.expovariate(1.0) * median_ms * 0.6 * load / (1.0 - load)
         if rng.random() < 0.001:
             took += rng.gammavariate(4.0, 20.0)
         if self.armed:
