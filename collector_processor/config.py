@@ -124,10 +124,10 @@ class ContextConfig(Section):
     """Spans of an operation before what they write and call can be unusual."""
     shrink: Positive = 5.0
     """Weight of the rate at which anything new is seen, in observations of one operation."""
-    least: Annotated[float, Field(ge=0)] = 0.5
-    """Surprise (-ln p) below which a variant is no surprise at all."""
+    least: Annotated[float, Field(ge=0)] = 1.5
+    """Surprise (-ln p) up to which a variant counts as usual; it counts in full from `hit` on."""
     hit: Positive = 3.0
-    """Surprise from which on a span is counted as one of the unusual ones."""
+    """Surprise from which on a span is one of the unusual ones."""
     chain_surprise: Positive = 6.0
     """Surprise from which on a single span is a finding of its own."""
     report: Positive = 5.0
@@ -243,6 +243,12 @@ class DecideConfig(Section):
     soft_hold_s: Positive = 180.0
     """Time for which what may well be meant to be so (other calls or paths than usual, but no error, no missing log and
     no delay) must hold before it opens an incident."""
+    restart_hold_s: Positive = 90.0
+    """Time for which errors that say that another service is not there must hold before they open an incident: an
+    instance that restarts is missed for about a minute."""
+    join_s: Positive = 300.0
+    """Age up to which an incident takes in findings of any kind about its services; after that another kind (slow,
+    failing, other paths) opens its own."""
     resolve_s: Positive = 150.0
     """Quiet time after which an incident is over."""
     quarantine_s: Positive = 90.0

@@ -45,6 +45,10 @@ SUSPECTS_MAX = 5
 FLOWS_MAX = 20
 ELEMENTS_MAX = 256  # of one incident
 SOFT = frozenset((Kind.UNUSUAL_CALLS, Kind.NEW_SEQUENCE, Kind.UNUSUAL_CONTENT, Kind.UNLIKELY_SEQUENCE))
+FAMILY = np.zeros(len(Kind), np.int64)  # kinds that one cause shows in for long
+FAMILY[[Kind.SLOW_OPERATION, Kind.SLOW_CALL]] = 1
+FAMILY[[Kind.ERROR, Kind.UNUSUAL_LOG, Kind.MISSING_LOG]] = 2
+FAMILY[Kind.RULE_VIOLATION] = 3
 CALLER_SHARE = 0.5  # of a call's evidence that speaks for its caller
 
 SCALARS = ("root", "opened_ns", "detected_ns", "seen_ns", "tenant", "incident_id", "chains")
@@ -71,6 +75,7 @@ class Case:
     incident_id: str
     nats: dict[Element, float] = field(default_factory=dict)
     rows: dict[Element, Any] = field(default_factory=dict)  # finding at its greatest
+    families: set[int] = field(default_factory=set)
     chains: int = 0
     flows: dict[int, int] = field(default_factory=dict)
     examples: list[str] = field(default_factory=list)
@@ -88,7 +93,7 @@ class Incidents:
         self.sources = tuple(detectors.values())
         self.window_ns = int(config.quarantine_s * NS)
         self.open: list[Case] = []
-        self.since: dict[Element, int] = {}  # of elements of soft kinds: the boundary from which on they are in alarm
+        self.since: dict[Element, int] = {}  # the boundary from which on an element is beyond the threshold
         self.recent: deque[tuple[int, Any]] = deque()
 
     def threshold(self) -> float:
@@ -117,22 +122,20 @@ class Incidents:
         threshold = self.threshold()
         rows = {_element(row): row for row in findings}
         nats = {element: -math.log(max(float(row["p"]), 1e-300)) for element, row in rows.items()}
-        self.since = {e: self.since.get(e, now_ns) for e, n in nats.items() if e[0] in SOFT and n >= threshold}
+        self.since = {e: self.since.get(e, now_ns) for e, n in nats.items() if n >= threshold}
         if findings.size:
             for root, members in self._groups(nats):
-                case = self._matching(root, members)
-                if case is None:
-                    if not any(nats[m] >= threshold and self._holds(m, now_ns) for m in members):
-                        continue
-                    case = self._opened(root, now_ns, rows[max(members, key=lambda m: nats[m])])
-                self._joined(case, members, rows, nats, now_ns)
-                changed[id(case)] = case
+                self._place(root, members, rows, nats, now_ns, changed)
         out = [incident for case in changed.values() if (incident := self._told(case)) is not None]
         return out + self._resolved(now_ns)
 
-    def _holds(self, element: Element, now_ns: int) -> bool:
-        """Whether the element may open an incident: what may well be meant to be so must have held for a while."""
-        return element[0] not in SOFT or now_ns - self.since[element] >= self.config.soft_hold_s * NS
+    def _patience_ns(self, element: Element) -> int:
+        """How long the element must have been in alarm before it may open an incident."""
+        if element[0] in SOFT:
+            return int(self.config.soft_hold_s * NS)
+        if element[0] == Kind.ERROR and element[1] == Level.EDGE:
+            return int(self.config.restart_hold_s * NS)
+        return 0
 
     def _groups(self, nats: dict[Element, float]) -> list[tuple[int, list[Element]]]:
         """Elements grouped by the service that explains most of what is left, strongest first."""
@@ -162,14 +165,30 @@ class Incidents:
         )
         return parts >= 0.5 * nats[pool]
 
-    def _matching(self, root: int, members: list[Element]) -> Case | None:
-        alive = [case for case in self.open if case.root == root]
-        if alive:
-            return alive[0]
-        for case in self.open:
-            if any(member in case.nats for member in members):
-                return case
-        return None
+    def _place(
+        self,
+        root: int,
+        members: list[Element],
+        rows: dict[Element, Any],
+        nats: dict[Element, float],
+        now_ns: int,
+        changed: dict[int, Case],
+    ) -> None:
+        """Puts a group into the open incidents about the same service or elements; what none takes may open one."""
+        touching = [case for case in self.open if case.root == root]
+        touching += [case for case in self.open if case.root != root and any(m in case.nats for m in members)]
+        for case in touching:
+            young = now_ns - case.detected_ns <= self.config.join_s * NS
+            taken = [m for m in members if young or FAMILY[m[0]] in case.families]
+            members = [m for m in members if m not in taken]
+            if taken:
+                self._joined(case, taken, rows, nats, now_ns)
+                changed[id(case)] = case
+        threshold = self.threshold()
+        if any(nats[m] >= threshold and now_ns - self.since[m] >= self._patience_ns(m) for m in members):
+            case = self._opened(root, now_ns, rows[max(members, key=lambda m: nats[m])])
+            self._joined(case, members, rows, nats, now_ns)
+            changed[id(case)] = case
 
     def _opened(self, root: int, now_ns: int, row: np.void) -> Case:
         service = int(root)
@@ -184,11 +203,13 @@ class Incidents:
     def _joined(
         self, case: Case, members: list[Element], rows: dict[Element, Any], nats: dict[Element, float], now_ns: int
     ) -> None:
-        case.seen_ns = now_ns
+        if max(nats[element] for element in members) >= self.threshold() / 2:
+            case.seen_ns = now_ns
         for element in members:
             if nats[element] > case.nats.get(element, 0.0) and (element in case.nats or len(case.nats) < ELEMENTS_MAX):
                 case.nats[element] = nats[element]
                 case.rows[element] = rows[element].copy()
+                case.families.add(int(FAMILY[element[0]]))
         case.root = self._suspects(case)[0][0]
 
     def _suspects(self, case: Case) -> list[tuple[int, float]]:
@@ -294,6 +315,7 @@ class Incidents:
             for nat, row in zip(saved["nats"], np.array(saved["rows"], FINDING), strict=True):
                 case.nats[_element(row)] = float(nat)
                 case.rows[_element(row)] = row.copy()
+                case.families.add(int(FAMILY[row["kind"]]))
             case.flows = {int(flow): int(count) for flow, count in saved["flows"]}
             case.examples, case.told = list(saved["examples"]), tuple(saved["told"])
             case.explanation = saved["explanation"]

@@ -87,26 +87,27 @@ def variant_key(element, variant):
 @njit(nogil=True, cache=True)
 def judge(
     offsets, event, kind, status, parent, service, logs, calls, last, sibling, named, column, table_keys, table_slots,
-    variant_keys, variant_rows, nats, new_nats, seen, seen_min, blamed, level, sums, counts, hits, hit, least,
+    variant_keys, variant_rows, nats, new_nats, seen, seen_min, blamed, blamed_by, level, sums, counts, hits, hit, least,
     chain_value, surprise, slot,
 ):  # fmt: skip
     """Surprise float32[m, 2] and slot int32[m, 2] of each span's logs and calls, added to `column` of the windows.
 
-    `named` int32[events]: the service that a template names, else -1. `blamed` int32[services]: slots of the errors in
-    which others name a service; a chain adds at most one to each, its greatest.
+    `named` int32[events]: the service that a template names, else -1. When a service writes an unusual error that names
+    another, what else is unusual about it in that chain speaks for the other: `blamed` int32[services] has its slot, and
+    `blamed_by` int32[services] is told who complained last. `chain_value` as in `elements.judge`.
     """
+    blames = np.full(blamed.size, -1, np.int32)
+    blamers = np.empty(blamed.size, np.int32)
     greatest = np.zeros(blamed.size, np.float32)
-    touched = np.empty(blamed.size, np.int32)
     m = event.size
     same = np.zeros(m, np.float32)
     other = np.zeros(m, np.float32)
     for c in range(offsets.size - 1):
         used = 0
         for r in range(offsets[c + 1] - 1, offsets[c] - 1, -1):
-            surprise[r, 0] = 0.0
-            surprise[r, 1] = 0.0
-            slot[r, 0] = -1
-            slot[r, 1] = -1
+            for what in range(2):
+                surprise[r, what] = 0.0
+                slot[r, what] = -1
             if kind[r] == 0:
                 continue
             own = service[event[r]]
@@ -119,28 +120,16 @@ def judge(
                 slot[r, what] = s
                 row = _find(variant_keys, variant_rows, variant_key(element, logs[r] if what == 0 else calls[r]))
                 u = nats[row] if row >= 0 else new_nats[s]
-                if u < least:
-                    u = np.float32(0.0)
+                u *= min(max((u - least) / (hit - least), np.float32(0.0)), np.float32(1.0))
                 top = max(top, u)
-                u = max(u - other[r], np.float32(0.0))
-                surprise[r, what] = u
-                sums[s, column] += u
-                counts[s, column] += 1
-                if u > hit:
-                    hits[s, column] += 1
-                    chain_value[c, 1] += u
-                chain_value[c, 0] = max(chain_value[c, 0], u)
-                chain_value[c, 2] = max(chain_value[c, 2], level[s])
+                surprise[r, what] = max(u - other[r], np.float32(0.0))
             if surprise[r, 0] > hit:
-                log = last[r]
-                while log >= 0:
-                    to = named[event[log]] if kind[log] == 0 and status[log] >= WARNING_LOG else -1
-                    if to >= 0 and to != own:
-                        if greatest[to] == 0.0:
-                            touched[used] = to
-                            used += 1
-                        greatest[to] = max(greatest[to], surprise[r, 0])
-                    log = sibling[log]
+                to = _named_by(r, kind, status, event, last, sibling, named)
+                if to >= 0 and to != own:
+                    if blames[own] < 0:
+                        blamers[used] = own
+                        used += 1
+                    blames[own] = to
             p = parent[r]
             if p >= 0:
                 if service[event[p]] == own:
@@ -148,14 +137,46 @@ def judge(
                     other[p] = max(other[p], other[r])
                 else:
                     other[p] = max(other[p], top, same[r], other[r])
+        for r in range(offsets[c], offsets[c + 1]):
+            for what in range(2):
+                s = slot[r, what]
+                if s < 0:
+                    continue
+                u = surprise[r, what]
+                own = service[event[r]]
+                chain_value[c, 0] = max(chain_value[c, 0], u)
+                chain_value[c, 2] = max(chain_value[c, 2], level[s])
+                counts[s, column] += 1
+                if u > hit:
+                    chain_value[c, 1] += u
+                    if blames[own] >= 0:
+                        greatest[own] = max(greatest[own], u)
+                        continue
+                    hits[s, column] += 1
+                sums[s, column] += u
         for k in range(used):
-            to = touched[k]
+            own = blamers[k]
+            to = blames[own]
             s = blamed[to]
             if s >= 0:
-                sums[s, column] += greatest[to]
+                sums[s, column] += greatest[own]
                 counts[s, column] += 1
                 hits[s, column] += 1
-            greatest[to] = 0.0
+                blamed_by[to] = own
+            blames[own] = -1
+            greatest[own] = 0.0
+
+
+@njit(nogil=True, cache=True)
+def _named_by(r, kind, status, event, last, sibling, named):
+    """The service that the errors of span r name, -1 when they name none."""
+    log = last[r]
+    to = -1
+    while log >= 0:
+        if kind[log] == 0 and status[log] >= WARNING_LOG and named[event[log]] >= 0:
+            to = named[event[log]]
+        log = sibling[log]
+    return to
 
 
 @njit(nogil=True, cache=True)

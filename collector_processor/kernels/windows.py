@@ -5,9 +5,12 @@ added to the current column of a ring. At each boundary `judge` asks how improba
 greatest epoch*, so that one burst alone never alarms; then the next column, the oldest one, teaches the slot its mean
 and dispersion and is cleared. Slots in alarm teach nothing.
 
-A sum of n surprises with mean m and dispersion d (variance of a sum over n; larger than of one surprise when they come
-in bursts) has about the tail of a gamma distribution. Its large deviation exponent is shape * (r - 1 - ln r), where
-shape = n m^2 / d and r = sum / (n m).
+A sum of n surprises has mean n m and variance n d; d is larger than the variance of one surprise when they come in
+bursts. Two large deviation exponents, by what the surprises are:
+- unbounded (how slow): about a gamma distribution, n m^2 / d * (r - 1 - ln r) with r = sum / (n m);
+- bounded (how rare, at most -ln of 1 / history): Bennett's (1962) n d / b^2 * h(b t / (n d)) with t = sum - n m and
+  h(x) = (1 + x) ln(1 + x) - x. Pieces of the sum are at most b: `piece`, or the greatest excess that one epoch has
+  shown, fading.
 """
 
 from __future__ import annotations
@@ -27,16 +30,21 @@ NEVER = np.iinfo(np.int64).min
 
 
 @njit(nogil=True, cache=True)
-def exponent(total, n, mean, dispersion):
-    """-ln of the probability that n surprises sum up to `total`; 0 when that is no more than expected."""
-    ratio = total / (n * mean)
-    if ratio <= 1.0:
+def exponent(total, n, mean, dispersion, piece):
+    """-ln of the probability that n surprises sum up to `total`; unbounded ones when `piece` is 0."""
+    usual = n * mean
+    if total <= usual:
         return 0.0
-    return n * mean * mean / dispersion * (ratio - 1.0 - math.log(ratio))
+    if piece == 0.0:
+        ratio = total / usual
+        return n * mean * mean / dispersion * (ratio - 1.0 - math.log(ratio))
+    variance = n * dispersion
+    x = piece * (total - usual) / variance
+    return variance / (piece * piece) * ((1.0 + x) * math.log1p(x) - x)
 
 
 @njit(nogil=True, cache=True)
-def judge_slots(used, sums, counts, mean, dispersion, out):
+def judge_slots(used, sums, counts, mean, dispersion, memory, piece, out):
     """Fills `out` float32[used] with the exponent of each slot's window without its greatest epoch."""
     for s in range(used):
         n = 0.0
@@ -52,14 +60,16 @@ def judge_slots(used, sums, counts, mean, dispersion, out):
                 at = e
         n -= counts[s, at]
         total -= sums[s, at]
-        out[s] = exponent(total, n, mean[s], dispersion[s]) if n > 0 and total > 0 else 0.0
+        burst = max(piece, memory[s, 4]) if piece > 0.0 else 0.0
+        out[s] = exponent(total, n, mean[s], dispersion[s], burst) if n > 0 else 0.0
 
 
 @njit(nogil=True, cache=True)
 def teach(used, column, sums, counts, silent, kept, prior, memory, mean, dispersion):
     """Takes the epoch `column`, which leaves the window, into mean and dispersion of the slots that are not `silent`.
 
-    `memory` float64[slots, 4]: surprises, observations, squared deviations over n, epochs; all fade by `kept` an epoch.
+    `memory` float64[slots, 5]: surprises, observations, squared deviations over n, epochs, greatest excess of one epoch;
+    all fade by `kept` an epoch in which the slot was seen.
     `prior` float64[3]: mean, dispersion and weight of what is believed before anything is seen.
     """
     for s in range(used):
@@ -73,6 +83,7 @@ def teach(used, column, sums, counts, silent, kept, prior, memory, mean, dispers
         memory[s, 1] = memory[s, 1] * kept + n
         memory[s, 2] = memory[s, 2] * kept + deviation
         memory[s, 3] = memory[s, 3] * kept + 1.0
+        memory[s, 4] = max(memory[s, 4] * kept, total - usual)
         mean[s] = (memory[s, 0] + prior[2] * prior[0]) / (memory[s, 1] + prior[2])
         dispersion[s] = (memory[s, 2] + prior[2] * prior[1]) / (memory[s, 3] + prior[2])
 
@@ -109,9 +120,11 @@ class Windows:
     level: Any
     alarmed_ns: Any
 
-    def __init__(self, limit: int, columns: int, epoch_ns: int, prior: tuple[float, float, float], kept: float) -> None:
-        """`prior`: mean, dispersion and their weight before anything is seen; `kept`: what an epoch leaves of memory."""
-        self.limit, self.columns, self.epoch_ns, self.kept = limit, columns, epoch_ns, kept
+    def __init__(
+        self, limit: int, columns: int, epoch_ns: int, prior: tuple[float, float, float], kept: float, piece: float
+    ) -> None:
+        """`prior`: mean, dispersion, their weight before anything is seen; `kept`: what an epoch leaves of memory."""
+        self.limit, self.columns, self.epoch_ns, self.kept, self.piece = limit, columns, epoch_ns, kept, piece
         self.prior = np.array(prior)
         self.used = 0
         self.overflowed = 0
@@ -127,7 +140,7 @@ class Windows:
             if self.used:
                 new[: self.used] = getattr(self, name)[: self.used]
             setattr(self, name, new)
-        memory = np.zeros((size, 4))
+        memory = np.zeros((size, 5))
         if self.used:
             memory[: self.used] = self.memory[: self.used]
         self.memory: Any = memory
@@ -159,7 +172,7 @@ class Windows:
     def judge(self, now_ns: int, hold: float) -> Any:
         """float32[used]: the exponent of each slot's window at the boundary `now_ns`; from `hold` on it is in alarm."""
         out = np.zeros(self.used, np.float32)
-        judge_slots(self.used, self.sums, self.counts, self.mean, self.dispersion, out)
+        judge_slots(self.used, self.sums, self.counts, self.mean, self.dispersion, self.memory, self.piece, out)
         self.level[: self.used] = np.minimum(out, LEVEL_MAX)
         self.alarmed_ns[: self.used][out >= hold] = now_ns
         return out

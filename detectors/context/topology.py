@@ -36,6 +36,7 @@ from detectors.protocol import Scores
 
 NS = 1_000_000_000
 PRIOR = (0.2, 0.5, 20.0)  # mean and dispersion of surprises believed before anything is seen, and their weight
+PIECE = 5.0  # least greatest surprise that bursts are made of
 NOVELTY_KEPT = 1.0 - 1.0 / 20_000  # what one observation leaves of the memory for how often anything new is seen
 BLAMED = 5 << 40  # marks the key of a service that errors of others name; other keys are 2 * event + 1 or + 2
 MEMBERS_MAX = 16  # events of one variant that are kept
@@ -61,8 +62,9 @@ class Topology:
         self.symbols = symbols
         epoch_ns = int(config.engine.epoch_s * NS)
         columns = max(2, round(self.config.window_s / config.engine.epoch_s))
-        self.windows = Windows(self.config.elements_max, columns, epoch_ns, PRIOR, self.config.kept)
+        self.windows = Windows(self.config.elements_max, columns, epoch_ns, PRIOR, self.config.kept, PIECE)
         self.blamed = np.full(config.decode.services_max, NONE, np.int32)
+        self.blamed_by = np.full(config.decode.services_max, NONE, np.int32)
         self.slots = {name: np.zeros(64, dtype) for name, dtype in SLOTS.items()}
         self.rows = {name: np.zeros(64, dtype) for name, dtype in ROWS.items()}
         self.rows_used = 0
@@ -93,7 +95,16 @@ class Topology:
             *(self.symbols.events.column("service"), o.logs, o.calls, o.last, o.sibling, self.named),
             *(w.column, w.lookup.keys, w.lookup.values, self.variant_keys, self.variant_rows),
             *(self.rows["nats"], s["new_nats"], s["seen"], self.config.learn_min),
-            *(self.blamed, w.level, w.sums, w.counts, w.hits, self.config.hit, self.config.least),
+            *(
+                self.blamed,
+                self.blamed_by,
+                w.level,
+                w.sums,
+                w.counts,
+                w.hits,
+                np.float32(self.config.hit),
+                np.float32(self.config.least),
+            ),
             *(value, surprise, slot),
         )
         self._keep_examples(batch, o, surprise, slot)
@@ -190,8 +201,9 @@ class Topology:
             key = int(w.key[slot])
             rows["service"][i] = w.near[slot]
             if key & BLAMED:
-                rows["level"][i] = Level.SERVICE
+                rows["level"][i] = Level.EDGE
                 rows["kind"][i] = Kind.ERROR
+                rows["caller"][i] = self.blamed_by[w.near[slot]]
             else:
                 members = self.examples.get(slot, (0, []))[1]
                 rows["level"][i] = Level.OPERATION
@@ -309,6 +321,7 @@ class Topology:
             "variant_keys": self.variant_keys.copy(),
             "variant_rows": self.variant_rows.copy(),
             "novelty": self.novelty.copy(),
+            "blamed_by": self.blamed_by.copy(),
             "examples": [[slot, since, list(events)] for slot, (since, events) in self.examples.items()],
         }
 
@@ -331,6 +344,7 @@ class Topology:
         self.variant_rows = np.array(state["variant_rows"], np.int32)
         self.novelty = np.array(state["novelty"])
         self.examples = {int(slot): (int(since), list(events)) for slot, since, events in state["examples"]}
+        self.blamed_by = np.array(state["blamed_by"], np.int32)
         self.blamed[:] = NONE
         for slot, key in enumerate(self.windows.key[:used].astype(np.int64).tolist()):
             if key & BLAMED:

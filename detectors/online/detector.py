@@ -67,7 +67,7 @@ class Online:
         self.symbols = symbols
         epoch_ns = int(config.engine.epoch_s * NS)
         columns = max(2, round(self.config.window_s / config.engine.epoch_s))
-        self.windows = Windows(self.config.elements_max, columns, epoch_ns, PRIOR, self.config.kept)
+        self.windows = Windows(self.config.elements_max, columns, epoch_ns, PRIOR, self.config.kept, 0.0)
         self.history = History(self.config)
         self.pools = np.full((3, config.decode.services_max), NONE, np.int32)
 
