@@ -76,6 +76,8 @@ class Decider:
     ) -> None:
         """`detectors` in the engine's order; `components` name the part of the score that each feeds.
 
+        `training` is the dtype of `VerdictBatch.training`.
+
         Raises:
             ValueError: the time zone, the holiday calendar or the amount attribute does not exist.
         """
