@@ -44,6 +44,7 @@ SEED: Final = 7
 OPENS_IN_S: Final = 2.0  # the platform's process has started by then
 STATUS_EVERY_S: Final = 10.0
 UNENDING_S: Final = 3600.0
+SUMMARY_COLUMNS: Final = 160  # of the table at the end, where no terminal says how wide it is
 
 
 def port_or_any(port: int) -> int:
@@ -306,6 +307,6 @@ def run_demo(
         if picture is not None:
             save_picture(show.scene, picture)
     table, line = summary(board, show.scene.now_ns)
-    console.print(table)
-    console.print(line, highlight=False)
+    console.print(table, width=console.width if console.is_terminal else SUMMARY_COLUMNS)
+    console.print(line, highlight=False, soft_wrap=True)
     return 0
