@@ -103,9 +103,9 @@ class Platform:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
-        faults = [orjson.dumps(asdict(entry.fault)) for entry in board.entries]
+        faults = [orjson.dumps(asdict(entry.fault)) + b"\n" for entry in board.entries]
         assert self._process.stdin is not None
-        self._process.stdin.write(b"\n".join(faults) + b"\n")
+        self._process.stdin.write(b"".join(faults))
         self._process.stdin.close()
 
     def failure(self) -> str | None:
