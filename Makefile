@@ -32,7 +32,7 @@ $(STAMP): requirements.lock pyproject.toml
 	$(call say,installing the spanchain command)
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	$(call say,compiling the kernels into the cache)
-	@$(PY) -m collector_processor.kernels
+	@$(PY) -m collector_processor.warmup
 	@touch $@
 
 components: ## the real Collector, telemetrygen, Prometheus and Alertmanager that `make test` runs
