@@ -20,6 +20,7 @@ import numpy as np
 import zstandard
 
 from collector_processor.ingest.answers import Code, RefusedError
+from collector_processor.kernels.zstd import is_whole
 
 PIECE = 1 << 20
 KEPT = 8 << 20
@@ -47,7 +48,7 @@ def inflate(body: bytes, encoding: str, limit: int) -> bytes:
     """`body` decompressed from `encoding` (a key of `PIECES`, or `identity`). Errors: TooLargeError, DamagedError."""
     if len(body) > limit:
         raise TooLargeError(limit)
-    if encoding == "identity":
+    if encoding == "identity" or not body:
         return body
     try:
         if encoding == "gzip" and (at_once := _gzip_at_once(body, min(limit, KEPT))) is not None:
@@ -130,6 +131,8 @@ def _deflate(body: bytes) -> Iterator[bytes]:
 
 
 def _zstd(body: bytes) -> Iterator[bytes]:
+    if not is_whole(np.frombuffer(body, np.uint8)):
+        raise EOFError
     decompressor = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_MAX)
     with decompressor.stream_reader(io.BytesIO(body), read_across_frames=True) as reader:
         while piece := reader.read(PIECE):
