@@ -106,15 +106,14 @@ def replay(
     verdicts: Annotated[Which, typer.Option(help="Which verdicts are written.")] = Which.unusual,
 ) -> None:
     """Runs recorded OTLP through the engine at full speed, in event time."""
+    from collector_processor.ingest.recording import recorded_files
     from collector_processor.replay import replay_to
 
     settings = load_config(config)
-    missing = [path for path in paths if not path.is_file()]
-    if missing:
-        fail(f"no such file: {missing[0]}")
     try:
-        with _progress(sum(path.stat().st_size for path in paths)) as progress:
-            summary = replay_to(out_dir, paths, settings, verdicts.value, progress)
+        files = recorded_files(paths)
+        with _progress(sum(path.stat().st_size for path in files)) as progress:
+            summary = replay_to(out_dir, files, settings, verdicts.value, progress)
     except OSError as error:
         fail(str(error), 1)
     _show(summary, out_dir)

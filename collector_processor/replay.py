@@ -17,8 +17,10 @@ import orjson
 
 from collector_processor.config import Config, FileExportConfig
 from collector_processor.decide.verdicts import incident_row, verdict_rows
+from collector_processor.decode import otlp_json
 from collector_processor.engine import Engine, Output
-from collector_processor.ingest.recording import Recording
+from collector_processor.ingest.recording import open_recording
+from collector_processor.join.joiner import DEFAULT_TENANT
 from collector_processor.model import Incident, Severity, Signal, VerdictBatch
 from collector_processor.rows import Rows
 from exporters.file.exporter import FileExporter
@@ -63,21 +65,22 @@ class Replay:
         self.incidents: dict[str, Incident] = {}
 
     def run(self, paths: Iterable[Path], progress: Progress | None = None) -> Summary:
-        """Replays `paths` to their end. progress: told the bytes read so far, of `Recording.size`.
+        """Replays `paths` to their end. progress: told the bytes of the files that are read so far, now and then.
 
         Raises:
             OSError: a file cannot be read.
         """
-        recording = Recording(list(paths))
-        for count, payload in enumerate(recording):
+        unread: dict[str, int] = {}
+        bytes_max = self.engine.config.receivers.limits.request_bytes_max
+        recording = open_recording(paths, otlp_json.to_protobuf, tenant=DEFAULT_TENANT, bytes_max=bytes_max)
+        for count, (payload, reading) in enumerate(recording):
+            unread = reading.rejected
             self._first_ns = self._first_ns or payload.arrival_ns
             self._take(self.engine.process((payload,), payload.arrival_ns))
             if progress is not None and count % 64 == 0:
-                progress(recording.bytes_read)
+                progress(reading.bytes_read)
         self._take(self.engine.flush())
-        if progress is not None:
-            progress(recording.bytes_read)
-        return self._summary(recording.rejected)
+        return self._summary(dict(unread))
 
     def _take(self, output: Output) -> None:
         for incident in output.incidents:

@@ -55,6 +55,7 @@ METRICS: dict[str, Metric] = {
             ("tenant", "flow"),
             SCORE_BUCKETS,
             exemplars=True,
+            starts_at=((OTHER, OTHER),),  # so that the histogram is there before the first chain is
         ),
         Metric(
             "anomalies_total",
@@ -124,13 +125,13 @@ METRICS: dict[str, Metric] = {
         Metric(
             "exporter_queue_length",
             "gauge",
-            "Items that wait for a sink, in memory and on disk.",
+            "Verdicts and incidents that wait for a sink, in memory and on disk.",
             ("exporter",),
         ),
         Metric(
             "exporter_sent_total",
             "counter",
-            "Items that a sink has taken.",
+            "Verdicts and incidents that a sink has taken.",
             ("exporter",),
         ),
         Metric(
@@ -142,7 +143,7 @@ METRICS: dict[str, Metric] = {
         Metric(
             "exporter_dropped_total",
             "counter",
-            "Items given up. reason: queue_full, refused (by the sink), rejected (partly), too_large, shutdown, error.",
+            "What was given up. reason: queue_full, refused (by the sink), rejected (partly), too_large, shutdown, error.",
             ("exporter", "reason"),
         ),
         Metric("model_info", "gauge", "1 for each model in use.", ("model", "version")),
