@@ -38,17 +38,14 @@ class Entry:
     """One injected fault and what was said about it."""
 
     fault: Fault
-    incidents: dict[str, Incident] = field(default_factory=dict)
-    """Those that came in the fault's time, latest copies, in order of coming."""
+    incidents: set[str] = field(default_factory=set)
+    """Ids of those that came in the fault's time."""
     found_ns: int | None = None
     named_ns: int | None = None
     named_first: bool | None = None
     """Whether the very first incident in its time named the service first."""
-    shown: str = ""
-    """Id of the incident that tells it best: the first that named, else the first that found, else the first."""
-
-    def best(self) -> Incident | None:
-        return self.incidents.get(self.shown)
+    best: Incident | None = None
+    """What tells it best, as it was said then: the first that named it, else that found it, else the first at all."""
 
     def after_s(self) -> float | None:
         """Seconds from the injection until the service was named (until it was found, when it was never named)."""
@@ -63,19 +60,25 @@ class Board:
         self.entries = [Entry(fault) for fault in sorted(faults, key=lambda fault: fault.start_ns)]
         self.grace_ns = int(grace_s * SECOND_NS)
         self.false: dict[str, Incident] = {}
-        self._entry_of: dict[str, Entry | None] = {}
+        self._latest: dict[str, Incident] = {}
 
     def tell(self, incidents: Sequence[Incident], now_ns: int) -> None:
         """Take in incidents that were opened, updated or resolved."""
         for incident in incidents:
             key = incident.incident_id
-            if key not in self._entry_of:
-                self._entry_of[key] = self._at(incident.detected_unix_nano)
-            entry = self._entry_of[key]
+            entry = self._at(incident.detected_unix_nano)
+            before = self._latest.get(key)
+            self._latest[key] = incident
             if entry is None:
                 self.false[key] = incident
             else:
                 self._note(entry, incident, now_ns)
+            present = self._at(now_ns)
+            if before is None or present is None or present is entry:
+                continue
+            # An incident that was open already and now blames what broke just now says something new.
+            if suspects(before)[:1] != suspects(incident)[:1] == [present.fault.service]:
+                self._note(present, incident, now_ns)
 
     def _at(self, time_ns: int) -> Entry | None:
         """The fault that is on at `time_ns`, else the last that was on within the grace."""
@@ -85,20 +88,18 @@ class Board:
         return None
 
     def _note(self, entry: Entry, incident: Incident, now_ns: int) -> None:
-        key = incident.incident_id
-        first = not entry.incidents
-        entry.incidents[key] = incident
         named = suspects(incident)
         service = entry.fault.service
-        if first:
+        if not entry.incidents:
             entry.named_first = named[:1] == [service]
+        entry.incidents.add(incident.incident_id)
         if service in named[:SUSPECTS] and entry.found_ns is None:
             entry.found_ns = now_ns
-            entry.shown = key
+            entry.best = incident
         if named[:1] == [service] and entry.named_ns is None:
             entry.named_ns = now_ns
-            entry.shown = key
-        entry.shown = entry.shown or key
+            entry.best = incident
+        entry.best = entry.best or incident
 
     def begun(self, now_ns: int) -> list[Entry]:
         """The faults that were injected by `now_ns`."""
@@ -106,9 +107,7 @@ class Board:
 
     def open(self) -> list[Incident]:
         """Incidents that are not resolved."""
-        known = [incident for entry in self.entries for incident in entry.incidents.values()]
-        known += self.false.values()
-        return [incident for incident in known if incident.resolved_unix_nano is None]
+        return [incident for incident in self._latest.values() if incident.resolved_unix_nano is None]
 
     def states(self) -> dict[str, str]:
         """Service -> the worst severity at which it is the first suspect of an open incident; `suspected` when it is

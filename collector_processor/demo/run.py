@@ -97,6 +97,7 @@ class Platform:
             "--day": story.DAY_S,
             "--swing": story.SWING,
             "--interval": story.INTERVAL_S,
+            "--opening": story.OPENS.isoformat(),
         }
         command = [sys.executable, "-m", "collector_processor.simulator", "send", target, "--faults"]
         command += [str(part) for pair in arguments.items() for part in pair]
@@ -178,7 +179,7 @@ class Show:
         self.board = board
         self.watcher = watcher
         self.rates = Rates()
-        self.calendar = Calendar(start_ns, DAY_TRUE_S / story.DAY_S)
+        self.calendar = Calendar(start_ns, DAY_TRUE_S / story.DAY_S, story.OPENS)
         warm_ns = start_ns + int(story.WARMUP_S * SECOND_NS)
         self.scene = Scene(board, start_ns, start_ns, warm_ns, ends_ns, self.calendar.business_time(start_ns))
 

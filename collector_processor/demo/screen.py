@@ -207,7 +207,7 @@ def _mark(entry: Entry, scene: Scene) -> Text:
 def _fault_row(entry: Entry, scene: Scene) -> tuple[RenderableType, ...]:
     active = entry.fault.start_ns <= scene.now_ns < entry.fault.end_ns
     title = Text(entry.fault.title, style="bold" if active else "")
-    incident = entry.best()
+    incident = entry.best
     if incident is None:
         return Text(clock(entry.fault.start_ns), style="dim"), title, _mark(entry, scene), "", "", ""
     more = f" (+{len(entry.incidents) - 1})" if len(entry.incidents) > 1 else ""
@@ -257,7 +257,7 @@ def summary(board: Board, now_ns: int) -> tuple[Table, str]:
         table.add_column(name, no_wrap=name != "what spanchain said")
     entries = board.begun(now_ns)
     for entry in entries:
-        after_s, incident = entry.after_s(), entry.best()
+        after_s, incident = entry.after_s(), entry.best
         table.add_row(
             entry.fault.title,
             entry.fault.service,

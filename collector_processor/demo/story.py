@@ -9,6 +9,7 @@ settings as a file.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from collector_processor.config import Config
@@ -17,6 +18,7 @@ from collector_processor.simulator.faults import RECIPES, SECOND_NS, Fault, Reci
 WARMUP_S: Final = 40.0
 EVERY_S: Final = 16.0
 LASTS_S: Final = 10.0
+OPENS: Final = datetime(2025, 12, 1, 7, 0, tzinfo=UTC)  # a Monday morning
 DAY_S: Final = 75.0
 SWING: Final = 0.15
 RATE: Final = 150.0

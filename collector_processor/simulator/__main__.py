@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -51,12 +52,16 @@ def send(
     swing: Annotated[float, typer.Option(help="How much of the daily ups and downs is left, 0 to 1.")] = 1.0,
     interval: Annotated[float, typer.Option(help="Seconds between exports.")] = 1.0,
     start: Annotated[int, typer.Option(help="Unix time in nanoseconds at which the platform opens; 0 is now.")] = 0,
+    opening: Annotated[str, typer.Option(help="Business time at that moment, ISO 8601; empty: the same time.")] = "",
     faults: Annotated[bool, typer.Option(help="Read faults from standard input.")] = False,
 ) -> None:
     """Send the platform's telemetry to an OTLP port in real time."""
     start_ns = start or time.time_ns()
     injected = [Fault(**orjson.loads(line)) for line in sys.stdin] if faults else []
-    simulator = Simulator(seed, start_ns, DAY_S / day, injected, rate=rate, swing=swing, interval_s=interval)
+    business = datetime.fromisoformat(opening).replace(tzinfo=UTC) if opening else None
+    simulator = Simulator(
+        seed, start_ns, DAY_S / day, injected, rate=rate, swing=swing, interval_s=interval, opening=business
+    )
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

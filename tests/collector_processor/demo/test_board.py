@@ -24,7 +24,7 @@ def test_named_first_at_once(one, incident, start_ns):
     (entry,) = one.entries
     assert entry.named_first is True
     assert entry.after_s() == pytest.approx(3.5)
-    assert entry.best().incident_id == "a"
+    assert entry.best.incident_id == "a"
     assert not one.false
 
 
@@ -40,7 +40,7 @@ def test_fourth_suspect_is_not_found(one, incident, start_ns):
     one.tell([incident("a", 13, "order", "gateway", "risk", "account")], at(start_ns, 13))
     (entry,) = one.entries
     assert entry.found_ns is None
-    assert entry.best().incident_id == "a"  # still the thing that was said at that time
+    assert entry.best.incident_id == "a"  # still the thing that was said at that time
 
 
 def test_an_update_may_name_it_later(one, incident, start_ns):
@@ -53,9 +53,9 @@ def test_an_update_may_name_it_later(one, incident, start_ns):
 
 def test_a_second_incident_that_names_it_is_the_one_shown(one, incident, start_ns):
     one.tell([incident("a", 12, "order"), incident("b", 14, "account")], at(start_ns, 14))
-    assert one.entries[0].best().incident_id == "b"
+    assert one.entries[0].best.incident_id == "b"
     one.tell([incident("c", 15, "account")], at(start_ns, 15))
-    assert one.entries[0].best().incident_id == "b"
+    assert one.entries[0].best.incident_id == "b"
     assert len(one.entries[0].incidents) == 3
 
 
@@ -71,9 +71,20 @@ def test_an_incident_belongs_to_the_fault_of_its_first_moment(board, incident, s
     late = (second.fault.start_ns - start_ns) / SECOND_NS + 1
     early = (first.fault.start_ns - start_ns) / SECOND_NS + 1
     board.tell([incident("a", early, first.fault.service)], at(start_ns, early))
-    board.tell([incident("a", early, second.fault.service, state="updated")], at(start_ns, late))
-    assert list(first.incidents) == ["a"]
+    board.tell([incident("a", early, first.fault.service, severity="critical", state="updated")], at(start_ns, late))
+    assert first.incidents == {"a"}
     assert not second.incidents
+
+
+def test_an_old_incident_that_blames_the_new_culprit_counts_for_both(board, incident, start_ns):
+    first, second = board.entries[:2]
+    late = (second.fault.start_ns - start_ns) / SECOND_NS + 1
+    early = (first.fault.start_ns - start_ns) / SECOND_NS + 1
+    board.tell([incident("a", early, first.fault.service, text="old")], at(start_ns, early))
+    board.tell([incident("a", early, second.fault.service, text="new", state="updated")], at(start_ns, late))
+    assert second.after_s() == 1.0
+    assert second.best.explanation["trigger"] == "new"
+    assert first.best.explanation["trigger"] == "old"  # what was said then stays
 
 
 def test_states_are_the_worst_that_is_open(one, incident, start_ns):
