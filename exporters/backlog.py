@@ -44,8 +44,6 @@ class Backlog(Protocol):
 
     def __len__(self) -> int: ...
 
-    def append(self, items: Sequence[Item]) -> None: ...
-
     def oldest(self, items_max: int, bytes_max: int) -> list[Item]:
         """The oldest items: at least one when there is any, at most `items_max`, at most `bytes_max` together."""
         ...
@@ -124,8 +122,8 @@ class DiskBacklog:
     def __len__(self) -> int:
         return self._waiting
 
-    def append(self, items: Sequence[Item]) -> None:
-        """Keeps those whose key is not known."""
+    def append(self, items: Sequence[Item]) -> int:
+        """Keeps those whose key is not known; how many that were."""
         added = size = 0
         insert = "INSERT OR IGNORE INTO item (key, payload, checkpoints) VALUES (?, ?, 0)"
         with self._db:
@@ -135,6 +133,7 @@ class DiskBacklog:
                 added, size = added + new, size + new * item.size
         self._waiting, self.size = self._waiting + added, self.size + size
         self._caught_up = self._caught_up or added > 0
+        return added
 
     def oldest(self, items_max: int, bytes_max: int) -> list[Item]:
         rows = self._db.execute(

@@ -81,6 +81,7 @@ class WorkerQueue:
         self._abandoned = False
         self._disk_failed = False  # the last move to disk failed
         self._lent = False  # the worker delivers from memory although there is a disk: nothing may move meanwhile
+        self._waiting = 0  # verdicts and incidents in memory and on disk
         self._put = 0  # items ever put
         self._done = 0  # of those, the ones that left memory
         self._failures = 0  # in a row
@@ -92,7 +93,7 @@ class WorkerQueue:
             return
         if self._path is not None:
             self._disk = DiskBacklog(self._path)
-        self._measure()
+            self._count(len(self._disk))
         self._thread = threading.Thread(target=self._run, name=f"exporter-{self.name}", daemon=True)
         self._thread.start()
 
@@ -107,12 +108,13 @@ class WorkerQueue:
                 if self._stop_at is None and self._fits(item.size):
                     self._inbox.append([item])
                     self._put += 1
+                    self._waiting += item.number
                 else:
                     dropped += item.number
             stopped = self._stop_at is not None
             self._wake()
         self._drop("shutdown" if stopped else "queue_full", dropped)
-        self._measure()
+        self._count(0)
 
     def flush(self, deadline_s: float) -> bool:
         """True once what was put before is on disk, or without a disk: delivered or given up."""
@@ -146,6 +148,7 @@ class WorkerQueue:
             self._inbox.drop_oldest(len(left))
             self._done += len(left)
         self._drop("shutdown", _number(left))
+        self._count(-_number(left))
         if self._disk is not None and self._disk_lock.acquire(timeout=1):
             with contextlib.suppress(sqlite3.Error):
                 self._disk.close()
@@ -153,8 +156,8 @@ class WorkerQueue:
             self._disk_lock.release()
 
     def __len__(self) -> int:
-        disk = self._disk
-        return len(self._inbox) + (len(disk) if disk is not None else 0)
+        """Verdicts and incidents that wait."""
+        return self._waiting
 
     def _wake(self) -> None:
         self._woken = True
@@ -215,7 +218,7 @@ class WorkerQueue:
             self._meter.count("exporter_sent_total", _number(batch) - rejected, exporter=self.name)
             self._drop("rejected", rejected)
         try:
-            self._forget(source, len(batch))
+            self._forget(source, batch)
         except sqlite3.Error as error:
             log.warning("exporter cannot note on disk what was delivered", exporter=self.name, error=str(error))
             self._retry("disk", 0)
@@ -223,7 +226,6 @@ class WorkerQueue:
         if self._failures:
             log.info("exporter delivers again", exporter=self.name, failures=self._failures)
         self._failures = 0
-        self._measure()
 
     def _oldest(self) -> tuple[Backlog, list[Item]]:
         disk = self._disk
@@ -240,16 +242,18 @@ class WorkerQueue:
         with self._changed:
             return self._inbox, self._inbox.oldest(*self._batch)
 
-    def _forget(self, source: Backlog, number: int) -> None:
+    def _forget(self, source: Backlog, batch: list[Item]) -> None:
         if source is self._disk:
             with self._disk_lock:
-                source.drop_oldest(number)
-            return
-        with self._changed:
-            if not self._abandoned:
-                source.drop_oldest(number)
-                self._done += number
+                source.drop_oldest(len(batch))
+        else:
+            with self._changed:
+                if self._abandoned:
+                    return
+                source.drop_oldest(len(batch))
+                self._done += len(batch)
                 self._changed.notify_all()
+        self._count(-_number(batch))
 
     def _retry(self, reason: str, after_s: float) -> None:
         config = self._config
@@ -277,7 +281,7 @@ class WorkerQueue:
                 if room < 0:
                     break
                 kept += 1
-            disk.append(items[:kept])
+            known = kept - disk.append(items[:kept])
             self._disk_failed = False
             with self._changed:
                 self._inbox.drop_oldest(len(items))
@@ -291,6 +295,7 @@ class WorkerQueue:
         finally:
             self._disk_lock.release()
         self._drop("queue_full", _number(items[kept:]))
+        self._count(-known - _number(items[kept:]))
 
     def _on_disk(self, step: Callable[[DiskBacklog], None], timeout_s: float) -> bool:
         """Does `step` on the disk, if there is one; whether it was done."""
@@ -310,8 +315,10 @@ class WorkerQueue:
         if number:
             self._meter.count("exporter_dropped_total", number, exporter=self.name, reason=reason)
 
-    def _measure(self) -> None:
-        self._meter.set("exporter_queue_length", len(self), exporter=self.name)
+    def _count(self, change: int) -> None:
+        with self._changed:
+            self._waiting += change
+            self._meter.set("exporter_queue_length", self._waiting, exporter=self.name)
 
 
 def _number(items: Sequence[Item]) -> int:

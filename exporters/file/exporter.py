@@ -51,6 +51,7 @@ class FileExporter:
         self._queue = WorkerQueue(self.name, config.queue, meter, self._deliver, batch_items=64, wait_when_full=wait)
         self._verdicts: VerdictFile | None = None
         self._incidents: IncidentFile | None = None
+        self._closed = False
         self._flushed: int | None = None  # `position` of verdicts.jsonl when the last flush began
 
     def start(self) -> None:
@@ -82,7 +83,7 @@ class FileExporter:
             self._queue.put(items)
 
     def flush(self, deadline_s: float) -> bool:
-        if self._verdicts is None:
+        if self._verdicts is None or self._closed:
             return False
         position = self._verdicts.position  # before waiting: what is given from now on stands behind it
         if not self._queue.flush(deadline_s):
@@ -96,7 +97,7 @@ class FileExporter:
         return True
 
     def checkpointed(self) -> None:
-        if self._verdicts is None or self._flushed is None:
+        if self._verdicts is None or self._flushed is None or self._closed:
             return
         try:
             self._verdicts.mark(self._flushed)
@@ -105,10 +106,11 @@ class FileExporter:
 
     def shutdown(self, deadline_s: float) -> None:
         self._queue.shutdown(deadline_s)
-        if self._verdicts is not None:
-            with contextlib.suppress(OSError, ValueError):  # ValueError: closed by an earlier call
+        if self._verdicts is not None and not self._closed:
+            with contextlib.suppress(OSError):
                 self._verdicts.sync()
             self._verdicts.close()
+        self._closed = True
 
     def _deliver(self, items: list[Item]) -> int:
         assert self._verdicts is not None

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
@@ -136,7 +137,7 @@ def rejected_in(signal: Signal, answer: bytes) -> int:
         if signal == "spans":
             return int(ExportTraceServiceResponse.FromString(answer).partial_success.rejected_spans)
         return int(ExportLogsServiceResponse.FromString(answer).partial_success.rejected_log_records)
-    except ValueError:
+    except DecodeError:
         return 0
 
 

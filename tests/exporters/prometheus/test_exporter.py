@@ -58,7 +58,11 @@ def test_chains_scores_and_anomalies_are_counted_by_flow(exporter: PrometheusExp
         ("shop buy", "evicted", "bank"): 0,
         ("shop buy", "timeout", "bank"): 0,
     }
-    assert values(exporter, "spanchain_chain_score_count") == {("gateway pay", "default"): 5, ("shop buy", "bank"): 3}
+    assert values(exporter, "spanchain_chain_score_count") == {
+        ("gateway pay", "default"): 5,
+        ("shop buy", "bank"): 3,
+        ("other", "other"): 0,  # there from the start
+    }
     assert values(exporter, "spanchain_anomalies_total") == {
         ("system", "gateway pay", "slow_operation", "critical", "default"): 2,
         ("system", "shop buy", "slow_operation", "critical", "bank"): 1,

@@ -1,0 +1,133 @@
+"""Tee mode end to end against a receiver in the test: what is told, what is not, and in which sizes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sinks import Behaviour, GrpcSink, attribute, eventually, records
+from verdicts import incident, rows, verdict_ids, verdicts
+
+from collector_processor.config import OtlpExportConfig, QueueConfig
+from exporters.otlp.events import own_span_id
+from exporters.otlp.exporter import OtlpExporter
+from exporters.prometheus.telemetry import Telemetry
+
+Make = Callable[..., OtlpExporter]
+FAST = QueueConfig(retry_initial_s=0.05, retry_max_s=0.1)
+
+
+@pytest.fixture
+def sink() -> Iterator[GrpcSink]:
+    with GrpcSink() as made:
+        yield made
+
+
+@pytest.fixture
+def make(sink: GrpcSink, tmp_path: Path) -> Iterator[Make]:
+    made: list[OtlpExporter] = []
+
+    def start(**options: Any) -> OtlpExporter:
+        config = OtlpExportConfig(**({"endpoint": sink.address, "queue": FAST} | options))
+        exporter = OtlpExporter(config, tmp_path, rows(), Telemetry("1"), "1")
+        exporter.start()
+        made.append(exporter)
+        return exporter
+
+    yield start
+    for exporter in made:
+        exporter.shutdown(5)
+
+
+def taken(sink: GrpcSink, signal: str) -> list[Any]:
+    return [record for record in records(sink) if hasattr(record, "severity_number") == (signal == "logs")]
+
+
+def test_each_unusual_chain_is_one_span_and_one_log_in_its_own_trace(make: Make, sink: GrpcSink) -> None:
+    batch = verdicts(10, 4, first_trace=100)
+    make().export(batch, [])
+    assert eventually(lambda: len(list(records(sink))) == 8)
+    unusual = verdict_ids(batch, unusual=True)
+    chains, symbols = batch.chains, batch.chains.symbols
+    checks = [row for row, event in enumerate(chains.event) if symbols.events.text[event] == "check"][-4:]
+    about = [int(chains.span_id[row]).to_bytes(8, "big") for row in checks]
+    ended = [int(chains.time_ns[row]) + int(chains.duration[row]) for row in checks]
+    logs, spans = taken(sink, "logs"), taken(sink, "spans")
+    assert [attribute(log, "spanchain.anomaly.verdict_id") for log in logs] == unusual
+    assert [log.span_id for log in logs] == [span.parent_span_id for span in spans] == about
+    assert [log.time_unix_nano for log in logs] == [span.start_time_unix_nano for span in spans] == ended
+    assert [span.span_id for span in spans] == [own_span_id(each).to_bytes(8, "big") for each in unusual]
+    assert [span.trace_id.hex() for span in spans] == [f"{100 + n:032x}" for n in range(6, 10)]
+
+
+def test_normal_chains_say_nothing(make: Make, sink: GrpcSink) -> None:
+    exporter = make()
+    exporter.export(verdicts(10, 0), [])
+    exporter.shutdown(5)
+    assert sink.tried == 0
+
+
+def test_span_events_can_be_off(make: Make, sink: GrpcSink) -> None:
+    exporter = make(span_events=False)
+    exporter.export(verdicts(3, 2), [])
+    exporter.shutdown(5)
+    assert len(taken(sink, "logs")) == 2
+    assert taken(sink, "spans") == []
+
+
+def test_a_chain_without_a_trace_id_is_a_log_only(make: Make, sink: GrpcSink) -> None:
+    batch = verdicts(1, 1)
+    batch.chains.trace_lo[:] = 0
+    exporter = make()
+    exporter.export(batch, [])
+    exporter.shutdown(5)
+    assert len(taken(sink, "logs")) == 1
+    assert taken(sink, "spans") == []
+
+
+def test_of_an_incident_opening_change_of_severity_and_end_are_told(make: Make, sink: GrpcSink) -> None:
+    exporter = make()
+    nothing = verdicts(0, 0)
+    for state, severity, chains in [
+        ("opened", "warning", 3),
+        ("updated", "warning", 5),
+        ("updated", "critical", 9),
+        ("updated", "critical", 12),
+        ("resolved", "critical", 12),
+    ]:
+        exporter.export(nothing, [incident(1, state, severity, chains)])
+    exporter.export(nothing, [incident(2, "updated")])  # open before a restart
+    exporter.shutdown(5)
+    told = [
+        (attribute(record, "spanchain.incident.state"), attribute(record, "spanchain.anomaly.severity"))
+        for record in records(sink)
+    ]
+    assert told == [("opened", "warning"), ("updated", "critical"), ("resolved", "critical")]
+
+
+def test_requests_stay_below_the_limit_of_receivers(make: Make, sink: GrpcSink) -> None:
+    sink.behave(Behaviour(status=14), Behaviour(status=14))
+    exporter = make(request_bytes_max=50_000)
+    for start in range(0, 400, 50):
+        exporter.export(verdicts(50, 50, first_trace=1 + start), [])
+    exporter.shutdown(20)
+    assert max(len(body) for _, body in sink.taken) <= 50_000
+    assert len(sink.taken) > 4
+    ids = Counter(attribute(log, "spanchain.anomaly.verdict_id") for log in taken(sink, "logs"))
+    assert len(ids) == 400
+    assert set(ids.values()) == {1}
+
+
+def test_an_event_larger_than_a_request_is_dropped_and_counted(sink: GrpcSink, tmp_path: Path) -> None:
+    telemetry = Telemetry("1")
+    config = OtlpExportConfig(endpoint=sink.address, request_bytes_max=100, queue=FAST)
+    exporter = OtlpExporter(config, tmp_path, rows(), telemetry, "1")
+    exporter.start()
+    exporter.export(verdicts(2, 2), [])
+    exporter.shutdown(5)
+    for queue in ("otlp_spans", "otlp_logs"):
+        assert telemetry.value("exporter_dropped_total", exporter=queue, reason="too_large") == 2
+    assert sink.tried == 0
