@@ -178,6 +178,7 @@ class Site:
         shipped = yaml.safe_load((ROOT / "configs" / config).read_text())
         addresses = {
             "service": {"health": {"port": self.ports["spanchain_health"]}},
+            "exporters": {"prometheus": {"port": self.ports["spanchain_metrics"]}},
         }
         path = self.folder / "spanchain.yaml"
         path.write_text(yaml.safe_dump(merged(merged(shipped, addresses), overrides)))
@@ -187,7 +188,6 @@ class Site:
             env={
                 "SPANCHAIN_OTLP_GRPC": self.address("spanchain_grpc"),
                 "SPANCHAIN_OTLP_HTTP": self.address("spanchain_http"),
-                "SPANCHAIN_METRICS_PORT": str(self.ports["spanchain_metrics"]),
                 "SPANCHAIN_EVENTS_ENDPOINT": f"http://{self.address('events_grpc')}",
                 **env,
             },

@@ -94,7 +94,7 @@ def test_only_a_client_with_a_certificate_of_the_named_authority_comes_in(
         return process
 
     stranger = send(theirs, "stranger")
-    stranger.wait_for("a refusal", lambda: "authentication handshake failed" in stranger.output(20_000), timeout_s=30)
+    stranger.wait_for("a refusal", lambda: "Exporting failed" in stranger.output(20_000), timeout_s=30)
     stranger.stop()
     assert not site.query("sum(spanchain_records_received_total) > 0")
     send(ours, "otel-collector")
