@@ -143,7 +143,7 @@ METRICS: dict[str, Metric] = {
         Metric(
             "exporter_dropped_total",
             "counter",
-            "What was given up. reason: queue_full, refused, rejected (in part, by the sink), too_large, shutdown, error.",
+            "What was given up. reason: queue_full, refused, rejected (in part), too_large, shutdown, error.",
             ("exporter", "reason"),
         ),
         Metric("model_info", "gauge", "1 for each model in use.", ("model", "version")),
