@@ -13,17 +13,6 @@ import numpy as np
 from numba import njit
 
 REPEAT_MAX = 64  # longest loop body that is collapsed
-BUCKETS = 64  # half-octaves of an effective count, from 2**-8
-KNOWN, NEW, COLD, TIMED_OUT = 0, 1, 2, 4  # flags of `known_values`; TIMED_OUT is added to one of the others
-TIMEOUT, EVICTED = 1, 2  # model.Outcome
-
-
-@njit(inline="always", cache=True)
-def bucket(count):
-    """The half-octave of a positive effective count, 0..BUCKETS - 1."""
-    if count <= 0.00390625:
-        return 0
-    return min(BUCKETS - 1, int(2.0 * math.log2(count) + 16.0))
 
 
 @njit(cache=True, nogil=True)
@@ -143,68 +132,12 @@ def surprise(row, start, length, transition, transition_count, origin, origin_co
 
 
 @njit(cache=True, nogil=True)
-def known_values(rows, outcome, warm, flow, good, bad, ratio, mass, total, seen, value, state):
-    """Per chain: -ln(share of the flow's chains on paths at most as frequent), and what is left to look at one by one.
-
-    Adds 1 to `seen[row]` for each chain. A chain that a cap cut short says nothing about the system and gets 0.
-    """
+def count_transitions(rows, normal, start, length, transition, transition_count, origin, origin_count):
+    """Adds the transitions of the rows of normal chains."""
     for c in range(rows.size):
-        row = rows[c]
-        f = flow[row]
-        value[c] = 0.0
-        state[c] = COLD
-        if outcome[c] == EVICTED:
-            continue
-        seen[row] += 1
-        late = TIMED_OUT if outcome[c] == TIMEOUT else 0
-        if total[f] < warm:
-            state[c] = COLD | late
-            continue
-        if good[row] <= 0.0 or bad[row] > good[row]:
-            state[c] = NEW | late
-            continue
-        state[c] = KNOWN | late
-        own = bucket(good[row] * ratio[row])
-        below = 0.0
-        everything = 0.0
-        for b in range(BUCKETS):
-            everything += mass[f, b]
-            if b <= own:
-                below += mass[f, b]
-        share = max(below, 1e-9) / max(everything, 1e-9)
-        value[c] = -math.log(min(1.0, max(share, 1.0 / (total[f] + 1.0))))
-
-
-@njit(cache=True, nogil=True)
-def learn_rows(
-    rows, normal, outcome, times, flow, good, bad, ratio, last, mass, total, recent, fresh, late, memory, oddity,
-    oddities, start, length, transition, transition_count, origin, origin_count, bad_max,
-):  # fmt: skip
-    """Counts chains in order. A path's first normal chain makes it known and leaves its surprise in `oddity`."""
-    for c in range(rows.size):
-        row = rows[c]
-        f = flow[row]
-        if outcome[c] == EVICTED:
-            continue
-        last[row] = max(last[row], times[c])
         if not normal[c]:
-            bad[row] = min(bad_max, bad[row] + 1.0)
             continue
-        recent[f] = recent[f] * (1.0 - 1.0 / memory) + 1.0
-        fresh[f] *= 1.0 - 1.0 / memory
-        late[f] = late[f] * (1.0 - 1.0 / memory) + (1.0 if outcome[c] == TIMEOUT else 0.0)
-        if good[row] <= 0.0:
-            fresh[f] += 1.0
-            odd, _ = surprise(row, start, length, transition, transition_count, origin, origin_count)
-            oddity[f, oddities[f] % oddity.shape[1]] = odd
-            oddities[f] += 1
-        else:
-            effective = good[row] * ratio[row]
-            mass[f, bucket(effective)] -= effective
-        good[row] += 1.0
-        total[f] += 1.0
-        effective = good[row] * ratio[row]
-        mass[f, bucket(effective)] += effective
+        row = rows[c]
         for k in range(start[row], start[row] + length[row]):
             t = transition[k]
             transition_count[t] += 1.0

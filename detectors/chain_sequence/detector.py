@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from collector_processor.config import ChainSequenceConfig, Config
-from collector_processor.kernels import sequence as kernels
+from collector_processor.kernels import familiarity as flags
 from collector_processor.model import (
     FINDING,
     I32,
@@ -34,16 +34,16 @@ from collector_processor.model import (
     no_findings,
 )
 from detectors.chain_sequence.distribution import RATE_SLICES_MIN, SLICES_MIN, Distribution
-from detectors.chain_sequence.flows import MEMORY, FlowTable
 from detectors.chain_sequence.paths import START, PathTable
+from detectors.familiarity import Familiarity, describe_young
 from detectors.protocol import Scores
 
 P_MIN = 1e-15
 GAP = math.log(0.01)  # what each further gap costs a known path as the explanation of a broken-off one
+FINDING_P = 0.05  # a chain is a finding up to this
 WINDOW_P = 1e-4  # a window is a finding below this
 RECURRED_MAX = 5  # chains of one new path that teach how often new paths come again
 CAME_MAX = 200.0  # chains on new paths over which that is averaged
-BAD_MAX = 1000.0  # anomalous chains remembered per path: more would make a correction too slow
 FORGET_SLICES = 2016.0  # slices (a week at the default) over which path counts fade
 FLOW_DETAIL = 1 << 40  # added to a flow id in `detail` when the finding is about the flow's own rate
 SHORT_DETAIL = 1 << 41  # added in `detail` for the short window
@@ -71,8 +71,8 @@ class ChainSequence:
     def __init__(self, config: ChainSequenceConfig, symbols: Symbols, epoch_s: float, rows_max: int) -> None:
         self.config = config
         self.symbols = symbols
-        self.paths = PathTable(symbols, rows_max, config.path_length_max)
-        self.flows = FlowTable()
+        self.known = Familiarity(config.learn_chains_min)
+        self.paths = PathTable(symbols, self.known, rows_max, config.path_length_max)
         self.distribution = Distribution(config.slice_s, epoch_s)
         self.tenant_chains = np.zeros(1024)
         self.tenant_rootless = np.zeros(1024)
@@ -88,19 +88,9 @@ class ChainSequence:
     # scoring
 
     def score(self, batch: ChainBatch) -> Scores:
-        paths, known = self.paths, self.paths.size
-        rows = paths.rows(batch)
-        self.flows.reserve(len(self.symbols.flows))
-        if paths.size > known:
-            grown_up = self.flows.column["total"][paths.view("flow")[known:]] >= self.config.learn_chains_min
-            paths.view("novel")[known:] = grown_up
-        value, state = np.empty(rows.size), np.empty(rows.size, np.uint8)
-        column, flow = paths.column, self.flows.column
-        kernels.known_values(
-            rows, batch.outcome, float(self.config.learn_chains_min), column["flow"], column["good"], column["bad"],
-            column["ratio"], flow["mass"], flow["total"], column["seen"], value, state,
-        )  # fmt: skip
-        unusual = np.flatnonzero((state != kernels.KNOWN) & (state != kernels.COLD))
+        rows = self.paths.rows(batch)
+        value, state = self.known.score(rows, batch.outcome)
+        unusual = np.flatnonzero((state != flags.KNOWN) & (state != flags.COLD))
         if unusual.size == 0:
             return Scores(value, no_findings())
         return Scores(value, self._findings(rows, state, unusual, value))
@@ -112,15 +102,15 @@ class ChainSequence:
         templates = no_findings(distinct.size)
         values = np.empty(distinct.size)
         for i, code in enumerate(distinct.tolist()):
-            row, flags = code >> 3, code & 7
-            judgement = self._judgement(row, flags)
+            row, state_flags = code >> 3, code & 7
+            judgement = self._judgement(row, state_flags)
             values[i] = -math.log(judgement.p)
             self._fill(templates[i : i + 1], row, judgement)
             templates["detail"][i] = code
             templates["actual"][i] = self.paths.column["length"][row]
             if judgement.other != NONE:
                 templates["expected"][i] = self.paths.column["length"][judgement.other]
-            if judgement.kind == NONE:
+            if judgement.kind == NONE or judgement.p > FINDING_P:
                 templates["detail"][i] = NONE
         value[chains] = np.maximum(value[chains], values[inverse])
         findings = templates[inverse]
@@ -131,7 +121,7 @@ class ChainSequence:
         """Writes kind, subject and p of `judgement` into one finding."""
         finding["kind"] = max(judgement.kind, 0)
         finding["level"] = Level.OPERATION if judgement.subject != NONE else Level.FLOW
-        finding["flow"] = self.paths.column["flow"][row]
+        finding["flow"] = self.known.row["flow"][row]
         finding["event"] = judgement.subject
         finding["service"] = self._service(judgement.subject)
         finding["caller"] = judgement.caller
@@ -140,22 +130,22 @@ class ChainSequence:
     def _service(self, event: int) -> int:
         return int(self.symbols.events.column("service")[event]) if event >= 0 else NONE
 
-    def _judgement(self, row: int, flags: int) -> Judgement:
-        found = self.judged.get((row, flags))
+    def _judgement(self, row: int, state: int) -> Judgement:
+        found = self.judged.get((row, state))
         if found is None:
-            if flags & 3 == kernels.NEW:
-                found = self._judge_new(row, bool(flags & kernels.TIMED_OUT))
+            if state & 3 == flags.NEW:
+                found = self._judge_new(row, bool(state & flags.TIMED_OUT))
             else:
-                found = self._judge_late(row, cold=flags & 3 == kernels.COLD)
-            self.judged[(row, flags)] = found
+                found = self._judge_late(row, cold=state & 3 == flags.COLD)
+            self.judged[(row, state)] = found
         return found
 
     def _judge_new(self, row: int, late: bool) -> Judgement:
-        flow = int(self.paths.column["flow"][row])
+        flow = int(self.known.row["flow"][row])
         surprise, at = self.paths.surprise(row)
-        p = self.flows.new_path_rate(flow) * self.flows.odder_share(flow, surprise)
+        p = self.known.new_rate(flow) * self.known.odder_share(flow, surprise)
         if late:
-            p = min(1.0, 2.0 * min(p, self.flows.late_rate(flow)))
+            p = min(1.0, 2.0 * min(p, self.known.late_rate(flow)))
         p = max(p, P_MIN)
         length = int(self.paths.column["length"][row])
         known = self.paths.candidates(row, self.paths.flow_rows(flow))
@@ -180,12 +170,12 @@ class ChainSequence:
     def _nearest(self, row: int) -> int:
         """The known path of the flow with the longest common beginning, the more frequent one of equals."""
         column = self.paths.column
-        rows = self.paths.flow_rows(int(column["flow"][row]))
-        rows = rows[(column["good"][rows] > 0) & (rows != row)]
+        rows = self.paths.flow_rows(int(self.known.row["flow"][row]))
+        rows = rows[(self.known.row["good"][rows] > 0) & (rows != row)]
         if rows.size == 0:
             return NONE
         _, _, prefix = self.paths.containing(row, rows)
-        order = np.lexsort((column["key"][rows], -column["good"][rows], -prefix))
+        order = np.lexsort((column["key"][rows], -self.known.row["good"][rows], -prefix))
         return int(rows[order[0]])
 
     def _broken_off(self, row: int, known: I64, p: float, late: bool) -> Judgement | None:
@@ -194,15 +184,15 @@ class ChainSequence:
         if not inside.any():
             return None
         column = self.paths.column
-        total = self.flows.column["total"]
+        total = self.known.flow["total"]
         best: tuple[float, int] | None = None
         choice = (NONE, 0, NONE, NONE, 0.0)
         for i in np.flatnonzero(inside).tolist():
             other, at = int(known[i]), int(prefix[i])
             operations = self.paths.operations(other)
-            flow = int(column["flow"][other])
+            flow = int(self.known.row["flow"][other])
             step, after = int(operations[at]), int(operations[at - 1]) if at else NONE
-            share = float(column["good"][other] / max(total[flow], 1.0))
+            share = float(self.known.row["good"][other] / max(total[flow], 1.0))
             taken = self.paths.probability(flow, after if at else START, step)
             rank = (math.log(max(share, 1e-9)) + GAP * float(gaps[i]) + math.log(taken), int(column["key"][other]))
             if best is None or rank > best:
@@ -221,18 +211,17 @@ class ChainSequence:
 
         Without its root a chain looks like a flow of its own, so a young flow is looked for inside the tenant's others.
         """
-        column = self.paths.column
-        flow = int(column["flow"][row])
+        flow = int(self.known.row["flow"][row])
         if cold:
             tenants = self.symbols.flows.column("tenant")
             tenant = int(tenants[flow])
-            rows = np.flatnonzero(tenants[self.paths.view("flow")] == tenant).astype(np.int64)
-            rows = rows[self.flows.column["total"][column["flow"][rows]] >= self.config.learn_chains_min]
+            rows = np.flatnonzero(tenants[self.known.view("flow")] == tenant).astype(np.int64)
+            rows = rows[self.known.flow["total"][self.known.row["flow"][rows]] >= self.config.learn_chains_min]
             chains = float(self.tenant_chains[tenant])
             p = (float(self.tenant_rootless[tenant]) + 0.5) / (chains + 1.0)
         else:
             rows = self.paths.flow_rows(flow)
-            p = self.flows.late_rate(flow)
+            p = self.known.late_rate(flow)
         broken = self._broken_off(row, self.paths.candidates(row, rows), min(1.0, max(p, P_MIN)), late=True)
         if broken is None:
             return Judgement(NONE, 1.0 if cold else p)
@@ -243,13 +232,13 @@ class ChainSequence:
     def advance(self, now_ns: int) -> Findings:
         size, distribution = self.paths.size, self.distribution
         distribution.reserve(size, max(1, len(self.symbols.flows)))
-        flow = self.paths.view("flow")
+        flow = self.known.view("flow")
         self._refresh_shares()
         boundary = distribution.missed_boundary(now_ns)
         if boundary is not None:
             distribution.push(boundary, np.zeros(size, np.int64), flow)
             self._end_slice(boundary)
-        seen = self.paths.view("seen")
+        seen = self.known.view("seen")
         ended = distribution.push(now_ns, seen, flow)
         seen[:] = 0
         findings = [self._repeated(), *self._shares_out_of_range(), *self._rates_out_of_range(now_ns)]
@@ -260,16 +249,15 @@ class ChainSequence:
 
     def _refresh_shares(self) -> None:
         """The share of each row expected now."""
-        good, flow = self.paths.view("good"), self.paths.view("flow")
-        self.flows.reserve(len(self.symbols.flows))
-        total = self.flows.column["total"]
+        good, flow = self.known.view("good"), self.known.view("flow")
+        total = self.known.flow["total"]
         overall = good / np.maximum(total[flow], 1.0)
-        self.share = overall * self.paths.view("ratio")
+        self.share = overall * self.known.view("ratio")
 
     def _end_slice(self, now_ns: int) -> None:
         """Learns from the slice that ended at `now_ns`."""
-        self.distribution.end_slice(now_ns, self.share, self.paths.view("flow"))
-        came = self.paths.view("novel") & (self.paths.view("first_ns") > now_ns - self.distribution.slice_ns)
+        self.distribution.end_slice(now_ns, self.share, self.known.view("flow"))
+        came = self.paths.view("novel") & (self.known.view("first_ns") > now_ns - self.distribution.slice_ns)
         counts = np.minimum(self.distribution.rows.sum_long[: came.size][came], RECURRED_MAX)
         self.recurred += float(np.maximum(counts - 1, 0).sum())
         self.came += float(counts.sum())
@@ -282,24 +270,19 @@ class ChainSequence:
         if slice_index == self.slice_index:
             return
         self.slice_index = slice_index
-        flow = self.paths.view("flow")
-        self.paths.decay(1.0 - 1.0 / FORGET_SLICES)
-        total = np.bincount(flow, self.paths.view("good"), self.flows.column["total"].size)
-        self.flows.column["total"][:] = total
-        overall = self.paths.view("good") / np.maximum(total[flow], 1.0)
+        self.paths.fade(1.0 - 1.0 / FORGET_SLICES)
+        flow, good = self.known.view("flow"), self.known.view("good")
+        overall = good / np.maximum(self.known.flow["total"][flow], 1.0)
         shares = self.distribution.shares(self.distribution.slot(now_ns), flow, overall)
-        self.paths.view("ratio")[:] = np.divide(shares, overall, out=np.ones_like(overall), where=overall > 0)
-        self._recount()
-        self._refresh_shares()
-
-    def _recount(self) -> None:
-        self.flows.recount(self.paths.view("flow"), self.paths.view("good") * self.paths.view("ratio"))
+        self.known.view("ratio")[:] = np.divide(shares, overall, out=np.ones_like(overall), where=overall > 0)
+        self.known.recount()
         self._forget_judgements()
+        self._refresh_shares()
 
     def _forget_judgements(self) -> None:
         """After what is known has changed noticeably; part of the state, so that a restored run judges alike."""
         self.judged.clear()
-        self.learned_at = float(self.flows.column["total"].sum())
+        self.learned_at = float(self.known.flow["total"].sum())
 
     def _repeated(self) -> Findings:
         """New and broken-off paths seen `repeat_min` times within the last slice, summed per flow, kind and subject.
@@ -307,12 +290,12 @@ class ChainSequence:
         p: that many different ones by chance, times that they came again so often (geometric, from earlier new paths).
         """
         counts = self.distribution.rows.sum_long[: self.paths.size]
-        good, bad, flow = (self.paths.view(name) for name in ("good", "bad", "flow"))
-        warm = self.flows.column["total"][flow] >= self.config.learn_chains_min
-        rows = np.flatnonzero((counts > 0) & warm & ((good <= 0) | (bad > good)))
+        flow = self.known.view("flow")
+        warm = self.known.flow["total"][flow] >= self.config.learn_chains_min
+        rows = np.flatnonzero((counts > 0) & warm & ~self.known.known())
         groups: dict[tuple[int, int, int], list[tuple[int, int, Judgement]]] = {}
         for row in rows.tolist():
-            judgement = self._judgement(row, kernels.NEW)
+            judgement = self._judgement(row, flags.NEW)
             if judgement.kind != NONE:
                 key = (int(flow[row]), judgement.kind, judgement.subject)
                 groups.setdefault(key, []).append((int(counts[row]), row, judgement))
@@ -326,13 +309,13 @@ class ChainSequence:
             again = (self.recurred / self.came) ** (count - len(found))
             findings["p"][i] = max(P_MIN, repeat_tail(len(found), chains * judgement.p) * again)
             findings["expected"][i], findings["actual"][i] = chains * judgement.p, count
-            findings["detail"][i] = row * 8 + kernels.NEW
+            findings["detail"][i] = row * 8 + flags.NEW
         return findings
 
     def _shares_out_of_range(self) -> list[Findings]:
-        flow = self.paths.view("flow")
+        flow = self.known.view("flow")
         old_enough = self.distribution.slices[flow] >= SLICES_MIN
-        old_enough &= (self.flows.column["total"][flow] >= self.config.learn_chains_min) & (self.paths.view("good") > 0)
+        old_enough &= (self.known.flow["total"][flow] >= self.config.learn_chains_min) & (self.known.view("good") > 0)
         out = []
         for long in (False, True):
             residual, counts, expected = self.distribution.residuals(self.share[: flow.size], flow, long)
@@ -370,7 +353,7 @@ class ChainSequence:
             findings["flow"] = index
             findings["event"] = self.symbols.flows.column("event")[index]
         else:
-            findings["flow"] = self.paths.view("flow")[index]
+            findings["flow"] = self.known.view("flow")[index]
             findings["event"] = [self._where_it_parts(row) for row in index.tolist()]
         findings["service"] = self.symbols.events.column("service")[np.maximum(findings["event"], 0)]
         return findings
@@ -380,7 +363,7 @@ class ChainSequence:
         other = self._nearest(row)
         operations = self.paths.operations(row)
         if operations.size == 0:
-            return int(self.symbols.flows.column("event")[self.paths.column["flow"][row]])
+            return int(self.symbols.flows.column("event")[self.known.row["flow"][row]])
         if other == NONE:
             return int(operations[0])
         _, _, prefix = self.paths.containing(row, np.array([other], np.int64))
@@ -394,53 +377,21 @@ class ChainSequence:
     def learn(self, batch: ChainBatch, normal: Bool) -> None:
         if len(batch) == 0:
             return
-        paths, flows = self.paths, self.flows
-        rows = paths.rows(batch)
-        flows.reserve(len(self.symbols.flows))
-        column, flow = paths.column, flows.column
-        known = int((paths.view("good") > 0).sum())
-        kernels.learn_rows(
-            rows, np.ascontiguousarray(normal, np.bool_), batch.outcome, batch.closed_ns, column["flow"],
-            column["good"], column["bad"], column["ratio"], column["last_ns"], flow["mass"],
-            flow["total"], flow["recent"], flow["fresh"], flow["late"], MEMORY, flow["oddity"], flow["oddities"],
-            paths.transition_start, paths.transition_length, paths.transition, paths.transition_count, paths.origin,
-            paths.origin_count, BAD_MAX,
-        )  # fmt: skip
+        changed = self.paths.learn(self.paths.rows(batch), batch, normal)
         self._count_rootless(batch, normal)
-        self._adopt()
-        total = float(flow["total"].sum())
-        if int((paths.view("good") > 0).sum()) != known or total > self.learned_at * 1.05:
+        changed |= self.known.adopt(self.config.adopt_s, self.config.adopt_repeats)
+        if changed or float(self.known.flow["total"].sum()) > self.learned_at * 1.05:
             self._forget_judgements()
-        self._evict()
+        kept = self.paths.evict()
+        if kept is not None:
+            self.distribution.reserve(int(kept.max()) + 1, 1)
+            self.distribution.keep(kept)
+            self._forget_judgements()
 
     def _count_rootless(self, batch: ChainBatch, normal: Bool) -> None:
         tenants = batch.tenant[normal]
         self.tenant_chains += np.bincount(tenants, minlength=self.tenant_chains.size)
         self.tenant_rootless += np.bincount(tenants[batch.root[normal] < 0], minlength=self.tenant_chains.size)
-
-    def _adopt(self) -> None:
-        """Takes in paths that were judged anomalous and yet kept coming for `adopt_s`: an intended release."""
-        bad, good = self.paths.view("bad"), self.paths.view("good")
-        waiting = np.flatnonzero(bad > good)
-        if waiting.size == 0:
-            return
-        age = self.paths.view("last_ns")[waiting] - self.paths.view("first_ns")[waiting]
-        kept_coming = (age >= self.config.adopt_s * 1e9) & (bad[waiting] >= self.config.adopt_repeats)
-        adopted = waiting[kept_coming]
-        if adopted.size:
-            self.flows.column["total"] += np.bincount(
-                self.paths.view("flow")[adopted], bad[adopted], self.flows.column["total"].size
-            )
-            good[adopted] += bad[adopted]
-            bad[adopted] = 0.0
-            self._recount()
-
-    def _evict(self) -> None:
-        kept = self.paths.evict()
-        if kept is not None:
-            self.distribution.reserve(int(kept.max()) + 1, 1)
-            self.distribution.keep(kept)
-            self._recount()
 
     # explaining
 
@@ -450,12 +401,12 @@ class ChainSequence:
             return self._range_evidence(finding, detail)
         row = detail >> 3
         judgement = self._judgement(row, detail & 7)
-        total = float(self.flows.column["total"][self.paths.column["flow"][row]])
+        total = float(self.known.flow["total"][self.known.row["flow"][row]])
         facts: dict[str, Any] = {
             "path": self._text(row),
             "history": round(total),
-            "seen": int(self.paths.column["good"][row] + self.paths.column["bad"][row]),
-            "new_path_rate": round(self.flows.new_path_rate(int(self.paths.column["flow"][row])), 6),
+            "seen": int(self.known.row["good"][row] + self.known.row["bad"][row]),
+            "new_path_rate": round(self.known.new_rate(int(self.known.row["flow"][row])), 6),
             "step": self._event_text(judgement.step),
             "after": self._event_text(judgement.after),
         }
@@ -501,22 +452,12 @@ class ChainSequence:
         return "1"
 
     def describe_state(self) -> str | None:
-        total = self.flows.column["total"][: len(self.symbols.flows)]
-        young = np.flatnonzero((total > 0) & (total < self.config.learn_chains_min))
-        if young.size:
-            parts = [
-                f"{self.symbols.flows.text[flow]} ({int(total[flow])} of {self.config.learn_chains_min} chains)"
-                for flow in young[:5].tolist()
-            ]
-            more = f" and {young.size - 5} more" if young.size > 5 else ""
-            return f"learning the paths of {', '.join(parts)}{more}; new paths there are not reported until then"
-        if not total.any():
-            return (
-                f"no chain learned yet; new paths are reported from {self.config.learn_chains_min} chains of a flow on"
-            )
-        slices = self.distribution.slices[: total.size][total > 0]
-        if slices.size and slices.max() < SLICES_MIN:
-            wait = (SLICES_MIN - int(slices.max())) * self.config.slice_s / 60
+        young = describe_young(self.known, self.symbols.flows.text, "new paths")
+        if young is not None:
+            return young
+        slices = int(self.distribution.slices.max())
+        if slices < SLICES_MIN:
+            wait = (SLICES_MIN - slices) * self.config.slice_s / 60
             return f"shares of paths are judged after {SLICES_MIN} slices: {wait:.0f} more minutes"
         return None
 
@@ -524,7 +465,7 @@ class ChainSequence:
         return {
             "version": 1,
             "paths": self.paths.snapshot(),
-            "flows": self.flows.snapshot(),
+            "known": self.known.snapshot(),
             "distribution": self.distribution.snapshot(),
             "tenant_chains": self.tenant_chains.copy(),
             "tenant_rootless": self.tenant_rootless.copy(),
@@ -539,8 +480,8 @@ class ChainSequence:
     def restore(self, state: dict[str, Any]) -> None:
         if state["version"] != 1:
             raise ValueError(f"chain_sequence snapshot of version {state['version']}, expected 1")
+        self.known.restore(state["known"])
         self.paths.restore(state["paths"])
-        self.flows.restore(state["flows"])
         self.distribution.restore(state["distribution"])
         self.tenant_chains = np.array(state["tenant_chains"], np.float64)
         self.tenant_rootless = np.array(state["tenant_rootless"], np.float64)
@@ -549,8 +490,8 @@ class ChainSequence:
         self.slice_index = int(state["slice_index"])
         self.recurred, self.came = float(state["recurred"]), float(state["came"])
         self.judged = {
-            (int(row), int(flags)): Judgement(int(kind), p, int(other), share, *(int(event) for event in events))
-            for row, flags, kind, p, other, share, *events in np.asarray(state["judged"]).tolist()
+            (int(row), int(flag)): Judgement(int(kind), p, int(other), share, *(int(event) for event in events))
+            for row, flag, kind, p, other, share, *events in np.asarray(state["judged"]).tolist()
         }
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from collector_processor.kernels import sequence as kernels
 from collector_processor.model import F64, I32, I64
-from detectors.chain_sequence.paths import grown
+from detectors.familiarity import grown
 
 NS = 1_000_000_000
 DAY_S, WEEK_S = 86_400, 604_800

@@ -1,4 +1,4 @@
-"""The canonical paths of every flow: their operations, how often each ran normally, and their transitions.
+"""The canonical paths of every flow: their operations and transitions.
 
 How it works. A path id of `Symbols` is turned, on first sight, into a *row*: its operations with loops collapsed, so
 that a chain that asks for eleven stations instead of twelve is the same path. Rows are columns of numpy arrays;
@@ -14,35 +14,30 @@ from typing import Any
 import numpy as np
 
 from collector_processor.kernels import sequence as kernels
-from collector_processor.model import I32, I64, NONE, ChainBatch, Symbols, content_hash
+from collector_processor.model import I32, I64, NONE, Bool, ChainBatch, Outcome, Symbols, content_hash
+from detectors.familiarity import Familiarity, grown
 
 CLIENT, PRODUCER = 4, 5  # ChainBatch.kind
 START, END = -2, -3  # ends of a path, as pseudo-operations of its transitions
 COLUMNS = {
-    "flow": np.int32, "key": np.uint64, "signature": np.uint64, "start": np.int64, "length": np.int64,
-    "good": np.float64, "bad": np.float64, "ratio": np.float64, "first_ns": np.int64, "last_ns": np.int64,
-    "seen": np.int64, "novel": np.bool_,
-}  # fmt: skip
-
-
-def grown(array: Any, size: int, fill: float = 0) -> Any:
-    """`array` with room for `size` rows (doubling), new ones filled with `fill`."""
-    if array.shape[0] >= size:
-        return array
-    room = max(size, 2 * array.shape[0])
-    return np.concatenate([array, np.full((room - array.shape[0], *array.shape[1:]), fill, array.dtype)])
+    "key": np.uint64,
+    "signature": np.uint64,
+    "start": np.int64,
+    "length": np.int64,
+    "novel": np.bool_,
+}
 
 
 class PathTable:
-    """Rows of canonical paths and their transitions; see the columns above.
+    """Rows of canonical paths and their transitions.
 
-    `good` and `bad` count chains that were normal and that were judged anomalous; `ratio` is the share of the row at
-    this time of the week over its share overall; `seen` counts the chains scored since it was last taken;
-    `novel`: it first came when its flow was no longer young.
+    Columns by row: those of `Familiarity`, and `key` (content hash), `signature` (Bloom filter of its operations),
+    `start` and `length` in the pool, `novel` (it first came when its flow was no longer young).
     """
 
-    def __init__(self, symbols: Symbols, rows_max: int, length_max: int) -> None:
+    def __init__(self, symbols: Symbols, familiarity: Familiarity, rows_max: int, length_max: int) -> None:
         self.symbols = symbols
+        self.familiarity = familiarity
         self.rows_max = rows_max
         self.length_max = length_max
         self.size = 0
@@ -100,9 +95,8 @@ class PathTable:
         asks = (batch.kind[lo:hi] == CLIENT) | (batch.kind[lo:hi] == PRODUCER)
         events, callers, clients, silent = kernels.steps(batch.event[lo:hi], parent, batch.enters[lo:hi], asks)
         length = min(self.length_max, kernels.collapse(events, callers, clients))
-        row = self.add(int(batch.flow[chain]), events[:length], callers[:length], clients[:length])
-        if self.column["first_ns"][row] == 0:
-            self.column["first_ns"][row] = batch.closed_ns[chain]
+        of_chain = int(batch.flow[chain]), int(batch.closed_ns[chain])
+        row = self.add(*of_chain, events[:length], callers[:length], clients[:length])
         if silent.size and row not in self.unanswered:
             self.unanswered[row] = tuple(np.unique(silent).tolist())
         if path:
@@ -111,15 +105,15 @@ class PathTable:
             self.of_sequence[int(batch.sequence[chain])] = row
         return row
 
-    def add(self, flow: int, events: I32, callers: I32, clients: I32) -> int:
+    def add(self, flow: int, now_ns: int, events: I32, callers: I32, clients: I32) -> int:
         """The row of this canonical path, added when new."""
         hashes = self.symbols.events.hash[events]
         key = content_hash(int(self.symbols.flows.hash[flow]), hashes.tobytes())
         found = self.ids.get(key)
         if found is not None:
             return found
-        row = self.size
-        self.size += 1
+        row = self.familiarity.add(flow, now_ns)
+        self.size = row + 1
         for name in self.column:
             self.column[name] = grown(self.column[name], self.size)
         self.pool = grown(self.pool, self.used + events.size)
@@ -129,11 +123,10 @@ class PathTable:
         self.callers[self.used : self.used + events.size] = callers
         self.clients[self.used : self.used + events.size] = clients
         column = self.column
-        column["flow"][row] = flow
         column["key"][row] = key
         column["signature"][row] = signature(hashes)
         column["start"][row], column["length"][row] = self.used, events.size
-        column["ratio"][row] = 1.0
+        column["novel"][row] = self.familiarity.flow["total"][flow] >= self.familiarity.young
         self.used += events.size
         self.ids[key] = row
         self.rows_of_flow.setdefault(flow, []).append(row)
@@ -182,8 +175,7 @@ class PathTable:
         """Those of `rows` that hold every operation of `row` (by signature) and more steps, and were normal before."""
         column = self.column
         mask = (column["signature"][row] & ~column["signature"][rows]) == 0
-        mask &= (column["length"][rows] > column["length"][row]) & (column["good"][rows] >= column["bad"][rows])
-        mask &= column["good"][rows] > 0
+        mask &= (column["length"][rows] > column["length"][row]) & self.familiarity.known()[rows]
         return np.asarray(rows[mask], np.int64)
 
     def containing(self, row: int, rows: I64) -> tuple[Any, Any, Any]:
@@ -196,11 +188,20 @@ class PathTable:
         """int64: the rows of `flow`."""
         return np.array(self.rows_of_flow.get(flow, ()), np.int64)
 
-    def decay(self, factor: float) -> None:
-        """Forgets a little of what was counted; a path once seen stays known."""
-        good = self.view("good")
-        good[good > 0] = np.maximum(good[good > 0] * factor, 0.5)
-        self.view("bad")[:] *= factor
+    def learn(self, rows: I32, batch: ChainBatch, normal: Bool) -> bool:
+        """Counts chains; True when a path became known, or stopped being so."""
+        odd = np.zeros(self.size)
+        for row in np.unique(rows[self.familiarity.row["good"][rows] <= 0]).tolist():
+            odd[row], _ = self.surprise(row)
+        kernels.count_transitions(
+            *(rows, normal & (batch.outcome != Outcome.EVICTED), self.transition_start, self.transition_length),
+            *(self.transition, self.transition_count, self.origin, self.origin_count),
+        )
+        return self.familiarity.learn(rows, batch, normal, odd)
+
+    def fade(self, factor: float) -> None:
+        """Forgets a little of what was counted."""
+        self.familiarity.fade(factor)
         self.transition_count *= factor
         self.origin_count *= factor
 
@@ -208,12 +209,14 @@ class PathTable:
         """Keeps the later half when the table is too full. Answers the kept rows (old numbers) or None."""
         if self.size <= self.rows_max:
             return None
-        order = np.lexsort((self.view("key"), -self.view("good"), -self.view("last_ns")))
+        known = self.familiarity
+        order = np.lexsort((self.view("key"), -known.view("good"), -known.view("last_ns")))
         kept: I64 = np.sort(order[: self.rows_max // 2])
         state = self.snapshot()
-        fresh = PathTable(self.symbols, self.rows_max, self.length_max)
-        state["kept"] = kept
-        fresh.restore(state)
+        fresh = PathTable(self.symbols, Familiarity(known.young), self.rows_max, self.length_max)
+        fresh._restore_rows(state, kept, known.view("flow")[kept], known.view("first_ns")[kept])
+        known.keep(kept)
+        fresh.familiarity = known
         self.__dict__.update(fresh.__dict__)
         return kept
 
@@ -234,19 +237,25 @@ class PathTable:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Takes back a snapshot; the familiarity has been restored before."""
+        known, self.familiarity = self.familiarity, Familiarity(self.familiarity.young)
+        rows = np.arange(state["columns"]["key"].size)
+        self._restore_rows(state, rows, known.view("flow"), known.view("first_ns"))
+        self.familiarity = known
+
+    def _restore_rows(self, state: dict[str, Any], kept: I64, flow: I32, first_ns: I64) -> None:
+        """Rows `kept` of a snapshot, renumbered; `flow` and `first_ns` [kept] of each."""
         columns = state["columns"]
-        kept = np.asarray(state.get("kept", np.arange(columns["flow"].size)))
-        renumbered = np.full(columns["flow"].size + 1, NONE, np.int32)  # the last entry answers for NONE
-        for old in kept.tolist():
+        renumbered = np.full(columns["key"].size + 1, NONE, np.int32)  # the last entry answers for NONE
+        for new, old in enumerate(kept.tolist()):
             part = slice(int(columns["start"][old]), int(columns["start"][old] + columns["length"][old]))
             steps = (np.asarray(state[name][part], np.int32) for name in ("pool", "callers", "clients"))
-            renumbered[old] = self.add(int(columns["flow"][old]), *steps)
+            renumbered[old] = self.add(int(flow[new]), int(first_ns[new]), *steps)
+        self.view("novel")[:] = columns["novel"][kept]
         for old, event in np.asarray(state["unanswered"], np.int64).tolist():
             row = int(renumbered[old])
             if row >= 0:
                 self.unanswered[row] = (*self.unanswered.get(row, ()), event)
-        for name in ("good", "bad", "ratio", "first_ns", "last_ns", "seen", "novel"):
-            self.view(name)[:] = columns[name][kept]
         self.of_path = renumbered[np.asarray(state["of_path"], np.int64)].astype(np.int32)
         moved = renumbered[np.asarray(state["sequence_row"], np.int64)].tolist()
         keys = np.asarray(state["sequence_key"]).tolist()

@@ -174,10 +174,10 @@ def test_a_flow_whose_paths_vary_by_nature_is_not_flooded_with_findings() -> Non
     bench = Bench()
     bench.run([varied() for _ in range(1500)], every_s=0.2)
     fresh = bench.detector.score(bench.batch([varied() for _ in range(300)]))
-    assert (fresh.findings["p"] < 0.01).mean() < 0.02
+    assert fresh.findings.size <= 0.05 * 300
     _, odd = bench.only(span("gateway:search", 100, span("s1:op", 2), span("never:seen", 2), span("s5:op", 2)))
     assert odd is not None
-    assert odd["p"] < np.quantile(fresh.findings["p"], 0.05)
+    assert odd["p"] < 0.02
 
 
 def test_a_young_flow_is_quiet_and_says_until_when() -> None:
