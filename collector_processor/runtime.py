@@ -120,7 +120,7 @@ class Service:
         self.config = config
         self.data = data
         program = version("spanchain")
-        self.telemetry = Telemetry(program)
+        self.telemetry = Telemetry(program, config.exporters.prometheus.series_max)
         self.counters = Counters()
         self._clock = clock
         rows = Rows(verdict_rows, incident_row)
@@ -283,6 +283,9 @@ class Service:
             self.journal.truncate(write_checkpoint(self.data / self.config.journal.dir, position, state))
         except OSError as error:
             LOG.warning("checkpoint not written; the last one stays", error=str(error))
+            return
+        for exporter in self.exporters.values():
+            exporter.checkpointed()
 
     # -- numbers -----------------------------------------------------------------------------------------------------
 

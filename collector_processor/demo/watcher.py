@@ -80,6 +80,9 @@ class Watcher:
             score=float(verdicts.score[chain]),
         )
 
+    def checkpointed(self) -> None:
+        """Nothing is kept."""
+
     def flush(self, deadline_s: float) -> bool:  # noqa: ARG002 - of the protocol
         """Nothing is ever waiting."""
         return True

@@ -60,7 +60,7 @@ class PrometheusExporter:
             self._count_anomalies(verdicts)
         for incident in incidents:
             self._count_incident(incident)
-        if verdicts.models != self._models:
+        if verdicts.models and verdicts.models != self._models:
             self._models = dict(verdicts.models)
             models = self._models.items()
             self._telemetry.replace("model_info", [({"model": m, "version": v}, 1.0) for m, v in models])
@@ -95,7 +95,7 @@ class PrometheusExporter:
         symbols = chains.symbols
         if symbols is not self._symbols:
             self._symbols, self._flow_rows = symbols, {}
-        pairs, inverse = np.unique(chains.tenant.astype(np.int64) << 32 | chains.flow, return_inverse=True)
+        pairs, inverse = np.unique(_flow_keys(chains), return_inverse=True)
         table = np.empty((pairs.size, 1 + len(OUTCOMES)), np.int64)
         for index, pair in enumerate(pairs.tolist()):
             rows = self._flow_rows.get(pair)
@@ -148,11 +148,16 @@ def _labels(verdicts: VerdictBatch, chain: int) -> tuple[str, ...]:
     chains = verdicts.chains
     return (
         chains.symbols.tenants.text[chains.tenant[chain]],
-        chains.symbols.flows.text[chains.flow[chain]],
+        chains.symbols.flows.text[max(int(chains.flow[chain]), 0)],
         kind_of(verdicts, chain),
         severity_of(verdicts, chain),
         category_of(verdicts, chain),
     )
+
+
+def _flow_keys(chains: ChainBatch) -> I64:
+    """[n] tenant in the upper half, flow in the lower; a chain without a flow (no root came) counts as `other`."""
+    return chains.tenant.astype(np.int64) << 32 | np.maximum(chains.flow, 0)
 
 
 def _span_ids(chains: ChainBatch, records: Sequence[int]) -> U64:

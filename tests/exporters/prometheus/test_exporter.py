@@ -70,6 +70,20 @@ def test_chains_scores_and_anomalies_are_counted_by_flow(exporter: PrometheusExp
     assert values(exporter, "spanchain_model_info") == {("context", "1"): 1}
 
 
+def test_a_chain_without_a_flow_counts_as_other(exporter: PrometheusExporter) -> None:
+    batch = verdicts(3, 1)
+    batch.chains.flow[1:] = -1
+    exporter.export(batch, [])
+    totals = values(exporter, "spanchain_chains_total")
+    assert {labels: value for labels, value in totals.items() if value} == {
+        ("gateway pay", "complete", "default"): 1,
+        ("other", "complete", "default"): 2,
+    }
+    assert values(exporter, "spanchain_anomalies_total") == {
+        ("system", "other", "slow_operation", "critical", "default"): 1
+    }
+
+
 def test_batches_in_any_partition_give_the_same_histogram(exporter: PrometheusExporter) -> None:
     whole = PrometheusExporter(PrometheusConfig(port=0), Telemetry("1"))
     whole.start()
