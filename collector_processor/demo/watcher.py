@@ -87,9 +87,6 @@ class Watcher:
         """Nothing is ever waiting."""
         return True
 
-    def checkpointed(self) -> None:
-        """Nothing is kept."""
-
     def shutdown(self, deadline_s: float) -> None:
         """Nothing to close."""
 
