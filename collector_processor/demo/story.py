@@ -102,8 +102,8 @@ def story(seed: int, start_ns: int, duration_s: float) -> tuple[Fault, ...]:
 
 
 HEAD: Final = """\
-# The settings of `spanchain demo`: the defaults at twenty times the speed, so that two minutes show what takes
-# longer in production. Do not judge a real system with these: its chains take longer to arrive, and its baselines longer to form.
+# The settings of `spanchain demo`: the defaults at twenty times the speed, so that two minutes show what takes longer
+# in production. Do not judge a real system with these: its chains take longer to arrive, its baselines longer to form.
 """
 
 
