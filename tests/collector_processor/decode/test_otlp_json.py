@@ -406,3 +406,14 @@ def test_the_kernel_holds_as_plain_python_and_with_bounds_checks(mode: str, tmp_
         [*command, "-W", "ignore::RuntimeWarning"], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_a_large_request_does_not_go_the_slow_way() -> None:
+    """Python objects for each element of a request of megabytes would stop the service for a minute."""
+
+    def request(records: int) -> bytes:
+        return b'{"resourceLogs":[{"scopeLogs":[{"logRecords":[%s{"flags":1e0}]}]}]}' % (b"{}," * records)
+
+    assert to_protobuf(request(10), Signal.LOGS)[0] == Signal.LOGS
+    with pytest.raises(ValueError, match="expected an integer"):
+        to_protobuf(request(otlp_json.SLOW_BYTES_MAX // 3), Signal.LOGS)
