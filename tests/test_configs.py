@@ -14,7 +14,7 @@ from collector_processor.config_file import load
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 COLLECTOR = sorted([ROOT / "otel-collector.yaml", *CONFIGS.glob("collector-*.yaml")])
-SPANCHAIN = sorted(CONFIGS.glob("spanchain*.yaml"))
+SPANCHAIN = sorted([CONFIGS / "demo.yaml", *CONFIGS.glob("spanchain*.yaml")])
 OTHERS = {CONFIGS / name for name in ("prometheus.yml", "alertmanager.yml", "vector.yaml")}
 
 
