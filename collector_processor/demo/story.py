@@ -43,7 +43,7 @@ OPENING: Final = (
 
 SPEED: Final = 20.0
 # The platform exports four times a second instead of every five seconds: what is late is late by less.
-JOIN: Final = {"wait_initial_s": 0.8, "wait_min_s": 0.5, "wait_max_s": 2.0, "idle_s": 3.0}
+JOIN: Final = {"wait_initial_s": 1.5, "wait_min_s": 1.2, "wait_max_s": 3.0, "idle_s": 4.0}
 
 
 def hastened(section: BaseModel) -> dict[str, Any]:
@@ -73,9 +73,12 @@ def settings() -> dict[str, Any]:
     }
 
 
+SETTINGS: Final = settings()
+
+
 def demo_config(overrides: dict[str, Any] | None = None) -> Config:
-    """The embedded defaults with `settings`, and `overrides` of the same form on top."""
-    return Config.model_validate(merged(settings(), overrides or {}))
+    """The embedded defaults with SETTINGS, and `overrides` of the same form on top."""
+    return Config.model_validate(merged(SETTINGS, overrides or {}))
 
 
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -108,5 +111,5 @@ HEAD: Final = """\
 
 
 def as_file() -> str:
-    """`settings` as the text of `configs/demo.yaml`."""
-    return HEAD + yaml.safe_dump(settings(), sort_keys=False)
+    """SETTINGS as the text of `configs/demo.yaml`."""
+    return HEAD + yaml.safe_dump(SETTINGS, sort_keys=False)
