@@ -22,6 +22,7 @@ Count = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(gt=0, lt=1)]
 HttpAddress = Annotated[str, Field(pattern=r"^https?://[^/?#@\s]+(/[^?#\s]*)?$")]
 Durability = Literal["fsync", "os", "none"]
+TenantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
 class JoinConfig(Section):
@@ -240,7 +241,9 @@ class DecideConfig(Section):
     """Broken, failed or slowed chains from this score on are critical."""
     business: BusinessConfig = BusinessConfig()
     calendar: CalendarConfig = CalendarConfig()
-    soft_hold_s: Positive = 180.0
+    hold_s: Annotated[float, Field(ge=0)] = 10.0
+    """Time for which any element must be beyond half the threshold before it opens an incident."""
+    soft_hold_s: Positive = 300.0
     """Time for which what may well be meant to be so (other calls or paths than usual, but no error, no missing log and
     no delay) must hold before it opens an incident."""
     restart_hold_s: Positive = 90.0
@@ -375,7 +378,7 @@ class TlsConfig(Section):
 class CredentialConfig(Section):
     """Who may send, and as which tenant: one of a token, a user with password, a client certificate's name."""
 
-    tenant: str = "default"
+    tenant: TenantName = "default"
     """The tenant whose data it is."""
     any_tenant: bool = False
     """Whether this is a trusted proxy's own credential: the tenant header names the tenant."""

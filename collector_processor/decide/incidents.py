@@ -49,6 +49,7 @@ FAMILY = np.zeros(len(Kind), np.int64)  # kinds that one cause shows in for long
 FAMILY[[Kind.SLOW_OPERATION, Kind.SLOW_CALL]] = 1
 FAMILY[[Kind.ERROR, Kind.UNUSUAL_LOG, Kind.MISSING_LOG]] = 2
 FAMILY[Kind.RULE_VIOLATION] = 3
+POOLS = 3  # independent subjects of a service: calls into it, itself, calls out of it
 CALLER_SHARE = 0.5  # of a call's evidence that speaks for its caller
 
 SCALARS = ("root", "opened_ns", "detected_ns", "seen_ns", "tenant", "incident_id", "chains")
@@ -93,12 +94,12 @@ class Incidents:
         self.sources = tuple(detectors.values())
         self.window_ns = int(config.quarantine_s * NS)
         self.open: list[Case] = []
-        self.since: dict[Element, int] = {}  # the boundary from which on an element is beyond the threshold
+        self.since: dict[Element, int] = {}  # the boundary from which on an element is beyond half the threshold
         self.recent: deque[tuple[int, Any]] = deque()
 
     def threshold(self) -> float:
         """-ln p from which on an element opens an incident."""
-        looks = DAY_S * NS / self.window_ns * (3 * len(self.symbols.services) + len(self.symbols.events))
+        looks = DAY_S * NS / self.window_ns * POOLS * len(self.symbols.services)
         return math.log(looks / self.config.alerts_per_day)
 
     def observe(self, verdicts: VerdictBatch) -> None:
@@ -122,7 +123,7 @@ class Incidents:
         threshold = self.threshold()
         rows = {_element(row): row for row in findings}
         nats = {element: -math.log(max(float(row["p"]), 1e-300)) for element, row in rows.items()}
-        self.since = {e: self.since.get(e, now_ns) for e, n in nats.items() if n >= threshold}
+        self.since = {e: self.since.get(e, now_ns) for e, n in nats.items() if n >= threshold / 2}
         if findings.size:
             for root, members in self._groups(nats):
                 self._place(root, members, rows, nats, now_ns, changed)
@@ -135,7 +136,7 @@ class Incidents:
             return int(self.config.soft_hold_s * NS)
         if element[0] == Kind.ERROR and element[1] == Level.EDGE:
             return int(self.config.restart_hold_s * NS)
-        return 0
+        return int(self.config.hold_s * NS)
 
     def _groups(self, nats: dict[Element, float]) -> list[tuple[int, list[Element]]]:
         """Elements grouped by the service that explains most of what is left, strongest first."""

@@ -87,14 +87,14 @@ def variant_key(element, variant):
 @njit(nogil=True, cache=True)
 def judge(
     offsets, event, kind, status, parent, service, logs, calls, last, sibling, named, column, table_keys, table_slots,
-    variant_keys, variant_rows, nats, new_nats, seen, seen_min, blamed, blamed_by, level, sums, counts, hits, hit, least,
-    chain_value, surprise, slot,
+    variant_keys, variant_rows, nats, new_nats, seen, seen_min, blamed, blamed_by, level, sums, counts, hits, hit,
+    least, chain_value, surprise, slot,
 ):  # fmt: skip
     """Surprise float32[m, 2] and slot int32[m, 2] of each span's logs and calls, added to `column` of the windows.
 
-    `named` int32[events]: the service that a template names, else -1. When a service writes an unusual error that names
-    another, what else is unusual about it in that chain speaks for the other: `blamed` int32[services] has its slot, and
-    `blamed_by` int32[services] is told who complained last. `chain_value` as in `elements.judge`.
+    `named` int32[events]: the service that a template names, else -1. When a service writes an unusual error that
+    names another, what else is unusual about it in that chain speaks for the other: `blamed` int32[services] has its
+    slot, and `blamed_by` int32[services] is told who complained last. `chain_value` as in `elements.judge`.
     """
     blames = np.full(blamed.size, -1, np.int32)
     blamers = np.empty(blamed.size, np.int32)
@@ -149,9 +149,10 @@ def judge(
                 counts[s, column] += 1
                 if u > hit:
                     chain_value[c, 1] += u
-                    if blames[own] >= 0:
-                        greatest[own] = max(greatest[own], u)
-                        continue
+                if u > 0.0 and blames[own] >= 0:
+                    greatest[own] = max(greatest[own], u)
+                    continue
+                if u > hit:
                     hits[s, column] += 1
                 sums[s, column] += u
         for k in range(used):

@@ -68,8 +68,8 @@ def judge_slots(used, sums, counts, mean, dispersion, memory, piece, out):
 def teach(used, column, sums, counts, silent, kept, prior, memory, mean, dispersion):
     """Takes the epoch `column`, which leaves the window, into mean and dispersion of the slots that are not `silent`.
 
-    `memory` float64[slots, 5]: surprises, observations, squared deviations over n, epochs, greatest excess of one epoch;
-    all fade by `kept` an epoch in which the slot was seen.
+    `memory` float64[slots, 5]: surprises, observations, squared deviations over n, epochs, greatest excess of an
+    epoch; all fade by `kept` an epoch in which the slot was seen.
     `prior` float64[3]: mean, dispersion and weight of what is believed before anything is seen.
     """
     for s in range(used):
