@@ -43,7 +43,7 @@ OPENING: Final = (
 
 SPEED: Final = 20.0
 # The platform exports four times a second instead of every five seconds: what is late is late by less.
-JOIN: Final = {"wait_initial_s": 1.5, "wait_min_s": 1.2, "wait_max_s": 3.0, "idle_s": 4.0}
+JOIN: Final = {"wait_initial_s": 1.5, "wait_max_s": 3.0, "idle_s": 4.0}
 
 
 def hastened(section: BaseModel) -> dict[str, Any]:

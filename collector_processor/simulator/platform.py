@@ -279,7 +279,7 @@ def notify(op: Operation) -> str:
     op.work(1.1)
     by_text = op.rng.random() < 0.6
     op.info("telling the owner of %s by %s", tx.account, "text message" if by_text else "mail")
-    op.external(MESSAGES, 30.0 if by_text else 55.0, 0.35, 700.0)
+    op.external(MESSAGES, 30.0 if by_text else 55.0, 0.35, 500.0)
     op.log(
         INFO, "provider took message %d", op.rng.randrange(10**9), traced=False,
         rest=attribute(LOG_ATTRIBUTE, "payment.id", tx.payment_id),
@@ -291,7 +291,7 @@ def notify(op: Operation) -> str:
 @consumer("notification", "settlements.closed")
 def report(op: Operation) -> str:
     op.work(3.0)
-    op.external(MESSAGES, 60.0, 0.35, 700.0)
+    op.external(MESSAGES, 60.0, 0.35, 500.0)
     op.info("settlement report sent to %d participants", op.rng.randrange(8, 14))
     return "sent"
 
