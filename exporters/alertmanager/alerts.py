@@ -1,8 +1,8 @@
 """An incident as an alert that a person can read in one glance: what broke, where, for whom, what to do.
 
-How it works. Alertmanager knows an alert by its labels, so they hold only what does not change while the incident
-lasts, and the severity, by which pages are routed: when that changes, the alert with the old one is ended and another
-begun. Everything else is annotations. Links appear when the configuration knows where they lead.
+How it works. Alertmanager knows an alert by its labels, so they stay what they were when the incident opened. Only the
+severity follows, for pages are routed by it: the alert with the old one is ended and another begun. Everything else is
+annotations. Links appear when the configuration knows where they lead.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Posts incidents to Alertmanager: when they open or change severity, again and again while they last, and at the end.
+"""Posts incidents to Alertmanager: when they open or change, again and again while they last, and when they end.
 
 How it works. A change is an item of a queue on disk, so an incident that ends while Alertmanager is down is still told.
 A second thread puts every open incident in again each `resend_s`, unless the queue is not empty: then the sink is
@@ -75,13 +75,13 @@ class AlertmanagerExporter:
     def _changes(self, incident: Incident) -> Iterator[Item]:
         now = alert(self._rows.incident(incident), self._config)
         before = self._open.pop(incident.incident_id, None)
+        if before is not None:
+            now["labels"] = before["labels"] | {"severity": incident.severity}
         if incident.state != "resolved" and len(self._open) < OPEN_MAX:
             self._open[incident.incident_id] = now
         if before is not None and before["labels"] != now["labels"]:
             yield _item(before | {"endsAt": timestamp(self._clock_ns())})
-        elif before is not None and incident.state != "resolved":
-            return  # more of the same: told when it is sent again
-        yield _item(now, key=f"{incident.incident_id}:{incident.state}:{incident.severity}")
+        yield _item(now, key=f"{incident.incident_id}:{incident.state}:{incident.severity}:{incident.chains}")
 
     def flush(self, deadline_s: float) -> bool:
         return self._queue.flush(deadline_s)

@@ -1,4 +1,4 @@
-"""Verdicts and incidents as OTLP: the log event and the span event `spanchain.anomaly`, each an export request.
+"""Verdicts and incidents as OTLP: log and span events `spanchain.anomaly`, log events `spanchain.incident`.
 
 How it works. Spans that ended elsewhere cannot be changed, and a second copy of one would be dropped by one backend and
 shown twice by another. So the log event refers to the span by trace and span id and stands under the service that it is
@@ -25,7 +25,8 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, T
 
 from collector_processor.rows import sentences
 
-EVENT = "spanchain.anomaly"
+ANOMALY = "spanchain.anomaly"
+INCIDENT = "spanchain.incident"
 SCOPE = "spanchain"  # what the receivers drop: see OWN_SCOPE in kernels/decode.py
 TEXT_MAX = 4096  # characters of one attribute
 
@@ -39,20 +40,20 @@ class EventWriter:
         self._scope = InstrumentationScope(SCOPE, version)
         self._resource = Resource.create({SERVICE_NAME: SCOPE, "service.version": version})
 
-    def span_event(self, row: Mapping[str, Any], span_id: int, time_ns: int) -> bytes:
+    def span_event(self, row: Mapping[str, Any], span_id: int, time_ns: int, incident: str | None = None) -> bytes:
         """An `ExportTraceServiceRequest` with one span that carries the event of the verdict `row`.
 
-        `span_id` is that of the span it is about, `time_ns` when that ended.
+        `span_id` is that of the span it is about, `time_ns` when that ended, `incident` the open one it belongs to.
         """
         about = _context(row["trace_id"], span_id)
-        attributes = verdict_attributes(row)
+        attributes = verdict_attributes(row, incident)
         span = ReadableSpan(
-            name=EVENT,
+            name=ANOMALY,
             context=_context(row["trace_id"], own_span_id(row["verdict_id"])),
             parent=about,
             resource=self._resource,
             attributes=attributes,
-            events=[Event(EVENT, attributes, time_ns)],
+            events=[Event(ANOMALY, attributes, time_ns)],
             links=[Link(about)],
             kind=SpanKind.INTERNAL,
             instrumentation_scope=self._scope,
@@ -61,21 +62,24 @@ class EventWriter:
         )
         return bytes(encode_spans([span]).SerializeToString())
 
-    def log_event(self, row: Mapping[str, Any], span_id: int, time_ns: int, seen_ns: int) -> bytes:
+    def log_event(
+        self, row: Mapping[str, Any], span_id: int, time_ns: int, seen_ns: int, incident: str | None = None
+    ) -> bytes:
         """An `ExportLogsServiceRequest` with the event of the verdict `row`; `seen_ns` is when it was judged."""
         subject = row["findings"][0]["subject"] if row["findings"] else {}
         context = _context(row["trace_id"], span_id)
-        return self._log(row, subject, verdict_attributes(row), context, time_ns, seen_ns)
+        return self._log(ANOMALY, row, subject, verdict_attributes(row, incident), context, time_ns, seen_ns)
 
     def incident_event(self, row: Mapping[str, Any], state: str) -> bytes:
         """An `ExportLogsServiceRequest` with one event about the incident `row`; it points at its first example."""
         example = row["example_trace_ids"][0] if row["example_trace_ids"] else "0" * 32
         time_ns = row["resolved_unix_nano"] or row["detected_unix_nano"]
         attributes = incident_attributes(row, state)
-        return self._log(row, row["subject"], attributes, _context(example, 0), time_ns, time_ns)
+        return self._log(INCIDENT, row, row["subject"], attributes, _context(example, 0), time_ns, time_ns)
 
     def _log(
         self,
+        name: str,
         row: Mapping[str, Any],
         subject: Mapping[str, Any],
         attributes: Attributes,
@@ -92,7 +96,7 @@ class EventWriter:
             severity_text=severity.name,
             body=_text(row["explanation"]["trigger"]),
             attributes=attributes,
-            event_name=EVENT,
+            event_name=name,
         )
         resource = {SERVICE_NAME: subject.get("service") or SCOPE, SERVICE_INSTANCE_ID: subject.get("instance")}
         about = Resource({key: _text(value) for key, value in resource.items() if value})
@@ -105,7 +109,7 @@ def own_span_id(verdict_id: str) -> int:
     return int.from_bytes(digest, "big") or 1
 
 
-def verdict_attributes(row: Mapping[str, Any]) -> Attributes:
+def verdict_attributes(row: Mapping[str, Any], incident: str | None) -> Attributes:
     """The attributes of the event of a verdict; those that do not apply are absent."""
     subject = row["findings"][0]["subject"] if row["findings"] else {}
     return _present(
@@ -113,6 +117,7 @@ def verdict_attributes(row: Mapping[str, Any]) -> Attributes:
             "spanchain.anomaly.verdict_id": row["verdict_id"],
             "spanchain.anomaly.score": row["score"],
             "spanchain.anomaly.kinds": list(dict.fromkeys(finding["kind"] for finding in row["findings"])),
+            "spanchain.incident.id": incident,
             **_common(row, subject),
         }
     )

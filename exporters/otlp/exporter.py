@@ -1,8 +1,8 @@
 """Sends an event for every unusual chain, and for every change of an incident that people should know of.
 
 How it works. The engine's thread writes the events, which are few; two queues on disk, one for spans and one for log
-records, keep them until the receiver has taken them. Requests stay below the 4 MiB that receivers take by default.
-Of an incident its opening, a change of its severity and its end are events; not each further chain.
+records, keep them until the receiver has taken them. Requests stay below the 4 MiB that receivers take by default. An
+unusual chain that is about a service of which an incident is open carries that incident's id.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from collector_processor.config import OtlpExportConfig
 from collector_processor.model import NONE, Incident, VerdictBatch
@@ -20,7 +21,7 @@ from exporters.otlp.transport import Signal, Transport, connect
 from exporters.protocol import Meter
 from exporters.queue import Refused, RetryLater, WorkerQueue
 
-OPEN_MAX = 100_000  # incidents whose state is remembered
+OPEN_MAX = 10_000  # incidents that chains are told to belong to
 
 
 class OtlpExporter:
@@ -32,7 +33,7 @@ class OtlpExporter:
         self._config = config
         self._rows = rows
         self._write = EventWriter(version)
-        self._severities: dict[str, str] = {}  # open incident -> the severity that was told
+        self._open: dict[str, tuple[str, str | None]] = {}  # open incident -> tenant and service
         self._transport: Transport | None = None
         signals: tuple[Signal, ...] = ("spans", "logs") if config.span_events else ("logs",)
         self._queues = {
@@ -64,12 +65,11 @@ class OtlpExporter:
             if record != NONE:
                 span_id = int(chains.span_id[record])
                 ended = int(chains.time_ns[record]) + int(chains.duration[record])
-            logs.append(
-                _item(row["verdict_id"], self._write.log_event(row, span_id, ended, int(chains.closed_ns[chain])))
-            )
+            incident, judged = self._incident_of(row), int(chains.closed_ns[chain])
+            logs.append(_item(row["verdict_id"], self._write.log_event(row, span_id, ended, judged, incident)))
             if span_id and int(row["trace_id"], 16):
-                spans.append(_item(row["verdict_id"], self._write.span_event(row, span_id, ended)))
-        logs += [self._incident(incident) for incident in incidents if self._is_news(incident)]
+                spans.append(_item(row["verdict_id"], self._write.span_event(row, span_id, ended, incident)))
+        logs += [self._incident(incident) for incident in incidents]
         if logs:
             self._queues["logs"].put(logs)
         if spans and "spans" in self._queues:
@@ -90,16 +90,16 @@ class OtlpExporter:
         if self._transport is not None:
             self._transport.close()
 
-    def _is_news(self, incident: Incident) -> bool:
-        """Whether it opened, ended or changed its severity; notes it. One open before a restart is known already."""
-        before = self._severities.pop(incident.incident_id, None)
-        if incident.state == "resolved":
-            return True
-        if len(self._severities) < OPEN_MAX:
-            self._severities[incident.incident_id] = incident.severity
-        return incident.state == "opened" or (before is not None and before != incident.severity)
+    def _incident_of(self, row: dict[str, Any]) -> str | None:
+        """The open incident about one of the services that `row` is about; the oldest."""
+        about = {(row["tenant"], finding["subject"]["service"]) for finding in row["findings"]}
+        return next((incident for incident, subject in self._open.items() if subject in about), None)
 
     def _incident(self, incident: Incident) -> Item:
+        if incident.state == "resolved":
+            self._open.pop(incident.incident_id, None)
+        elif len(self._open) < OPEN_MAX:
+            self._open.setdefault(incident.incident_id, (incident.tenant, incident.subject["service"]))
         key = f"{incident.incident_id}:{incident.state}:{incident.severity}:{incident.chains}"
         return _item(key, self._write.incident_event(self._rows.incident(incident), incident.state))
 

@@ -10,7 +10,8 @@ around prometheus_client's own negotiation of text, OpenMetrics and gzip.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from http.server import ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
@@ -40,7 +41,7 @@ class PrometheusExporter:
         self._thread: threading.Thread | None = None
         self._symbols: Symbols | None = None
         self._flow_rows: dict[int, tuple[int, ...]] = {}  # tenant and flow -> row of the score, rows of each outcome
-        self._open: dict[str, tuple[str, str, str]] = {}  # incident -> tenant, kind, severity
+        self._open: dict[str, dict[str, str]] = {}  # incident -> labels of `subject_incidents_open`
         self._models: dict[str, str] = {}
         self.address: tuple[str, int] | None = None
 
@@ -60,6 +61,8 @@ class PrometheusExporter:
             self._count_anomalies(verdicts)
         for incident in incidents:
             self._count_incident(incident)
+        if incidents:
+            self._count_subjects()
         if verdicts.models and verdicts.models != self._models:
             self._models = dict(verdicts.models)
             models = self._models.items()
@@ -122,26 +125,37 @@ class PrometheusExporter:
         self._telemetry.count_rows("anomalies_total", rows, seen, verdicts.score[unusual])
 
     def _count_incident(self, incident: Incident) -> None:
-        """Keeps `incidents_open` in step; an incident given again, or resolved without being known, changes nothing."""
+        """Keeps `incidents_open` in step; an incident given again, or resolved without being known, changes nothing.
+
+        Its labels but the severity stay what they were when it opened, for each other one would be another page.
+        """
         before = self._open.pop(incident.incident_id, None)
         if before is not None:
             self._add_open(before, -1)
+        now = before or {
+            "tenant": incident.tenant,
+            "kind": incident.kind,
+            "category": incident.category,
+            "service": incident.subject["service"] or "",
+            "operation": incident.subject["operation"] or "",
+        }
+        now = now | {"severity": incident.severity}
         if incident.state == "opened" and before is None:
-            self._telemetry.count(
-                "incidents_total",
-                tenant=incident.tenant,
-                kind=incident.kind,
-                severity=incident.severity,
-                category=incident.category,
-            )
+            self._telemetry.count("incidents_total", **_only(now, "tenant", "kind", "severity", "category"))
         if incident.state != "resolved" and len(self._open) < OPEN_MAX:
-            labels = (incident.tenant, incident.kind, incident.severity)
-            self._open[incident.incident_id] = labels
-            self._add_open(labels, 1)
+            self._open[incident.incident_id] = now
+            self._add_open(now, 1)
 
-    def _add_open(self, labels: tuple[str, str, str], amount: int) -> None:
-        tenant, kind, severity = labels
-        self._telemetry.add("incidents_open", amount, tenant=tenant, kind=kind, severity=severity)
+    def _add_open(self, labels: Mapping[str, str], amount: int) -> None:
+        self._telemetry.add("incidents_open", amount, **_only(labels, "tenant", "kind", "severity"))
+
+    def _count_subjects(self) -> None:
+        subjects = Counter(tuple(sorted(labels.items())) for labels in self._open.values())
+        self._telemetry.replace("subject_incidents_open", [(dict(key), number) for key, number in subjects.items()])
+
+
+def _only(labels: Mapping[str, str], *names: str) -> dict[str, str]:
+    return {name: labels[name] for name in names}
 
 
 def _labels(verdicts: VerdictBatch, chain: int) -> tuple[str, ...]:

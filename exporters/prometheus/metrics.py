@@ -67,6 +67,13 @@ METRICS: dict[str, Metric] = {
         ),
         Metric("incidents_open", "gauge", "Incidents open now.", ("tenant", "kind", "severity"), ("tenant",)),
         Metric(
+            "subject_incidents_open",
+            "gauge",
+            "Incidents open now, by what they are about. Exists while there are any: pages are made of it.",
+            ("tenant", "kind", "severity", "category", "service", "operation"),
+            ("tenant", "service", "operation"),
+        ),
+        Metric(
             "incidents_total",
             "counter",
             "Incidents opened, by the severity they opened with.",

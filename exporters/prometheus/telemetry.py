@@ -161,8 +161,7 @@ class Telemetry(Collector):
         with self._lock:
             self._series[name].clear()
             for labels, value in values:
-                row = self._row(name, labels, 1)
-                self._series[name].values[row, 0] = value
+                self._add(name, labels, value)  # several may share a row
 
     def observe(self, name: str, values: npt.ArrayLike, /, **labels: str) -> None:
         """Adds one or many observations to the histogram `name`."""

@@ -57,8 +57,10 @@ def test_an_alert_fires_and_ends(make: Make, sink: HttpSink) -> None:
     exporter.export(NOTHING, [incident(1)])
     assert eventually(lambda: seen(sink) == [(one, "critical", True)])
     exporter.export(NOTHING, [incident(1, "updated", chains_seen=50)])
+    assert eventually(lambda: len(alerts(sink)) == 2)
+    assert "(50 transactions)" in alerts(sink)[1]["annotations"]["summary"]
     exporter.export(NOTHING, [incident(1, "resolved")])
-    assert eventually(lambda: seen(sink) == [(one, "critical", True), (one, "critical", False)])
+    assert eventually(lambda: seen(sink) == [(one, "critical", True)] * 2 + [(one, "critical", False)])
     assert {path for path, _ in sink.taken} == {"/api/v2/alerts"}
 
 
@@ -85,6 +87,17 @@ def test_a_new_severity_ends_the_old_alert(make: Make, sink: HttpSink) -> None:
         "warning": False,
         "critical": True,
     }
+
+
+def test_what_it_is_about_may_change_without_another_page(make: Make, sink: HttpSink) -> None:
+    exporter = make(sink.address)
+    exporter.export(NOTHING, [incident(1)])
+    later = incident(1, "updated", chains_seen=9)
+    later.kind, later.subject = "error", {"service": "ledger", "operation": None, "instance": None}
+    exporter.export(NOTHING, [later])
+    exporter.shutdown(5)
+    assert len({tuple(alert["labels"].items()) for alert in alerts(sink)}) == 1
+    assert alerts(sink)[-1]["annotations"]["summary"].startswith("Error: ledger")
 
 
 def test_what_happened_while_it_was_down_is_told_once_it_is_back(make: Make, sink: HttpSink) -> None:

@@ -132,7 +132,7 @@ def test_an_incident_is_an_event_that_points_at_its_example(state: str) -> None:
     [of_service] = ExportLogsServiceRequest.FromString(request).resource_logs
     record = of_service.scope_logs[0].log_records[0]
     assert resource(of_service)["service.name"] == "risk"
-    assert record.event_name == "spanchain.anomaly"
+    assert record.event_name == "spanchain.incident"
     assert record.trace_id.hex() == f"{7:032x}"
     assert attribute(record, "spanchain.incident.id") == of.incident_id
     assert attribute(record, "spanchain.incident.state") == state

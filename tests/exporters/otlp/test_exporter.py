@@ -88,24 +88,34 @@ def test_a_chain_without_a_trace_id_is_a_log_only(make: Make, sink: GrpcSink) ->
     assert taken(sink, "spans") == []
 
 
-def test_of_an_incident_opening_change_of_severity_and_end_are_told(make: Make, sink: GrpcSink) -> None:
+def test_each_change_of_an_incident_is_told_once(make: Make, sink: GrpcSink) -> None:
     exporter = make()
-    nothing = verdicts(0, 0)
-    for state, severity, chains in [
-        ("opened", "warning", 3),
-        ("updated", "warning", 5),
-        ("updated", "critical", 9),
-        ("updated", "critical", 12),
-        ("resolved", "critical", 12),
-    ]:
-        exporter.export(nothing, [incident(1, state, severity, chains)])
-    exporter.export(nothing, [incident(2, "updated")])  # open before a restart
+    changes = [("opened", "warning", 3), ("updated", "critical", 9), ("resolved", "critical", 12)]
+    for state, severity, chains in changes:
+        for _ in range(2):
+            exporter.export(verdicts(0, 0), [incident(1, state, severity, chains)])
     exporter.shutdown(5)
-    told = [
-        (attribute(record, "spanchain.incident.state"), attribute(record, "spanchain.anomaly.severity"))
+    names = ("spanchain.incident.state", "spanchain.anomaly.severity", "spanchain.incident.chains")
+    assert [tuple(attribute(record, name) for name in names) for record in records(sink)] == changes
+    assert {record.event_name for record in records(sink)} == {"spanchain.incident"}
+
+
+def test_a_chain_about_the_service_of_an_open_incident_carries_its_id(make: Make, sink: GrpcSink) -> None:
+    exporter = make()
+    elsewhere = incident(2)
+    elsewhere.subject = elsewhere.subject | {"service": "ledger"}
+    exporter.export(verdicts(1, 1, first_trace=10), [elsewhere, incident(3, tenant="other")])
+    exporter.export(verdicts(1, 1, first_trace=20), [incident(1)])
+    exporter.export(verdicts(1, 1, first_trace=30), [incident(1, "resolved")])
+    exporter.export(verdicts(1, 1, first_trace=40), [])
+    exporter.shutdown(5)
+    found = {
+        (type(record).__name__, int(record.trace_id.hex(), 16)): attribute(record, "spanchain.incident.id")
         for record in records(sink)
-    ]
-    assert told == [("opened", "warning"), ("updated", "critical"), ("resolved", "critical")]
+        if attribute(record, "spanchain.anomaly.verdict_id")
+    }
+    expected = {10: None, 20: None, 30: incident(1).incident_id, 40: None}
+    assert found == {(kind, trace): wanted for kind in ("Span", "LogRecord") for trace, wanted in expected.items()}
 
 
 def test_requests_stay_below_the_limit_of_receivers(make: Make, sink: GrpcSink) -> None:

@@ -126,6 +126,7 @@ def test_a_receiver_that_hangs_or_is_gone_is_tried_again(sink: Sink, transport: 
         (format_datetime(datetime.now(UTC) + timedelta(seconds=500)), 300, 500),
         ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0),
     ],
+    ids=["absent", "seconds", "words", "negative", "date to come", "date gone by"],
 )
 def test_retry_after_is_seconds_or_a_date(header: str | None, least: float, most: float) -> None:
     assert least <= retry_after_s(header) <= most

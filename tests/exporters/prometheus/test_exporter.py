@@ -134,6 +134,23 @@ def test_incidents_open_and_close(exporter: PrometheusExporter) -> None:
     }
 
 
+def test_subjects_exist_while_their_incidents_are_open_and_keep_their_labels(exporter: PrometheusExporter) -> None:
+    nothing = verdicts(0, 0)
+    exporter.export(nothing, [incident(1), incident(2)])
+    later = incident(1, "updated", severity="warning")
+    later.kind, later.subject = "error", {"service": "ledger", "operation": None, "instance": None}
+    exporter.export(nothing, [later])
+    labels = ("system", "slow_operation", "check", "risk")  # category, kind, operation, service
+    assert values(exporter, "spanchain_subject_incidents_open") == {
+        (*labels[:3], "risk", "critical", "default"): 1,
+        (*labels[:3], "risk", "warning", "default"): 1,
+    }
+    exporter.export(nothing, [incident(1, "resolved", severity="warning")])
+    assert values(exporter, "spanchain_subject_incidents_open") == {(*labels, "critical", "default"): 1}
+    exporter.export(nothing, [incident(2, "resolved")])
+    assert values(exporter, "spanchain_subject_incidents_open") == {}
+
+
 def test_an_incident_that_was_open_before_a_restart_is_open_but_not_new(exporter: PrometheusExporter) -> None:
     exporter.export(verdicts(0, 0), [incident(1, "updated")])
     assert values(exporter, "spanchain_incidents_open") == {("slow_operation", "critical", "default"): 1}
