@@ -23,6 +23,7 @@ from collector_processor.config import QueueConfig
 from exporters.backlog import Backlog, DiskBacklog, Item, MemoryBacklog
 from exporters.protocol import Meter
 
+DROP_REASONS = ("queue_full", "refused", "rejected", "too_large", "shutdown", "error")
 RETRY_AFTER_MAX_S = 300.0  # longest wait that a sink may ask for
 
 log = structlog.get_logger(__name__)
@@ -93,7 +94,11 @@ class WorkerQueue:
             return
         if self._path is not None:
             self._disk = DiskBacklog(self._path)
-            self._count(len(self._disk))
+        self._count(0 if self._disk is None else len(self._disk))
+        # There from the start, at 0, so that the first increase is seen as one.
+        self._meter.count("exporter_sent_total", 0, exporter=self.name)
+        for reason in DROP_REASONS:
+            self._meter.count("exporter_dropped_total", 0, exporter=self.name, reason=reason)
         self._thread = threading.Thread(target=self._run, name=f"exporter-{self.name}", daemon=True)
         self._thread.start()
 
