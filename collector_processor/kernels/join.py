@@ -84,7 +84,7 @@ CELLS_DROPPED = 17
 STATE = 18
 
 
-@njit(forceinline=True)
+@njit(inline="always")
 def find_slot(slots, chains, hi, lo):
     """Index in `slots` at which the key stands, or at which it would be entered (slots hold row + 1, 0 empty)."""
     mask = uint64(slots.size - 1)
@@ -156,7 +156,7 @@ def free_chain(slots, chains, deadlines, state, s):
     deadlines[s] = FREE
 
 
-@njit(forceinline=True)
+@njit(inline="always")
 def closed_before(closed, hi, lo):
     """Whether the key was closed lately. closed uint64[buckets, 4]: the last four keys of each bucket."""
     h = finish(mix(hi, lo)) | uint64(1)
@@ -175,7 +175,7 @@ def remember_closed(closed, hi, lo):
     closed[b, 0] = h
 
 
-@njit(forceinline=True)
+@njit(inline="always")
 def store(pool, state, chains, s, rows, r):
     """Copies row r to the pool and links it to chain s; the caller has made sure that a record is free."""
     k = state[POOL_FREE]
@@ -387,46 +387,49 @@ def less(pool, hashes, a, b):
     return pool[a].duration < pool[b].duration
 
 
-@njit(forceinline=True)
-def before(pool, hashes, times, order, i, j):
-    """Whether entry i of (times, order) stands before entry j."""
-    if times[i] != times[j]:
-        return times[i] < times[j]
-    return less(pool, hashes, order[i], order[j])
-
-
 @njit(nogil=True, cache=True)
 def sort_records(pool, hashes, order, times, scratch, scratch_times, n):
     """Sorts order[:n] (rows of the pool) and times[:n] in place: insertion sort while short, else merges of sorted runs.
 
-    Times stand beside the rows, so that records are looked at only where two have the same time."""
+    Times stand beside the rows and are compared here; a call per comparison would cost more than the comparison."""
     run = 16
     for lo in range(0, n, run):
         for i in range(lo + 1, min(lo + run, n)):
+            time = times[i]
+            row = order[i]
             j = i
-            while j > lo and before(pool, hashes, times, order, j, j - 1):
-                order[j], order[j - 1] = order[j - 1], order[j]
-                times[j], times[j - 1] = times[j - 1], times[j]
+            while j > lo and times[j - 1] >= time:
+                if times[j - 1] == time and not less(pool, hashes, row, order[j - 1]):
+                    break
+                times[j] = times[j - 1]
+                order[j] = order[j - 1]
                 j -= 1
+            times[j] = time
+            order[j] = row
     while run < n:
-        for lo in range(0, n, 2 * run):
-            mid = min(lo + run, n)
+        for lo in range(0, n - run, 2 * run):
+            mid = lo + run
             hi = min(lo + 2 * run, n)
-            if mid >= hi or not before(pool, hashes, times, order, mid, mid - 1):
+            if times[mid - 1] < times[mid]:
                 continue  # the two runs already stand in order
             for k in range(lo, hi):
                 scratch[k] = order[k]
                 scratch_times[k] = times[k]
             i, j, k = lo, mid, lo
             while k < hi:
-                if j >= hi or (i < mid and not before(pool, hashes, scratch_times, scratch, j, i)):
-                    order[k] = scratch[i]
-                    times[k] = scratch_times[i]
-                    i += 1
-                else:
+                right = i >= mid
+                if i < mid and j < hi:
+                    right = scratch_times[j] < scratch_times[i]
+                    if scratch_times[j] == scratch_times[i]:
+                        right = less(pool, hashes, scratch[j], scratch[i])
+                if right:
                     order[k] = scratch[j]
                     times[k] = scratch_times[j]
                     j += 1
+                else:
+                    order[k] = scratch[i]
+                    times[k] = scratch_times[i]
+                    i += 1
                 k += 1
         run *= 2
 
