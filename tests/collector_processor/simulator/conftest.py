@@ -114,7 +114,7 @@ def read(payloads: Iterable[tuple[Signal, bytes, int]]) -> tuple[dict[bytes, Cha
 
 
 def run(
-    faults: Iterable[Fault] = (), seed: int = 1, seconds: float = 30.0, rate: float = 15.0, start_ns: int = START_NS
+    faults: Iterable[Fault] = (), seed: int = 1, seconds: float = 20.0, rate: float = 20.0, start_ns: int = START_NS
 ) -> Run:
     """Run the platform; chains of the last ten seconds are left out."""
     truth: dict[bytes, bool | None] = {}
@@ -143,7 +143,7 @@ def run_platform() -> Callable[..., Run]:
 
 @pytest.fixture(scope="session")
 def healthy() -> Run:
-    """Half a minute without faults."""
+    """Twenty seconds without faults."""
     return run()
 
 

@@ -23,7 +23,7 @@ from collector_processor.simulator.platform import ENDPOINTS, ENTRIES
 from collector_processor.simulator.traffic import SECOND_NS
 
 SERVER, CLIENT, PRODUCER, CONSUMER = 2, 3, 4, 5
-FROM_S, TO_S = 8, 20
+FROM_S, TO_S = 1, 10
 
 
 def own_ms(chain, row) -> float:

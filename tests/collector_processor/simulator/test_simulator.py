@@ -22,10 +22,10 @@ def test_same_seed_same_bytes(start_ns, healthy, run_platform):
 
 
 def test_how_time_is_cut_into_calls_changes_nothing(start_ns, healthy):
-    simulator = Simulator(1, start_ns, rate=15.0)
+    simulator = Simulator(1, start_ns, rate=20.0)
     pieces = [
         payload
-        for step in (0, 1, 1_500_000_000, 11 * SECOND_NS + 3, 30 * SECOND_NS)
+        for step in (0, 1, 1_500_000_000, 11 * SECOND_NS + 3, 20 * SECOND_NS)
         for payload in simulator.payloads(start_ns + step)
     ]
     assert pieces == healthy.payloads
@@ -41,7 +41,10 @@ def test_starting_between_ticks_gives_no_event_before_the_start(start_ns, run_pl
 
 def test_every_service_has_its_instances(healthy):
     seen = {(row.service, row.instance) for chain in healthy.chains.values() for row in chain.spans}
-    assert seen == {(service, f"{service}-{copy}") for service, copies in COPIES.items() for copy in range(copies)}
+    known = {(service, f"{service}-{copy}") for service, copies in COPIES.items() for copy in range(copies)}
+    assert seen <= known
+    assert {service for service, _ in seen} == set(COPIES)
+    assert all((service, f"{service}-{copy}") in seen for service in ("gateway", "account") for copy in range(3))
 
 
 def test_all_flows_run(healthy):
@@ -114,18 +117,18 @@ def test_logs_lie_in_their_spans(healthy):
             assert emitter.span.start_time_unix_nano <= line.log.time_unix_nano <= emitter.span.end_time_unix_nano
 
 
-def test_logs_without_a_trace_id_name_a_payment(healthy):
+def test_logs_without_a_trace_id_name_a_payment(healthy, start_ns):
     known = {row.values.get("payment.id") for chain in healthy.chains.values() for row in chain.spans}
-    in_body = in_attribute = resolved = 0
+    in_body = in_attribute = 0
     for line in healthy.loose:
         keys = {pair.key: pair.value.string_value for pair in line.log.attributes}
         in_attribute += "payment.id" in keys
         in_body += "payment.id=" in line.body
-        resolved += keys.get("payment.id", line.body.partition("payment.id=")[2]) in known
+        if line.log.time_unix_nano < start_ns + 9 * SECOND_NS:
+            assert keys.get("payment.id", line.body.partition("payment.id=")[2]) in known
     assert in_body > 20
     assert in_attribute > 20
     assert in_body + in_attribute == len(healthy.loose)
-    assert resolved > 0.6 * len(healthy.loose)  # the others belong to chains cut off by the end of the run
 
 
 def test_telemetry_leaves_after_it_happened_and_within_an_interval(healthy):
@@ -151,13 +154,14 @@ def test_nothing_is_anomalous_and_few_fail_by_themselves(healthy):
     assert 0 <= outcomes[None] < 0.02 * outcomes[False]
 
 
-def test_natural_trouble_exists(run_platform):
-    run = run_platform(seed=4, seconds=40.0, rate=120.0)
-    bodies = Counter(line.body.partition(" ")[0] for chain in run.chains.values() for line in chain.logs)
-    assert bodies["insufficient"] > 0
-    assert bodies["issuer"] > 0
-    assert bodies["attempt"] > 0  # a partner that did not answer, asked again
-    assert sum(row.span.status.code == 2 for chain in run.chains.values() for row in chain.spans) > 0
+def test_natural_trouble_exists(start_ns):
+    simulator = Simulator(4, start_ns, rate=120.0)
+    said = b"".join(data for _, data, _ in simulator.payloads(start_ns + 40 * SECOND_NS))
+    assert said.count(b"insufficient funds") > 5
+    assert said.count(b"issuer declined") > 5
+    assert b"attempt 1 of clearing" in said  # a partner that did not answer, asked again
+    assert b"deadlock detected" in said
+    assert b"connection reset by peer" in said
 
 
 @pytest.mark.parametrize("hour", [3, 9, 12])
