@@ -15,10 +15,8 @@ from enum import Enum
 from pathlib import PurePath
 from typing import Any, Literal, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import BaseModel, IPvAnyNetwork, SecretStr
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from collector_processor.config import Config
 from collector_processor.config_file import models_in
@@ -43,6 +41,8 @@ PLAIN_NAMES: dict[Any, str] = {
     SecretStr: "text (secret)",
     IPvAnyNetwork: "network address",
 }
+LIMITS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "min_length": "at least", "max_length": "at most"}
+"""How pydantic's constraints are called, and how they read."""
 
 
 def reference() -> str:
@@ -108,28 +108,17 @@ def _limits(metadata: list[Any] | tuple[Any, ...]) -> str:
     limits: list[str] = []
     for item in metadata:
         for constraint in getattr(item, "metadata", [item]):  # pydantic's Field() holds several
-            match constraint:
-                case Gt():
-                    limits.append(f"> {constraint.gt}")
-                case Ge():
-                    limits.append(f">= {constraint.ge}")
-                case Lt():
-                    limits.append(f"< {constraint.lt}")
-                case Le():
-                    limits.append(f"<= {constraint.le}")
-                case MinLen():
-                    limits.append(f"at least {constraint.min_length}")
-                case MaxLen():
-                    limits.append(f"at most {constraint.max_length}")
-                case _:
-                    pass
+            for name, words in LIMITS.items():
+                bound = getattr(constraint, name, None)
+                if bound is not None:
+                    limits.append(f"{words} {bound}")
     return f" {', '.join(limits)}" if limits else ""
 
 
 def _default(field: FieldInfo) -> str:
-    value = field.get_default(call_default_factory=True)
-    if value is PydanticUndefined:
+    if field.is_required():
         return "required"
+    value = field.get_default(call_default_factory=True)
     return f"`{_cell(json.dumps(value, default=_plain, ensure_ascii=False))}`"
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,33 @@ def test_every_dependency_is_accounted_for() -> None:
     asked = [*project()["project"]["dependencies"], *extras, *project()["dependency-groups"]["dev"]]
     silent = [name for name in map(canonical, asked) if not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", page)]
     assert silent == []
+
+
+def imported(folder: Path) -> set[str]:
+    """The distributions that the sources under `folder` import, standard library and our own left out."""
+    ours = {*PACKAGES, "tests", *sys.stdlib_module_names}
+    owners = packages_distributions()
+    found = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            for name in names:
+                parts = name.split(".")
+                if parts[0] in ours or (folder / f"{parts[0]}.py").exists() or len(owners.get(parts[0], [])) > 3:
+                    continue  # a namespace that many share (opentelemetry, google): their parts import each other
+                found |= {canonical(owner) for owner in owners.get(parts[0], [f"{parts[0]} (not installed)"])}
+    return found
+
+
+def test_what_is_imported_is_declared() -> None:
+    run = {canonical(each) for each in project()["project"]["dependencies"]}
+    extras = {canonical(each) for extra in project()["project"]["optional-dependencies"].values() for each in extra}
+    dev = {canonical(each) for each in project()["dependency-groups"]["dev"]}
+    for package in PACKAGES:
+        assert imported(ROOT / package) - run - extras == set()
+    assert imported(ROOT / "tests") - run - extras - dev == set()
 
 
 def test_lower_bounds_only() -> None:
