@@ -430,6 +430,13 @@ class LimitsConfig(Section):
     """A record with invalid UTF-8 or too deep values is rejected by itself, and the sender told so; or repaired: with
     replacement characters, the deep values cut off."""
 
+    @model_validator(mode="after")
+    def _the_largest_request_fits(self) -> LimitsConfig:
+        if self.inflight_bytes_max < self.request_bytes_max:
+            message = "limits.inflight_bytes_max must be at least limits.request_bytes_max"
+            raise ValueError(message)
+        return self
+
 
 class GrpcReceiverConfig(Section):
     """OTLP over gRPC. Clients must compress with gzip or not at all: gRPC for Python refuses zstd and snappy."""

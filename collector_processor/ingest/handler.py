@@ -106,7 +106,7 @@ class Handler:
     def holding(self, size: int) -> Iterator[None]:
         """Accounts for `size` bytes in memory. Errors: RetryLaterError when all requests together hold too many."""
         with self._lock:
-            if self._inflight and self._inflight + size > self.limits.inflight_bytes_max:
+            if self._inflight + size > self.limits.inflight_bytes_max:
                 raise RetryLaterError("inflight", "too many requests at once")
             self._inflight += size
         try:
@@ -119,7 +119,7 @@ class Handler:
         if signal == Signal.METRICS:  # a Collector may send all signals to one exporter: no reason to refuse
             return Answer(Code.OK)
         data = inflate(body, encoding, self.limits.request_bytes_max)
-        with self.holding(len(data) - len(body) if len(data) > len(body) else 0):
+        with self.holding(max(0, len(data) - len(body))):
             if is_json:
                 try:
                     data = self._from_json(data, signal)

@@ -23,44 +23,49 @@ class Certificate:
     def __init__(self, config: TlsConfig) -> None:
         self.config = config
         self.failures = 0
+        self.version = 0
         self._lock = threading.Lock()
         self._seen = self._signature()
         self.context = self._load()
 
-    def renewed(self) -> bool:
-        """Whether the files have changed since the last call and now hold a good certificate."""
+    def refresh(self) -> None:
+        """Loads the files when they have changed and hold a good certificate; `version` counts up then."""
         with self._lock:
             try:
                 signature = self._signature()
                 if signature == self._seen:
-                    return False
+                    return
                 self._seen = signature
                 self.context = self._load()
+                self.version += 1
             except (OSError, ValueError):  # ssl.SSLError is an OSError
                 self.failures += 1
-                return False
-            return True
-
-    def grpc_configuration(self) -> Any:
-        """The certificate as grpc.ServerCertificateConfiguration."""
-        files = self.config
-        authority = Path(files.client_ca_file).read_bytes() if files.client_ca_file else None
-        pair = (Path(files.key_file).read_bytes(), Path(files.cert_file).read_bytes())
-        return grpc.ssl_server_certificate_configuration([pair], root_certificates=authority)
 
     def grpc_credentials(self) -> Any:
         """Server credentials that follow the files."""
+        served = self.version
 
         def fetch() -> Any:
-            return self.grpc_configuration() if self.renewed() else None
+            nonlocal served
+            self.refresh()
+            if served == self.version:
+                return None
+            served = self.version
+            return self._grpc_configuration()
 
         return grpc.dynamic_ssl_server_credentials(
-            self.grpc_configuration(), fetch, require_client_authentication=self.config.client_ca_file is not None
+            self._grpc_configuration(), fetch, require_client_authentication=self.config.client_ca_file is not None
         )
 
     def http_context(self) -> ssl.SSLContext:
         """A context that follows the files, one connection after the other."""
         return _FollowingContext(self)
+
+    def _grpc_configuration(self) -> Any:
+        files = self.config
+        authority = Path(files.client_ca_file).read_bytes() if files.client_ca_file else None
+        pair = (Path(files.key_file).read_bytes(), Path(files.cert_file).read_bytes())
+        return grpc.ssl_server_certificate_configuration([pair], root_certificates=authority)
 
     def _load(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -88,7 +93,7 @@ class _FollowingContext(ssl.SSLContext):
         return self
 
     def wrap_bio(self, *args: Any, **kwargs: Any) -> ssl.SSLObject:
-        self.certificate.renewed()
+        self.certificate.refresh()
         return self.certificate.context.wrap_bio(*args, **kwargs)
 
 

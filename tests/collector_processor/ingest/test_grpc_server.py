@@ -157,7 +157,7 @@ def test_a_failure_of_our_own_is_retryable(served: Served) -> None:
 
 def test_too_many_bytes_in_flight_are_refused_as_retryable() -> None:
     data = logs(log("x" * 60_000))
-    with serving(limits={"inflight_bytes_max": 100_000}) as served:
+    with serving(limits={"request_bytes_max": 90_000, "inflight_bytes_max": 100_000}) as served:
         served.gate.clear()
         first = threading.Thread(target=served.export, args=(Signal.LOGS, data))
         first.start()
