@@ -163,20 +163,47 @@ def residual(actual, expected, dispersion):
     return root if y > mean else -root
 
 
-@njit(cache=True, nogil=True)
-def share_residuals(counts, flow_counts, share, dispersion, flow, out):
-    """`residual` of each row's count in a window, given how many chains its flow had there."""
-    for row in range(counts.size):
-        n = flow_counts[flow[row]]
-        expected = n * share[row]
-        if n == 0.0 or expected == 0.0:
-            out[row] = 0.0
-        else:
-            out[row] = residual(counts[row], expected, dispersion[row])
+@njit(inline="always")
+def nats_of(root):
+    """-ln of the two-sided tail of a standard normal beyond `root`."""
+    size = abs(root)
+    if size < 25.0:
+        return -math.log(max(math.erfc(size / math.sqrt(2.0)), 1e-300))
+    return 0.5 * size * size + math.log(size * math.sqrt(math.pi / 2.0))
 
 
 @njit(cache=True, nogil=True)
-def residuals(counts, expected, dispersion, out):
-    """`residual`, element by element."""
-    for i in range(counts.size):
-        out[i] = residual(counts[i], expected[i], dispersion[i])
+def share_excess(counts, flow_counts, share, dispersion, flow, ready, difference_min, greatest, nats):
+    """Nats of each row's count given its flow's (negative for too few), 0 where nothing can be said.
+
+    `ready`: per flow. Keeps the greatest per flow in `greatest`. Returns the greatest of all.
+    """
+    most = 0.0
+    for row in range(flow.size):
+        f = flow[row]
+        expected = flow_counts[f] * share[row]
+        nats[row] = 0.0
+        if expected <= 0.0 or not ready[f] or abs(counts[row] - expected) < difference_min:
+            continue
+        root = residual(float(counts[row]), expected, dispersion[row])
+        size = nats_of(root)
+        nats[row] = size if root > 0.0 else -size
+        greatest[f] = max(greatest[f], size)
+        most = max(most, size)
+    return most
+
+
+@njit(cache=True, nogil=True)
+def rate_excess(counts, expected, dispersion, ready, difference_min, greatest, nats):
+    """The same for the counts of flows against what is expected of them."""
+    most = 0.0
+    for f in range(counts.size):
+        nats[f] = 0.0
+        if not ready[f] or abs(counts[f] - expected[f]) < difference_min:
+            continue
+        root = residual(float(counts[f]), expected[f], dispersion[f])
+        size = nats_of(root)
+        nats[f] = size if root > 0.0 else -size
+        greatest[f] = max(greatest[f], size)
+        most = max(most, size)
+    return most

@@ -33,7 +33,8 @@ from collector_processor.model import (
     Symbols,
     no_findings,
 )
-from detectors.chain_sequence.distribution import RATE_SLICES_MIN, SLICES_MIN, Distribution
+from detectors.chain_sequence.distribution import SLICES_MIN, Distribution
+from detectors.chain_sequence.extremes import Extremes
 from detectors.chain_sequence.paths import START, PathTable
 from detectors.familiarity import Familiarity, describe_young
 from detectors.protocol import Scores
@@ -41,7 +42,7 @@ from detectors.protocol import Scores
 P_MIN = 1e-15
 GAP = math.log(0.01)  # what each further gap costs a known path as the explanation of a broken-off one
 FINDING_P = 0.05  # a chain is a finding up to this
-WINDOW_P = 1e-4  # a window is a finding below this
+WINDOW_P = 1e-2  # a window is a finding below this
 RECURRED_MAX = 5  # chains of one new path that teach how often new paths come again
 CAME_MAX = 200.0  # chains on new paths over which that is averaged
 FORGET_SLICES = 2016.0  # slices (a week at the default) over which path counts fade
@@ -60,7 +61,7 @@ class Judgement:
     step: int = NONE  # event that was expected and did not come, or that came and was not expected
     after: int = NONE  # event before it
     subject: int = NONE  # event to look at first
-    caller: int = NONE  # service that called the subject, when it is the callee that kept silent
+    caller: int = NONE  # service that called the subject, when the call is to be looked at
 
 
 class ChainSequence:
@@ -76,6 +77,7 @@ class ChainSequence:
         self.distribution = Distribution(config.slice_s, epoch_s)
         self.tenant_chains = np.zeros(1024)
         self.tenant_rootless = np.zeros(1024)
+        self.repeats = Extremes(1.0, 1.5)
         self.share = np.zeros(0)
         self.slice_index = NONE  # of the last `advance`
         self.recurred, self.came = (
@@ -120,7 +122,8 @@ class ChainSequence:
     def _fill(self, finding: Findings, row: int, judgement: Judgement) -> None:
         """Writes kind, subject and p of `judgement` into one finding."""
         finding["kind"] = max(judgement.kind, 0)
-        finding["level"] = Level.OPERATION if judgement.subject != NONE else Level.FLOW
+        level = Level.EDGE if judgement.caller != NONE else Level.OPERATION
+        finding["level"] = level if judgement.subject != NONE else Level.FLOW
         finding["flow"] = self.known.row["flow"][row]
         finding["event"] = judgement.subject
         finding["service"] = self._service(judgement.subject)
@@ -142,6 +145,8 @@ class ChainSequence:
 
     def _judge_new(self, row: int, late: bool) -> Judgement:
         flow = int(self.known.row["flow"][row])
+        if not self.paths.column["novel"][row] and self.known.row["bad"][row] == 0:
+            return Judgement(NONE, 1.0)  # from when its flow was young: normal, and waiting to be learned
         surprise, at = self.paths.surprise(row)
         p = self.known.new_rate(flow) * self.known.odder_share(flow, surprise)
         if late:
@@ -198,13 +203,26 @@ class ChainSequence:
             if best is None or rank > best:
                 best, choice = rank, (other, at, step, after, share)
         other, at, step, after, share = choice
+        subject, caller = self._suspect(row, other, at, late)
+        return Judgement(Kind.INTERRUPTED_SEQUENCE, p, other, share, step, after, subject, caller)
+
+    def _suspect(self, row: int, other: int, at: int, late: bool) -> tuple[int, int]:
+        """(event to look at first, calling service or NONE) when the step `at` of the path `other` did not come.
+
+        A call that was made and not answered, or whose caller is missing too: the callee. A caller that went on without
+        the step: the caller. One that stopped: whom it had called last, for that is where it went wrong or threw.
+        """
+        known, seen = self.paths.operations(other), self.paths.operations(row)
         caller, client = self.paths.caller_of(other, at)
         asked = client != NONE and client in self.paths.unanswered.get(row, ())
-        silent = caller == NONE or late or asked or not bool((self.paths.operations(row) == caller).any())
-        return Judgement(
-            Kind.INTERRUPTED_SEQUENCE, p, other=other, share=share, step=step, after=after,
-            subject=step if silent else caller, caller=self._service(caller) if silent else NONE,
-        )  # fmt: skip
+        if caller == NONE or late or asked or not bool((seen == caller).any()):
+            return int(known[at]), self._service(caller)
+        siblings = [k for k in range(known.size) if self.paths.caller_of(other, k)[0] == caller]
+        if np.isin(known[[k for k in siblings if k > at]], seen[at:]).any():
+            return caller, NONE
+        home = self._service(caller)
+        called = [int(known[k]) for k in siblings if k < at and self._service(int(known[k])) != home]
+        return (called[-1], home) if called else (caller, NONE)
 
     def _judge_late(self, row: int, cold: bool) -> Judgement:
         """A chain closed without its root, on a path that is usual, or in a flow too young to say.
@@ -231,7 +249,8 @@ class ChainSequence:
 
     def advance(self, now_ns: int) -> Findings:
         size, distribution = self.paths.size, self.distribution
-        distribution.reserve(size, max(1, len(self.symbols.flows)))
+        distribution.reserve(size, max(1, self.known.flow["total"].size))
+        self.repeats.reserve(self.known.flow["total"].size)
         flow = self.known.view("flow")
         self._refresh_shares()
         boundary = distribution.missed_boundary(now_ns)
@@ -241,11 +260,11 @@ class ChainSequence:
         seen = self.known.view("seen")
         ended = distribution.push(now_ns, seen, flow)
         seen[:] = 0
-        findings = [self._repeated(), *self._shares_out_of_range(), *self._rates_out_of_range(now_ns)]
+        findings = np.concatenate([self._repeated(), self._out_of_range(now_ns)])
         if ended:
             self._end_slice(now_ns)
         self._enter_slice(now_ns)
-        return np.concatenate(findings) if any(f.size for f in findings) else no_findings()
+        return findings
 
     def _refresh_shares(self) -> None:
         """The share of each row expected now."""
@@ -257,6 +276,7 @@ class ChainSequence:
     def _end_slice(self, now_ns: int) -> None:
         """Learns from the slice that ended at `now_ns`."""
         self.distribution.end_slice(now_ns, self.share, self.known.view("flow"))
+        self.repeats.end_slice(self.known.flow["total"] >= self.config.learn_chains_min)
         came = self.paths.view("novel") & (self.known.view("first_ns") > now_ns - self.distribution.slice_ns)
         counts = np.minimum(self.distribution.rows.sum_long[: came.size][came], RECURRED_MAX)
         self.recurred += float(np.maximum(counts - 1, 0).sum())
@@ -292,7 +312,9 @@ class ChainSequence:
         counts = self.distribution.rows.sum_long[: self.paths.size]
         flow = self.known.view("flow")
         warm = self.known.flow["total"][flow] >= self.config.learn_chains_min
-        rows = np.flatnonzero((counts > 0) & warm & ~self.known.known())
+        rows = np.flatnonzero((counts > 0) & warm & self.paths.view("novel") & ~self.known.known())
+        if rows.size == 0:
+            return no_findings()
         groups: dict[tuple[int, int, int], list[tuple[int, int, Judgement]]] = {}
         for row in rows.tolist():
             judgement = self._judgement(row, flags.NEW)
@@ -307,55 +329,32 @@ class ChainSequence:
             chains = float(self.distribution.flows.sum_long[of_flow])
             self._fill(findings[i : i + 1], row, judgement)
             again = (self.recurred / self.came) ** (count - len(found))
-            findings["p"][i] = max(P_MIN, repeat_tail(len(found), chains * judgement.p) * again)
+            nominal = max(P_MIN, repeat_tail(len(found), chains * judgement.p) * again)
+            self.repeats.current[of_flow] = max(self.repeats.current[of_flow], -math.log(nominal))
+            findings["p"][i] = max(nominal, self.repeats.p(of_flow, -math.log(nominal)))
             findings["expected"][i], findings["actual"][i] = chains * judgement.p, count
             findings["detail"][i] = row * 8 + flags.NEW
-        return findings
+        return np.asarray(findings[findings["p"] < WINDOW_P], FINDING)
 
-    def _shares_out_of_range(self) -> list[Findings]:
+    def _out_of_range(self, now_ns: int) -> Findings:
         flow = self.known.view("flow")
-        old_enough = self.distribution.slices[flow] >= SLICES_MIN
-        old_enough &= (self.known.flow["total"][flow] >= self.config.learn_chains_min) & (self.known.view("good") > 0)
-        out = []
-        for long in (False, True):
-            residual, counts, expected = self.distribution.residuals(self.share[: flow.size], flow, long)
-            rows = np.flatnonzero(old_enough & (np.abs(residual) > 3.5) & (np.abs(counts - expected) >= 3))
-            if rows.size:
-                out.append(self._range_findings(rows, residual, counts, expected, long, of_flow=False))
-        return out
-
-    def _rates_out_of_range(self, now_ns: int) -> list[Findings]:
-        slot = self.distribution.slot(max(0, now_ns - 1))
-        known = self.distribution.slices >= RATE_SLICES_MIN
-        if not known.any():
-            return []
-        out = []
-        for long in (False, True):
-            residual, counts, expected = self.distribution.rate_residuals(slot, long)
-            old_enough = self.distribution.slices[: counts.size] >= RATE_SLICES_MIN
-            flows = np.flatnonzero(old_enough & (np.abs(residual) > 3.5) & (np.abs(counts - expected) >= 5))
-            if flows.size:
-                out.append(self._range_findings(flows, residual, counts, expected, long, of_flow=True))
-        return out
-
-    def _range_findings(
-        self, index: I64, residual: Any, counts: Any, expected: Any, long: bool, *, of_flow: bool
-    ) -> Findings:
-        """Findings for the rows (or flows) `index` whose two-sided tail is below WINDOW_P."""
-        p = np.array([max(P_MIN, math.erfc(abs(float(r)) / math.sqrt(2.0))) for r in residual[index]])
-        index, p = index[p < WINDOW_P], p[p < WINDOW_P]
-        findings = no_findings(index.size)
-        findings["kind"] = np.where(residual[index] > 0, Kind.DISTRIBUTION_SURGE, Kind.DISTRIBUTION_DROP)
-        findings["level"] = Level.FLOW
-        findings["p"], findings["expected"], findings["actual"] = p, expected[index], counts[index]
-        findings["detail"] = index + (0 if long else SHORT_DETAIL) + (FLOW_DETAIL if of_flow else 0)
-        if of_flow:
-            findings["flow"] = index
-            findings["event"] = self.symbols.flows.column("event")[index]
-        else:
-            findings["flow"] = self.known.view("flow")[index]
-            findings["event"] = [self._where_it_parts(row) for row in index.tolist()]
-        findings["service"] = self.symbols.events.column("service")[np.maximum(findings["event"], 0)]
+        old_enough = self.known.flow["total"] >= self.config.learn_chains_min
+        found = self.distribution.out_of_range(now_ns, self.share, flow, old_enough)
+        found = [excess for excess in found if excess.p < WINDOW_P]
+        findings = no_findings(len(found))
+        for i, excess in enumerate(found):
+            detail = excess.index + (0 if excess.long else SHORT_DETAIL)
+            if excess.subject == "flow":
+                of_flow, event = excess.index, int(self.symbols.flows.column("event")[excess.index])
+                detail += FLOW_DETAIL
+            else:
+                of_flow, event = int(flow[excess.index]), self._where_it_parts(excess.index)
+            findings["kind"][i] = Kind.DISTRIBUTION_SURGE if excess.nats > 0 else Kind.DISTRIBUTION_DROP
+            findings["level"][i] = Level.FLOW
+            findings["flow"][i], findings["event"][i], findings["service"][i] = of_flow, event, self._service(event)
+            findings["p"][i] = max(P_MIN, excess.p)
+            findings["expected"][i], findings["actual"][i] = excess.expected, excess.actual
+            findings["detail"][i] = detail
         return findings
 
     def _where_it_parts(self, row: int) -> int:
@@ -471,6 +470,7 @@ class ChainSequence:
             "tenant_rootless": self.tenant_rootless.copy(),
             "learned_at": self.learned_at,
             "share": self.share.copy(),
+            "repeats": self.repeats.snapshot(),
             "slice_index": self.slice_index,
             "recurred": self.recurred,
             "came": self.came,
@@ -487,6 +487,7 @@ class ChainSequence:
         self.tenant_rootless = np.array(state["tenant_rootless"], np.float64)
         self.learned_at = float(state["learned_at"])
         self.share = np.array(state["share"], np.float64)
+        self.repeats.restore(state["repeats"])
         self.slice_index = int(state["slice_index"])
         self.recurred, self.came = float(state["recurred"]), float(state["came"])
         self.judged = {

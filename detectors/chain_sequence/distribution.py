@@ -10,12 +10,15 @@ that.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
 from collector_processor.kernels import sequence as kernels
-from collector_processor.model import F64, I32, I64
+from collector_processor.model import F64, I32, I64, Bool
+from detectors.chain_sequence.extremes import Extremes
 from detectors.familiarity import grown
 
 NS = 1_000_000_000
@@ -27,6 +30,27 @@ SLICES_MIN = 3  # ended slices with traffic before shares are judged
 RATE_SLICES_MIN = 12  # ended slices before a flow's rate is judged
 MEMORY_SLICES = 48.0  # slices over which rate and dispersion are averaged: four hours at the default
 SLOT_MEMORY = 0.5  # weight of the newest week or day in a slice's profile
+
+
+POOL_SLICES = 4.0  # that a flow's pooled dispersion counts for beside a row's own
+NATS_MIN = 7.0  # -ln of the nominal tail from which on a count is looked at closer
+ROW_DIFFERENCE_MIN, FLOW_DIFFERENCE_MIN = 3.0, 5.0  # chains that a count must be off by
+ROW_ARRAYS = ("dispersion", "own_dispersion", "weight")
+FLOW_ARRAYS = ("flow_dispersion", "rate", "rate_dispersion", "slices")
+PARTS = ("rows", "flows", "row_profile", "flow_profile", "share_extremes", "rate_extremes")
+
+
+@dataclass(frozen=True, slots=True)
+class Excess:
+    """A count outside its range."""
+
+    subject: Literal["row", "flow"]
+    index: int
+    long: bool  # the window: a slice, or the short one
+    p: float
+    nats: float  # negative for too few
+    actual: int
+    expected: float
 
 
 class Window:
@@ -137,11 +161,14 @@ class Distribution:
         self.epochs = epochs
         self.rows, self.flows = Window(epochs, self.short), Window(epochs, self.short)
         self.row_profile, self.flow_profile = Profile(slice_s), Profile(slice_s)
-        self.dispersion = np.ones(16)  # of a row's count given its flow's, per row
-        self.spread_weight = np.zeros(16)
+        self.dispersion = np.ones(16)  # of a row's count given its flow's: its own, pulled to its flow's
+        self.own_dispersion = np.ones(16)
+        self.weight = np.zeros(16)  # slices behind it
+        self.flow_dispersion = np.ones(16)
         self.rate = np.zeros(16)  # chains a slice, per flow
         self.rate_dispersion = np.ones(16)
         self.slices = np.zeros(16, np.int64)  # ended slices since the flow was first seen
+        self.share_extremes, self.rate_extremes = Extremes(5.0, 2.0), Extremes(4.0, 2.0)
         self.last_epoch = -1
 
     def reserve(self, rows: int, flows: int) -> None:
@@ -150,9 +177,12 @@ class Distribution:
         self.flows.reserve(flows)
         self.row_profile.reserve(rows)
         self.flow_profile.reserve(flows)
-        self.dispersion, self.spread_weight = grown(self.dispersion, rows, 1.0), grown(self.spread_weight, rows)
-        self.rate, self.slices = grown(self.rate, flows), grown(self.slices, flows)
-        self.rate_dispersion = grown(self.rate_dispersion, flows, 1.0)
+        for name in ROW_ARRAYS:
+            setattr(self, name, grown(getattr(self, name), rows, 0.0 if name == "weight" else 1.0))
+        for name in FLOW_ARRAYS:
+            setattr(self, name, grown(getattr(self, name), flows, 1.0 if name.endswith("dispersion") else 0.0))
+        self.share_extremes.reserve(self.rate.size)
+        self.rate_extremes.reserve(self.rate.size)
 
     def push(self, now_ns: int, counts: I64, flow: I32) -> bool:
         """Ends the epochs up to `now_ns`, of which the last had `counts` per row; True when a slice ended with it."""
@@ -199,45 +229,76 @@ class Distribution:
             return self.rate
         return np.concatenate([expected, self.rate[expected.size :]])[: self.rate.size]
 
-    def residuals(self, share: F64, flow: I32, long: bool) -> tuple[F64, I64, F64]:
-        """Per row: residual, count and expected count of the short or the long window, given the flow's count."""
-        rows, flows = (self.rows.sum_long, self.flows.sum_long) if long else (self.rows.sum_short, self.flows.sum_short)
-        counts = rows[: flow.size]
-        out = np.empty(flow.size)
-        totals = flows.astype(np.float64)
-        kernels.share_residuals(counts, totals, share, self.dispersion, flow, out)
-        return out, counts, totals[flow] * share
+    def out_of_range(self, now_ns: int, share: F64, flow: I32, old_enough: Bool) -> list[Excess]:
+        """What lies outside its range at the boundary `now_ns`; `old_enough` [flows] may be judged by shares."""
+        ready = old_enough & (self.slices[: old_enough.size] >= SLICES_MIN)
+        out = [excess for long in (False, True) for excess in self._shares_out_of_range(share, flow, ready, long=long)]
+        steady = self.slices >= RATE_SLICES_MIN
+        if steady.any():
+            rates = self.rates(self.slot(max(0, now_ns - 1)))
+            out += [excess for long in (False, True) for excess in self._rates_out_of_range(rates, steady, long=long)]
+        return out
 
-    def rate_residuals(self, slot: int, long: bool) -> tuple[F64, I64, F64]:
-        """Per flow: residual, count and expected count of the window."""
-        counts = self.flows.sum_long if long else self.flows.sum_short
-        expected = self.rates(slot)[: counts.size] * (1.0 if long else self.short / self.epochs)
-        out = np.empty(counts.size)
-        kernels.residuals(counts, expected, self.rate_dispersion, out)
-        return out, counts, expected
+    def _shares_out_of_range(self, share: F64, flow: I32, ready: Bool, *, long: bool) -> Iterator[Excess]:
+        rows, flows = self.counts(long)
+        nats, extremes = np.empty(flow.size), self.share_extremes
+        limits = (share, self.dispersion, flow, ready, ROW_DIFFERENCE_MIN, extremes.current, nats)
+        if kernels.share_excess(rows, flows, *limits) > NATS_MIN:
+            for row in np.flatnonzero(np.abs(nats) > NATS_MIN).tolist():
+                size, f = float(nats[row]), int(flow[row])
+                expected = float(flows[f] * share[row])
+                yield Excess("row", row, long, extremes.p(f, abs(size)), size, int(rows[row]), expected)
+
+    def _rates_out_of_range(self, rates: F64, steady: Bool, *, long: bool) -> Iterator[Excess]:
+        _, flows = self.counts(long)
+        expected = rates * (1.0 if long else self.short / self.epochs)
+        nats, extremes = np.empty(rates.size), self.rate_extremes
+        limits = (expected, self.rate_dispersion, steady, FLOW_DIFFERENCE_MIN, extremes.current, nats)
+        if kernels.rate_excess(flows[: rates.size], *limits) > NATS_MIN:
+            for f in np.flatnonzero(np.abs(nats) > NATS_MIN).tolist():
+                size = float(nats[f])
+                yield Excess("flow", f, long, extremes.p(f, abs(size)), size, int(flows[f]), float(expected[f]))
+
+    def counts(self, long: bool) -> tuple[I64, I64]:
+        """Counts per row and per flow of the slice, or of the short window."""
+        if long:
+            return self.rows.sum_long, self.flows.sum_long
+        return self.rows.sum_short, self.flows.sum_short
 
     def end_slice(self, now_ns: int, share: F64, flow: I32) -> None:
         """Learns dispersions, rates and profiles from the slice that ended; what lies beyond 3 sigma is pulled in."""
         slot = self.slot(now_ns - 1)
-        _, ended, expected = self.residuals(share, flow, long=True)
-        counts = ended.astype(np.float64)
-        dispersion, weight = self.dispersion[: flow.size], self.spread_weight[: flow.size]
+        counts, totals = self.rows.sum_long[: flow.size].astype(np.float64), self.flows.sum_long
+        expected = totals[flow] * share
         judged = expected >= 0.5
-        squared = (counts - expected) ** 2 / np.maximum(expected, 0.5)
-        squared = np.minimum(squared, SIGMA**2 * dispersion)
+        squared = np.minimum((counts - expected) ** 2, SIGMA**2 * expected * self.dispersion[: flow.size])
+        weight = self.weight[: flow.size]
         weight[judged] = np.minimum(weight[judged] + 1.0, MEMORY_SLICES)
-        dispersion += np.where(judged, (squared - dispersion) / (weight + 4.0), 0.0)
-        np.maximum(dispersion, 1.0, out=dispersion)
+        own = self.own_dispersion[: flow.size]
+        own += np.where(judged, (squared / np.maximum(expected, 0.5) - own) / np.maximum(weight, 1.0), 0.0)
+        self._pool_dispersion(flow, squared, expected)
+        pooled = self.flow_dispersion[flow]
+        self.dispersion[: flow.size] = np.maximum(1.0, (own * weight + pooled * POOL_SLICES) / (weight + POOL_SLICES))
         if self.row_profile.expected(slot) is not None:
-            counts = cleaned(counts, expected, dispersion)
+            counts = cleaned(counts, expected, self.dispersion[: flow.size])
         self.row_profile.update(slot, counts)
         self._end_slice_of_flows(slot)
 
+    def _pool_dispersion(self, flow: I32, squared: F64, expected: F64) -> None:
+        """Dispersion over all rows of each flow, for rows that know little of their own."""
+        size = self.flow_dispersion.size
+        sums, means = np.bincount(flow, squared, size), np.bincount(flow, expected, size)
+        seen = means >= 1.0
+        step = (sums[seen] / means[seen] - self.flow_dispersion[seen]) / np.minimum(
+            self.slices[seen] + 4.0, MEMORY_SLICES
+        )
+        self.flow_dispersion[seen] = np.maximum(1.0, self.flow_dispersion[seen] + step)
+
     def _end_slice_of_flows(self, slot: int) -> None:
-        counts = self.flows.sum_long.astype(np.float64)
-        size = counts.size
-        expected = self.rates(slot)[:size]
-        slices, dispersion = self.slices[:size], self.rate_dispersion[:size]
+        size = self.rate.size
+        counts = self.flows.sum_long[:size].astype(np.float64)
+        expected = self.rates(slot)
+        slices, dispersion = self.slices, self.rate_dispersion
         slices += (slices > 0) | (counts > 0)
         weight = 1.0 / np.minimum(np.maximum(slices, 1), MEMORY_SLICES)
         squared = (counts - expected) ** 2 / np.maximum(expected, 1.0)
@@ -245,27 +306,28 @@ class Distribution:
         squared = np.where(settled, np.minimum(squared, SIGMA**2 * dispersion), squared)
         dispersion += np.where(slices > 1, weight * (squared - dispersion), 0.0)
         np.maximum(dispersion, 1.0, out=dispersion)
+        self.share_extremes.end_slice((counts > 0) & (slices > SLICES_MIN))
+        self.rate_extremes.end_slice(slices > RATE_SLICES_MIN)
         counts = np.where(settled, cleaned(counts, expected, dispersion), counts)
-        self.rate[:size] += weight * (counts - self.rate[:size])
+        self.rate += weight * (counts - self.rate)
         self.flow_profile.update(slot, counts)
 
     def keep(self, kept: I64) -> None:
         """Only the rows `kept`, in that order."""
         self.rows.keep(kept)
         self.row_profile.keep(kept)
-        self.dispersion, self.spread_weight = self.dispersion[kept], self.spread_weight[kept]
+        for name in ROW_ARRAYS:
+            setattr(self, name, getattr(self, name)[kept])
 
     def snapshot(self) -> dict[str, Any]:
-        names = ("dispersion", "spread_weight", "rate", "rate_dispersion", "slices")
-        parts = {name: getattr(self, name).snapshot() for name in ("rows", "flows", "row_profile", "flow_profile")}
-        return {**parts, **{name: getattr(self, name).copy() for name in names}, "last_epoch": self.last_epoch}
+        arrays = {name: getattr(self, name).copy() for name in (*ROW_ARRAYS, *FLOW_ARRAYS)}
+        return {**{name: getattr(self, name).snapshot() for name in PARTS}, **arrays, "last_epoch": self.last_epoch}
 
     def restore(self, state: dict[str, Any]) -> None:
-        for name in ("rows", "flows", "row_profile", "flow_profile"):
+        for name in PARTS:
             getattr(self, name).restore(state[name])
-        for name in ("dispersion", "spread_weight", "rate", "rate_dispersion"):
-            setattr(self, name, np.array(state[name], np.float64))
-        self.slices = np.array(state["slices"], np.int64)
+        for name in (*ROW_ARRAYS, *FLOW_ARRAYS):
+            setattr(self, name, np.array(state[name]))
         self.last_epoch = int(state["last_epoch"])
 
 

@@ -154,6 +154,18 @@ def test_the_callee_is_looked_at_first_when_a_client_span_got_no_answer() -> Non
     assert bench.symbols.services.text[int(finding["caller"])] == "gateway"
 
 
+def test_a_caller_that_stops_points_at_whom_it_called_last(bench: Bench) -> None:
+    """account answered, and order never went on to ledger; but order went on to ledger without account by itself."""
+    _, stopped = bench.only(payment(ledger=False))
+    assert stopped is not None
+    assert bench.service(stopped) == "account"
+    assert bench.symbols.services.text[int(stopped["caller"])] == "order"
+    _, skipped = bench.only(payment(debit=False))
+    assert skipped is not None
+    assert bench.service(skipped) == "order"
+    assert skipped["caller"] == NONE
+
+
 def test_more_rounds_of_a_known_loop_are_the_same_path(bench: Bench) -> None:
     def stations(n: int) -> Node:
         return span("gateway:pay", 99, *[span("a:x", 1), span("b:y", 1)] * n)
