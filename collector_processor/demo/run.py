@@ -17,6 +17,7 @@ import threading
 import time
 import urllib.request
 from collections import deque
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from io import StringIO
@@ -44,6 +45,7 @@ SEED: Final = 7
 OPENS_IN_S: Final = 2.0  # the platform's process has started by then
 STATUS_EVERY_S: Final = 10.0
 UNENDING_S: Final = 3600.0
+STOP_S: Final = 5.0
 SUMMARY_COLUMNS: Final = 160  # of the table at the end, where no terminal says how wide it is
 
 
@@ -237,13 +239,13 @@ def save_picture(scene: Scene, path: Path, width: int = 132) -> None:
     path.write_text(re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL), encoding="utf-8")
 
 
-def _play(console: Console, show: Show, platform: Platform, gauge: Gauge, until_ns: int) -> None:
-    """Until the end, a dead platform, or Ctrl-C."""
+def _play(console: Console, show: Show, gauge: Gauge, failure: Callable[[], str | None], until_ns: int) -> None:
+    """Until the end, a `failure`, or Ctrl-C."""
 
     def step() -> tuple[Incident, ...]:
         changed = show.update(time.time_ns(), gauge.value)
-        if (reason := platform.failure()) is not None:
-            raise RuntimeError(f"the simulated platform died: {reason}")
+        if (reason := failure()) is not None:
+            raise RuntimeError(reason)
         return changed
 
     if not console.is_terminal:
@@ -287,7 +289,7 @@ def run_demo(
         except StartError as error:
             console.print(str(error), style="red", highlight=False, markup=False)
             return 1
-        stack.callback(service.stop)
+        stack.callback(service.stop, STOP_S)
         start_ns = time.time_ns() + int(OPENS_IN_S * SECOND_NS)
         board = Board(story.story(SEED, start_ns, length_s))
         until_ns = start_ns + int(length_s * SECOND_NS)
@@ -298,8 +300,15 @@ def run_demo(
         stack.callback(gauge.stop)
         show = Show(board, watcher, start_ns, until_ns if exit_after else None)
         show.scene.urls = urls
+
+        def failure() -> str | None:
+            if service.failed:
+                return "the service failed; the log says why"
+            reason = platform.failure()
+            return None if reason is None else f"the simulated platform died: {reason}"
+
         try:
-            _play(console, show, platform, gauge, until_ns)
+            _play(console, show, gauge, failure, until_ns)
         except KeyboardInterrupt:
             pass
         except RuntimeError as error:
