@@ -130,6 +130,10 @@ class Incidents:
         out = [incident for case in changed.values() if (incident := self._told(case)) is not None]
         return out + self._resolved(now_ns)
 
+    def suspected(self) -> list[int]:
+        """The services that open incidents suspect first."""
+        return sorted({case.root for case in self.open if case.root >= 0})
+
     def _patience_ns(self, element: Element) -> int:
         """How long the element must have been in alarm before it may open an incident."""
         if element[0] in SOFT:

@@ -160,7 +160,7 @@ def judge(
 
     `material_ns` float64[chains]: the delay from which on a surprise counts in full.
     `pools` int32[3, services]: slots of the calls into, the own operations of, the calls out of a service.
-    `chain_value` float64[chains, 3]: greatest surprise, sum of those above `hit`, greatest level of an element passed.
+    `chain_value` float64[chains, 3]: greatest surprise, number of observations, greatest level of an element passed.
     """
     for i in range(n):
         s = _find(table_keys, table_slots, key[i])
@@ -177,8 +177,7 @@ def judge(
         surprise[i] = u
         c = chain[i]
         chain_value[c, 0] = max(chain_value[c, 0], u)
-        if u > hit:
-            chain_value[c, 1] += u
+        chain_value[c, 1] += 1.0
         called = far[i] >= 0
         for k in range(3):
             if k == 0:

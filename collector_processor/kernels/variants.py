@@ -145,10 +145,9 @@ def judge(
                 u = surprise[r, what]
                 own = service[event[r]]
                 chain_value[c, 0] = max(chain_value[c, 0], u)
+                chain_value[c, 1] += 1.0
                 chain_value[c, 2] = max(chain_value[c, 2], level[s])
                 counts[s, column] += 1
-                if u > hit:
-                    chain_value[c, 1] += u
                 if u > 0.0 and blames[own] >= 0:
                     greatest[own] = max(greatest[own], u)
                     continue

@@ -88,6 +88,17 @@ def teach(used, column, sums, counts, silent, kept, prior, memory, mean, dispers
         dispersion[s] = (memory[s, 2] + prior[2] * prior[1]) / (memory[s, 3] + prior[2])
 
 
+def in_nats(chain_value: Any) -> Any:
+    """float64[n]: about -ln P(a normal chain looks so unusual), by Fisher's rule for two pieces of evidence.
+
+    `chain_value` float64[n, 3] has the greatest surprise of each chain's elements, how many there were (of so many the
+    greatest is large by chance: Bonferroni), and the greatest level that an element it passed had at the last boundary.
+    """
+    own = np.maximum(chain_value[:, 0] - np.log(np.maximum(chain_value[:, 1], 1.0)), 0.0)
+    both = own + chain_value[:, 2]
+    return both - np.log1p(both)
+
+
 class Windows:
     """Slots by key, their rings, and what they have learned. Beyond `limit` no slot is given, and `overflowed` counts.
 

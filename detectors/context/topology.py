@@ -17,7 +17,7 @@ import numpy as np
 from collector_processor.config import Config
 from collector_processor.kernels import variants as kernel
 from collector_processor.kernels.table import move
-from collector_processor.kernels.windows import Windows
+from collector_processor.kernels.windows import Windows, in_nats
 from collector_processor.model import (
     F32,
     I32,
@@ -108,7 +108,7 @@ class Topology:
             *(value, surprise, slot),
         )
         self._keep_examples(batch, o, surprise, slot)
-        return Scores(value[:, 0] + 0.25 * value[:, 1] + value[:, 2], self._chain_findings(batch, o, surprise, slot))
+        return Scores(in_nats(value), self._chain_findings(batch, o, surprise, slot))
 
     def _name_events(self) -> None:
         """Notes which templates name another service: an error about a peer says where to look."""

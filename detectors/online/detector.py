@@ -17,7 +17,7 @@ import numpy as np
 
 from collector_processor.config import Config
 from collector_processor.kernels import elements as kernel
-from collector_processor.kernels.windows import Windows
+from collector_processor.kernels.windows import Windows, in_nats
 from collector_processor.model import (
     F32,
     F64,
@@ -94,7 +94,7 @@ class Online:
             *(h.cold_table, h.cold_typical, w.level, w.sums, w.counts, w.hits, w.hit_values, self.config.hit),
             *(value, surprise, slot),
         )
-        return Scores(value[:, 0] + 0.25 * value[:, 1] + value[:, 2], self._chain_findings(o, surprise, slot))
+        return Scores(in_nats(value), self._chain_findings(o, surprise, slot))
 
     def _material(self, batch: ChainBatch) -> F64:
         """[n] the delay in ns that matters to a chain: a share of its time, or of its flow's usual time if longer."""
