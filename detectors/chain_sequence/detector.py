@@ -248,9 +248,10 @@ class ChainSequence:
     # windows
 
     def advance(self, now_ns: int) -> Findings:
-        size, distribution = self.paths.size, self.distribution
-        distribution.reserve(size, max(1, self.known.flow["total"].size))
-        self.repeats.reserve(self.known.flow["total"].size)
+        size, distribution, flows = self.paths.size, self.distribution, self.known.flow["total"].size
+        if size > distribution.dispersion.size or flows > distribution.rate.size:
+            distribution.reserve(size, flows)
+            self.repeats.reserve(flows)
         flow = self.known.view("flow")
         self._refresh_shares()
         boundary = distribution.missed_boundary(now_ns)
@@ -260,11 +261,11 @@ class ChainSequence:
         seen = self.known.view("seen")
         ended = distribution.push(now_ns, seen, flow)
         seen[:] = 0
-        findings = np.concatenate([self._repeated(), self._out_of_range(now_ns)])
+        findings = [found for found in (self._repeated(), self._out_of_range(now_ns)) if found.size]
         if ended:
             self._end_slice(now_ns)
         self._enter_slice(now_ns)
-        return findings
+        return np.concatenate(findings) if findings else no_findings()
 
     def _refresh_shares(self) -> None:
         """The share of each row expected now."""
@@ -388,9 +389,8 @@ class ChainSequence:
             self._forget_judgements()
 
     def _count_rootless(self, batch: ChainBatch, normal: Bool) -> None:
-        tenants = batch.tenant[normal]
-        self.tenant_chains += np.bincount(tenants, minlength=self.tenant_chains.size)
-        self.tenant_rootless += np.bincount(tenants[batch.root[normal] < 0], minlength=self.tenant_chains.size)
+        np.add.at(self.tenant_chains, batch.tenant[normal], 1.0)
+        np.add.at(self.tenant_rootless, batch.tenant[normal & (batch.root < 0)], 1.0)
 
     # explaining
 

@@ -189,7 +189,8 @@ class Distribution:
         epoch = now_ns // self.epoch_ns
         passed = max(1, epoch - self.last_epoch) if self.last_epoch >= 0 else 1
         self.last_epoch = epoch
-        by_flow = np.bincount(flow, counts, self.flows.ring.shape[1]).astype(np.int64)
+        by_flow = np.zeros(self.rate.size, np.int64)
+        np.add.at(by_flow, flow, counts)
         self.rows.push(counts, passed)
         self.flows.push(by_flow, passed)
         return now_ns % self.slice_ns == 0 and passed <= self.epochs
