@@ -29,6 +29,7 @@ from tests.e2e.test_site import generate
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 EVENT = "spanchain.anomaly"
+OURS = "spanchain"  # the instrumentation scope of what spanchain sends
 FOREIGN_TRACES = 25
 WARM_UP_S, FAULT_S, AFTER_S = int(story.WARMUP_S), 60, 5
 CULPRIT = "account"
@@ -50,20 +51,20 @@ class Run:
     backend_logs: list[dict[str, Any]]
 
     def events(self) -> list[dict[str, Any]]:
-        """The log events that spanchain sent."""
-        return [log for log in self.backend_logs if log.get("eventName") == EVENT]
+        """The log events of single chains that spanchain sent."""
+        return [log for log in self.backend_logs if log["scope"] == OURS and log["eventName"] == EVENT]
 
     def event_spans(self) -> list[dict[str, Any]]:
         """The spans that spanchain sent."""
-        return [span for span in self.backend_spans if span["resource"]["service.name"] == "spanchain"]
+        return [span for span in self.backend_spans if span["scope"] == OURS]
 
     def app_spans(self) -> list[dict[str, Any]]:
         """The spans that applications sent."""
-        return [span for span in self.backend_spans if span["resource"]["service.name"] != "spanchain"]
+        return [span for span in self.backend_spans if span["scope"] != OURS]
 
     def app_logs(self) -> list[dict[str, Any]]:
         """The log records that applications sent."""
-        return [log for log in self.backend_logs if log.get("eventName") != EVENT]
+        return [log for log in self.backend_logs if log["scope"] != OURS]
 
 
 def payment_platform(processes: Processes, site: Site, start_ns: int) -> Process:
