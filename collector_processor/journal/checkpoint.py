@@ -148,7 +148,7 @@ def _read(path: Path) -> tuple[int, dict[str, Any]]:
         raise CorruptError("the body is damaged")
     try:
         state = _Reader(view, BODY_AT, BODY_AT + size).value(0)
-    except (struct.error, ValueError, TypeError, KeyError, IndexError) as error:
+    except (struct.error, ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
         raise CorruptError("the body cannot be read") from error
     if not isinstance(state, dict):
         raise CorruptError("the state is not a dict")
