@@ -222,17 +222,20 @@ class DecideConfig(Section):
 
     alerts_per_day: Positive = 6.0
     """The alert budget: false incidents an operator accepts a day. Every threshold follows from it."""
-    weights: dict[str, Annotated[float, Field(ge=0)]] = {"rec": 1.0, "seq": 1.0, "ctx": 1.0}
-    """The lambdas of s = l1*d_rec + l2*d_seq + l3*d_ctx. A detector's own name overrides its component."""
+    weights: dict[Literal["rec", "seq", "ctx"], Annotated[float, Field(ge=0)]] = {"rec": 0.5, "seq": 0.5, "ctx": 1.0}
+    """The lambdas of s = l1*d_rec + l2*d_seq + l3*d_ctx: content, order, context. What is broken weighs more than what
+    is merely new."""
     history: Annotated[int, Field(ge=100, le=10_000)] = 300
     """Calibration scores kept per flow. 300 held a 1 % target at 0.9-1.4 % on four kinds of scores."""
     history_min: Annotated[int, Field(ge=20)] = 50
     """Scores that a flow needs before it is judged by its own; until then all flows of the tenant are one."""
     probability_max: Probability = 0.02
     """Greatest p-value that the budget may make unusual, however thin the flow."""
+    probability_in_incident: Probability = 0.1
+    """p-value up to which a chain is unusual that goes through the service of an open incident."""
     audit_share: Probability = 0.1
-    """Share of chains with something new, but nothing broken, that are learned from although they were unusual, so that
-    a release becomes normal."""
+    """Share of suspect chains that are learned from although nothing has cleared them, so that a release becomes
+    normal."""
     score_half: Probability = 1e-3
     """The p-value whose score is 0.5; score = ln p / (ln p + ln score_half)."""
     score_warning: Probability = 0.5
@@ -249,6 +252,9 @@ class DecideConfig(Section):
     restart_hold_s: Positive = 90.0
     """Time for which errors that say that another service is not there must hold before they open an incident: an
     instance that restarts is missed for about a minute."""
+    merge_s: Annotated[float, Field(ge=0)] = 60.0
+    """Age up to which an incident takes in findings about services next to its own in the call graph: one cause shows
+    in several places, not always in the same minute."""
     join_s: Positive = 300.0
     """Age up to which an incident takes in findings of any kind about its services; after that another kind (slow,
     failing, other paths) opens its own."""

@@ -155,7 +155,7 @@ class Engine:
         found = np.concatenate(windows) if windows else no_findings()
         output.incidents += self.incidents.judge(boundary_ns, found)
         self.joiner.learn()
-        self.decider.advance(boundary_ns)
+        self.decider.advance(boundary_ns, self.incidents.suspected())
         if self._judged:
             self._quarantine.append((boundary_ns, self._judged))
             self._judged = []

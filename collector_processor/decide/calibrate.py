@@ -28,7 +28,8 @@ class Calibrated:
     """What calibration says of n chains and d detectors."""
 
     p: F64  # [n, d] p-value per detector, 1 when it has no history
-    fused: F64  # [n] S = sum of weight * -ln p over detectors with history, NaN without any
+    p_part: F64  # [n, parts] p-value per component
+    fused: F64  # [n] S = sum of weight * -ln p over components with history, NaN without any
     p_fused: F64  # [n] p-value of S, 1 when cold
     level: U8  # [n] COLD, POOLED or OWN
 
@@ -78,11 +79,14 @@ class Rings:
 
 
 class Calibrator:
-    """Rings per flow and per tenant for the detectors `names` and for their weighted sum."""
+    """Rings per flow and per tenant for the detectors `names` and for the weighted sum of their components."""
 
-    def __init__(self, names: Sequence[str], weights: F64, history: int, history_min: int) -> None:
-        """`weights` [d] are the lambdas of the fused score; `history`, `history_min` as in `DecideConfig`."""
+    def __init__(self, names: Sequence[str], part: I32, weights: F64, history: int, history_min: int) -> None:
+        """`part` [d] is the component of each detector, `weights` [parts] the lambdas of the fused score; `history` and
+        `history_min` as in `DecideConfig`.
+        """
         self.names = tuple(names)
+        self.part = part
         self.weights = weights
         self.history_min = history_min
         self._size = history
@@ -94,11 +98,12 @@ class Calibrator:
         n = values.shape[0]
         self._grow(flow, tenant)
         own, pool = self._own, self._pool
-        out = Calibrated(np.empty_like(values), np.empty(n), np.empty(n), np.empty(n, np.uint8))
+        p_part = np.empty((n, self.weights.size))
+        out = Calibrated(np.empty_like(values), p_part, np.empty(n), np.empty(n), np.empty(n, np.uint8))
         kernels.score_chains(
-            *(values, flow, tenant, self.weights, self.history_min),
+            *(values, flow, tenant, self.part, self.weights, self.history_min),
             *(own.ordered, own.count, own.tail, pool.ordered, pool.count, pool.tail),
-            *(out.p, out.fused, out.p_fused, out.level),
+            *(out.p, out.p_part, out.fused, out.p_fused, out.level),
         )
         return out
 
@@ -112,7 +117,7 @@ class Calibrator:
         for rings, row in ((self._own, batch.flow), (self._pool, batch.tenant)):
             take = kernels.share_kept(row, normal, uniform, rings.count[:, 0], self._size, PER_CALL)
             kernels.learn_chains(
-                *(values, row, take, self.weights, self.history_min),
+                *(values, row, take, self.part, self.weights, self.history_min),
                 *(rings.arrived, rings.ordered, rings.count, rings.head, rings.tail),
             )
 
@@ -129,6 +134,7 @@ class Calibrator:
         return {
             "version": 1,
             "names": list(self.names),
+            "part": self.part.copy(),
             "weights": self.weights.copy(),
             "own": self._own.snapshot(),
             "pool": self._pool.snapshot(),
@@ -137,7 +143,8 @@ class Calibrator:
     def restore(self, state: dict[str, Any]) -> None:
         """Takes back a snapshot. A detector that is new starts cold; other weights start the fused rings anew."""
         columns = [state["names"].index(name) if name in state["names"] else None for name in self.names]
-        same = list(state["names"]) == list(self.names) and np.array_equal(state["weights"], self.weights)
+        same = list(state["names"]) == list(self.names) and np.array_equal(state["part"], self.part)
+        same = same and np.array_equal(state["weights"], self.weights)
         columns.append(len(state["names"]) if same else None)
         for rings, saved in ((self._own, state["own"]), (self._pool, state["pool"])):
             rings.restore(_resized({name: _columns(saved[name], columns) for name in saved}, self._size))

@@ -1,9 +1,10 @@
 """Calibrated p-values of many detectors -> one score in 0-1 and one severity per chain.
 
-How it works. The seed's equation 4 over calibrated scores: S = sum of lambda * -ln p, calibrated a second time
-(`calibrate.py`) because detectors are not independent. While a chain's flow and tenant have no history, the p-values
-that detectors put on their own findings are combined by the weighted Cauchy rule (Liu and Xie 2020), which holds
-under any dependence. A certain rule violation needs neither.
+How it works. The seed's equation 4 over calibrated components: S = l1*d_rec + l2*d_seq + l3*d_ctx with d = -ln p,
+calibrated a second time (`calibrate.py`) because components are not independent. A component that several detectors
+feed takes the least of their p-values, times their number, so that a further detector adds sight and not noise. While a
+chain's flow and tenant have no history, the p-values that detectors put on their own findings are combined by the
+weighted Cauchy rule (Liu and Xie 2020), which holds under any dependence. A certain rule violation needs neither.
 
 Three thresholds follow one another. *Statistical*: p within the budget's limit makes a chain unusual (info). *Model*:
 the score, that is how far out it is whatever the traffic of its flow, makes it a warning or, when something is
@@ -13,11 +14,12 @@ broken, critical. *Business*: rules, money and the calendar raise or lower that.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from collector_processor.config import DecideConfig
-from collector_processor.model import F64, U8, Bool, Category, Findings, Kind, Severity
+from collector_processor.model import F64, I32, U8, Bool, Category, Findings, Kind, Severity
 
 P_CERTAIN = 1e-60  # of a chain that violates a certain rule
 P_UNSURE = 0.5  # of a detector without a finding in the Cauchy combination: it says nothing either way
@@ -39,13 +41,18 @@ DAMAGE[
 ] = True
 
 
-def lambdas(components: Mapping[str, str], weights: Mapping[str, float]) -> F64:
-    """[d] the weight of each detector: its own entry in `weights`, else its component's, else 1."""
-    return np.array([weights.get(name, weights.get(part, 1.0)) for name, part in components.items()], np.float64)
+def parts_of(components: Sequence[str], weights: Mapping[Any, float]) -> tuple[tuple[str, ...], I32, F64]:
+    """(parts, [d] the part of each detector, [parts] its weight, 1 unless `weights` says otherwise)."""
+    parts = tuple(dict.fromkeys(components))
+    part = np.array([parts.index(name) for name in components], np.int32)
+    return parts, part, np.array([weights.get(name, 1.0) for name in parts], np.float64)
 
 
 def cauchy(findings: Findings, chains: int, weights: F64) -> F64:
-    """[chains] weighted Cauchy combination of each detector's least finding p-value; 1 for a chain without findings."""
+    """[chains] weighted Cauchy combination of each detector's least finding p-value; 1 for a chain without findings.
+
+    `weights` [d] of the detectors.
+    """
     least = np.full((chains, weights.size), np.inf)
     np.minimum.at(least, (findings["chain"], findings["detector"]), findings["p"])
     said = np.isfinite(least)
@@ -65,15 +72,6 @@ def score_of(p: F64, half: float) -> F64:
 def p_of(score: float, half: float) -> float:
     """The p-value whose score is `score`."""
     return float(half ** (score / (1.0 - score)))
-
-
-def component_p(p: F64, components: Sequence[str]) -> dict[str, F64]:
-    """[n] p-value of each component: the least of its detectors', times how many there are (Bonferroni)."""
-    out: dict[str, F64] = {}
-    for part in dict.fromkeys(components):
-        columns = [i for i, other in enumerate(components) if other == part]
-        out[part] = p[:, columns[0]] if len(columns) == 1 else np.minimum(p[:, columns].min(axis=1) * len(columns), 1.0)
-    return out
 
 
 def grade(score: F64, unusual: Bool, damage: Bool, config: DecideConfig) -> U8:

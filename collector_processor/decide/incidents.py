@@ -28,6 +28,7 @@ from collector_processor.model import (
     FINDING,
     NONE,
     Category,
+    ChainBatch,
     Findings,
     Incident,
     Kind,
@@ -52,6 +53,7 @@ FAMILY[Kind.RULE_VIOLATION] = 3
 POOLS = 3  # independent subjects of a service: calls into it, itself, calls out of it
 CALLER_SHARE = 0.5  # of a call's evidence that speaks for its caller
 
+CALLS_MAX = 65_536
 SCALARS = ("root", "opened_ns", "detected_ns", "seen_ns", "tenant", "incident_id", "chains")
 SEEN = np.dtype([("service", np.int32), ("caller", np.int32), ("flow", np.int32), ("hi", np.uint64), ("lo", np.uint64)])
 
@@ -95,6 +97,7 @@ class Incidents:
         self.window_ns = int(config.quarantine_s * NS)
         self.open: list[Case] = []
         self.since: dict[Element, int] = {}  # the boundary from which on an element is beyond half the threshold
+        self.calls: set[tuple[int, int]] = set()  # (caller, callee)
         self.recent: deque[tuple[int, Any]] = deque()
 
     def threshold(self) -> float:
@@ -104,10 +107,11 @@ class Incidents:
 
     def observe(self, verdicts: VerdictBatch) -> None:
         """Remembers, for one window, which chains had findings about which services."""
+        chains = verdicts.chains
+        self._learn_calls(chains)
         found = verdicts.findings
         if found.size == 0:
             return
-        chains = verdicts.chains
         last = int(chains.closed_ns[-1])
         chain = found["chain"]
         seen = np.empty(found.size, SEEN)
@@ -116,6 +120,23 @@ class Incidents:
         self.recent.append((last, seen))
         while self.recent and self.recent[0][0] < last - self.window_ns:
             self.recent.popleft()
+
+    def _learn_calls(self, chains: ChainBatch) -> None:
+        """Notes which service calls which."""
+        inside = np.flatnonzero(chains.parent >= 0)
+        service = self.symbols.events.column("service")
+        callee = service[chains.event[inside]].astype(np.int64)
+        caller = service[chains.event[chains.parent[inside]]].astype(np.int64)
+        codes = np.unique((caller << 32 | callee)[caller != callee])
+        if len(self.calls) < CALLS_MAX:
+            self.calls.update((code >> 32, code & 0xFFFFFFFF) for code in codes.tolist())
+
+    def _near(self, group: set[int], case: Case) -> bool:
+        """Whether a service of the group is one of the case's, calls one of those or is called by one."""
+        about = {service for element in case.nats for service in (element[2], element[4]) if service != NONE}
+        return not group.isdisjoint(about) or any(
+            (a, b) in self.calls or (b, a) in self.calls for a in group for b in about
+        )
 
     def judge(self, now_ns: int, findings: Findings) -> list[Incident]:
         """Incidents opened, changed or resolved at the boundary `now_ns`, given the windows' findings."""
@@ -182,6 +203,10 @@ class Incidents:
         """Puts a group into the open incidents about the same service or elements; what none takes may open one."""
         touching = [case for case in self.open if case.root == root]
         touching += [case for case in self.open if case.root != root and any(m in case.nats for m in members)]
+        services = {service for m in members for service in (m[2], m[4]) if service != NONE}
+        for case in self.open:
+            if case not in touching and now_ns - case.detected_ns <= self.config.merge_s * NS and self._near(services, case):
+                touching.append(case)
         for case in touching:
             young = now_ns - case.detected_ns <= self.config.join_s * NS
             taken = [m for m in members if young or FAMILY[m[0]] in case.families]
@@ -309,6 +334,7 @@ class Incidents:
                 }
                 for case in self.open
             ],
+            "calls": [list(pair) for pair in sorted(self.calls)],
             "since": [[list(element), since] for element, since in self.since.items()],
             "recent": [[closed, seen.copy()] for closed, seen in self.recent],
         }
@@ -325,6 +351,7 @@ class Incidents:
             case.examples, case.told = list(saved["examples"]), tuple(saved["told"])
             case.explanation = saved["explanation"]
             self.open.append(case)
+        self.calls = {(int(caller), int(callee)) for caller, callee in state["calls"]}
         self.since = {_tuple(element): int(since) for element, since in state["since"]}
         self.recent = deque((int(closed), np.array(seen, SEEN)) for closed, seen in state["recent"])
 

@@ -6,9 +6,10 @@ verdicts depend on changes at epoch boundaries: `advance` ends an epoch's counts
 have waited out their quarantine may train, `learn` feeds the calibration with those. Rows and explanations are built
 from what was captured.
 
-Cleared are: chains that were not unusual; unusual ones while their flow has no more of them than chance allows; and,
-when a flow has changed as a whole, a sample of those that are new but not broken, so that a release becomes normal and
-an outage does not. What violates a certain rule never trains anything.
+Cleared are: chains that were not suspect; suspect ones outside of open incidents, when they are merely new, or when
+their flow has no more of them than chance allows, else a sample; and, when a flow has changed as a whole, a sample of
+the new ones inside too, so that a release becomes normal and an outage does not. What violates a certain rule trains
+nothing.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ from collector_processor.model import (
 
 EVIDENCE_MAX = 8  # findings of one chain whose evidence is captured, the most unlikely first
 DAMAGE_P = 0.01  # a finding of something broken counts as such up to this p-value
+IN_INCIDENT = 0.02  # what an open incident does to the p-value of a chain through its service: prior odds times fifty
+SUSPECT_P = 0.02  # chains this unlikely have to be cleared before they train, whatever the budget lets pass
 
 # States of a row of `VerdictBatch.training`.
 USUAL, NEW, BROKEN, FORBIDDEN = 0, 1, 2, 3
@@ -85,12 +88,13 @@ class Decider:
         self._symbols = symbols
         self._detectors = dict(detectors)
         self._names = tuple(detectors)
-        self._components = [components[name] for name in self._names]
-        weights = fuse.lambdas({name: components[name] for name in self._names}, config.decide.weights)
-        self._calibrator = Calibrator(self._names, weights, config.decide.history, config.decide.history_min)
+        self._parts, part, weights = fuse.parts_of([components[name] for name in self._names], config.decide.weights)
+        self._weights = weights[part]
+        self._calibrator = Calibrator(self._names, part, weights, config.decide.history, config.decide.history_min)
         self._budget = Budget(config.decide.alerts_per_day, config.decide.probability_max)
         self._calendar = Calendar(config.decide.calendar, config.decide.timezone)
         self._versions = self._models()
+        self._troubled = np.zeros(0, np.int32)
         self.training = np.dtype([("value", np.float64, (len(self._names) + 1,)), ("state", np.uint8)])
         self._amount = None
         if config.decide.business.amount is not None:
@@ -109,26 +113,34 @@ class Decider:
         findings = _merged([scores[name].findings for name in self._names])
         p = calibrated.p_fused
         rules: dict[int, dict[str, Any]] = {}
+        damage = np.zeros(n, np.bool_)
         if findings.size:
             cold = calibrated.level == COLD
             if cold.any():
-                p = np.where(cold, fuse.cauchy(findings, n, self._calibrator.weights), p)
+                p = np.where(cold, fuse.cauchy(findings, n, self._weights), p)
+            damage[findings["chain"][fuse.DAMAGE[findings["kind"]] & (findings["p"] <= DAMAGE_P)]] = True
             rules = self._violations(findings)
             certain = [int(findings["chain"][row]) for row, found in rules.items() if found.get("certain")]
             p[certain] = np.minimum(p[certain], fuse.P_CERTAIN)
-        score = fuse.score_of(p, self._config.score_half)
         unusual = p <= self._budget.limit(flow)
-        self._budget.count(flow, unusual)
+        suspect = p <= SUSPECT_P
+        inside = self._inside(batch)
+        if inside is not None:
+            unusual |= inside & (p <= self._config.probability_in_incident)
+            suspect |= unusual
+        posterior = p if inside is None else np.where(inside, p * IN_INCIDENT, p)
+        score = fuse.score_of(posterior, self._config.score_half)
+        self._budget.count(flow, suspect)
         training = np.empty(n, self.training)
         training["value"][:, :-1] = values
         training["value"][:, -1] = calibrated.fused
-        training["state"] = USUAL
+        training["state"] = np.where(suspect, np.where(damage, BROKEN, NEW), USUAL)
         verdicts = VerdictBatch(
             chains=batch,
             score=score,
             severity=np.zeros(n, np.uint8),
             category=np.zeros(n, np.uint8),
-            components=fuse.component_p(calibrated.p, self._components)
+            components={name: calibrated.p_part[:, column] for column, name in enumerate(self._parts)}
             | {name: calibrated.p[:, column] for column, name in enumerate(self._names)},
             findings=findings,
             finding_offsets=np.searchsorted(findings["chain"], np.arange(n + 1)).astype(np.int64),
@@ -137,11 +149,16 @@ class Decider:
             training=training,
         )
         if unusual.any():
-            self._judge(verdicts, calibrated, p, unusual, rules)
+            self._judge(verdicts, calibrated, p, unusual, inside, damage, rules)
         return verdicts
 
-    def advance(self, now_ns: int) -> None:
-        """Ends the epoch at the boundary `now_ns`: rates, limits and alarm shares follow what was decided in it."""
+    def advance(self, now_ns: int, troubled: Sequence[int] = ()) -> None:
+        """Ends the epoch at the boundary `now_ns`: rates, limits and alarm shares follow what was decided in it.
+
+        `troubled` are the services that open incidents suspect first; a chain through one of them needs less to be
+        unusual, and what is suspect about it trains nothing.
+        """
+        self._troubled = np.array(sorted(troubled), np.int32)
         self._budget.advance(now_ns)
         versions = self._models()
         for name, version in versions.items():
@@ -156,9 +173,13 @@ class Decider:
         suspects = np.flatnonzero((state == NEW) | (state == BROKEN))
         if suspects.size:
             flow = np.maximum(batch.flow[suspects], 0)
+            new = state[suspects] == NEW
             sampled = uniform_hash(batch)[suspects] < self._config.audit_share
-            released = self._budget.changed(flow) & (state[suspects] == NEW) & sampled
-            clear[suspects] = self._budget.by_chance(flow) | released
+            inside = self._inside(batch)
+            free = new | sampled | self._budget.by_chance(flow)
+            if inside is not None:
+                free &= ~inside[suspects]
+            clear[suspects] = free | (new & sampled & self._budget.changed(flow))
         return clear
 
     def learn(self, batch: ChainBatch, training: npt.NDArray[Any], normal: Bool) -> None:
@@ -172,12 +193,14 @@ class Decider:
             "calibrator": self._calibrator.snapshot(),
             "budget": self._budget.snapshot(),
             "models": dict(self._versions),
+            "troubled": self._troubled.copy(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Takes back a snapshot; a detector whose model has changed since starts its calibration anew."""
         self._calibrator.restore(state["calibrator"])
         self._budget.restore(state["budget"])
+        self._troubled = np.array(state["troubled"], np.int32)
         self._versions = self._models() | {k: v for k, v in state["models"].items() if k in self._versions}
 
     def describe_state(self) -> str | None:
@@ -191,6 +214,14 @@ class Decider:
             return None
         more = f" and {len(young) - 5} more" if len(young) > 5 else ""
         return f"judged together with other flows until they have enough history: {', '.join(young[:5])}{more}"
+
+    def _inside(self, batch: ChainBatch) -> Bool | None:
+        """[n] which chains go through a troubled service; None when no service is."""
+        if self._troubled.size == 0 or len(batch) == 0:
+            return None
+        hit = np.isin(batch.symbols.events.column("service")[batch.event], self._troubled)
+        inside: Bool = np.logical_or.reduceat(hit, batch.offsets[:-1])
+        return inside
 
     def _models(self) -> dict[str, str]:
         return {name: detector.version() for name, detector in self._detectors.items()}
@@ -210,18 +241,17 @@ class Decider:
         calibrated: Calibrated,
         p: F64,
         unusual: Bool,
+        inside: Bool | None,
+        damage: Bool,
         rules: Mapping[int, Mapping[str, Any]],
     ) -> None:
-        """Fills severity, category, training state, evidence and notes of the unusual chains."""
+        """Fills severity, category, evidence and notes of the unusual chains."""
         batch, findings, config = verdicts.chains, verdicts.findings, self._config
         n = len(batch)
-        damage = np.zeros(n, np.bool_)
-        damage[findings["chain"][fuse.DAMAGE[findings["kind"]] & (findings["p"] <= DAMAGE_P)]] = True
         severity = fuse.grade(verdicts.score, unusual, damage, config)
         top = best_findings(findings["chain"], findings["p"], n)
         category = _category_without_finding(verdicts.components)
         category[top >= 0] = fuse.CATEGORY[findings["kind"][top[top >= 0]]]
-        verdicts.training["state"] = np.where(unusual, np.where(damage, BROKEN, NEW), USUAL)
         for row, found in rules.items():
             chain = int(findings["chain"][row])
             if unusual[chain]:
@@ -240,6 +270,7 @@ class Decider:
             verdicts.notes[chain] = {
                 "p": float(p[chain]),
                 "level": int(calibrated.level[chain]),
+                "inside": bool(inside[chain]) if inside is not None else False,
                 "certain": bool(verdicts.training["state"][chain] == FORBIDDEN),
                 "history": self._calibrator.history_of(int(batch.flow[chain])),
                 "amount": None if np.isnan(amount[position]) else float(amount[position]),
@@ -417,6 +448,8 @@ def _notes(note: Mapping[str, Any], outcome: Outcome) -> list[str]:
     else:
         out = [f"{odds} normal chains look so unusual, judged by all flows: this one has little history"]
     out[0] = out[0][:1].upper() + out[0][1:]
+    if note["inside"]:
+        out.append("Less was asked of it, because an incident is open at a service that it went through")
     if outcome == Outcome.TIMEOUT:
         out.append("Its root never came within the time limit, so records may be missing")
     elif outcome == Outcome.EVICTED:

@@ -17,6 +17,7 @@ from numba import njit
 
 P_MIN = 1e-30  # smallest p-value; keeps -ln p and its sums finite
 COLD, POOLED, OWN = 0, 1, 2  # what a fused p-value rests on: nothing, the tenant's pool, the flow's own history
+PRIOR = 20.0  # scores that a ring is imagined to hold besides its own: those that a detector in nats gives by chance
 SHAPE_PRIOR = 0.1  # of the Pareto tail; weighs as much as SHAPE_PRIOR_POINTS observed excesses
 SHAPE_PRIOR_POINTS = 20
 SHAPE_MAX = 0.5
@@ -42,12 +43,13 @@ def lower_bound(ordered, n, x):
 @njit(cache=True, nogil=True)
 def p_value(x, ordered, n, shape, scale):
     """The p-value of x against the first n > 0 of ascending `ordered`."""
+    expected = PRIOR * math.exp(-max(x, 0.0))
     reached = n - lower_bound(ordered, n, x)
     if reached > 0:
-        return (1.0 + reached) / (n + 1.0)
+        return (1.0 + reached + expected) / (n + 1.0 + PRIOR)
     excess = (x - ordered[n - 1]) / scale
     survival = math.exp(-excess) if shape < 1e-6 else (1.0 + shape * excess) ** (-1.0 / shape)
-    return max(survival / (n + 1.0), P_MIN)
+    return max((survival + expected) / (n + 1.0 + PRIOR), P_MIN)
 
 
 @njit(cache=True, nogil=True)
@@ -77,6 +79,7 @@ def score_chains(
     values,
     flow,
     tenant,
+    part,
     weights,
     history_min,
     own_ordered,
@@ -86,21 +89,26 @@ def score_chains(
     pool_count,
     pool_tail,
     p,
+    p_part,
     fused,
     p_fused,
     level,
 ):
-    """Fills p [n, d], fused [n] (sum of weighted -ln p), p_fused [n] and level [n] for `values` [n, d].
+    """Fills p [n, d], p_part [n, parts], fused [n], p_fused [n] and level [n] for `values` [n, d].
 
-    `*_ordered` [rows, d + 1, N], `*_count` [rows, d + 1], `*_tail` [rows, d + 1, 2] (shape, scale). Negative flows and
-    tenants are row 0.
+    `part` [d] is the component of each detector, `weights` [parts]. A component's p-value is the least p-value of its
+    detectors times their number (Bonferroni); the fused score is the sum of weight * -ln of those. `*_ordered`
+    [rows, d + 1, N], `*_count` [rows, d + 1], `*_tail` [rows, d + 1, 2] (shape, scale). Negative flows and tenants are
+    row 0.
     """
     detectors = values.shape[1]
+    parts = weights.size
+    speaking = np.zeros(parts, np.int64)
     for c in range(values.shape[0]):
         f = max(flow[c], 0)
         t = max(tenant[c], 0)
-        total = 0.0
-        warm = 0
+        speaking[:] = 0
+        p_part[c] = 1.0
         for k in range(detectors):
             if own_count[f, k] >= history_min:
                 q = p_value(values[c, k], own_ordered[f, k], own_count[f, k], own_tail[f, k, 0], own_tail[f, k, 1])
@@ -109,9 +117,16 @@ def score_chains(
             else:
                 p[c, k] = 1.0
                 continue
-            warm += 1
             p[c, k] = q
-            total -= weights[k] * math.log(q)
+            speaking[part[k]] += 1
+            p_part[c, part[k]] = min(p_part[c, part[k]], q)
+        warm = False
+        total = 0.0
+        for a in range(parts):
+            if speaking[a]:
+                warm = True
+                p_part[c, a] = min(1.0, p_part[c, a] * speaking[a])
+                total -= weights[a] * math.log(p_part[c, a])
         k = detectors
         fused[c] = total if warm else np.nan
         if warm and own_count[f, k] >= history_min:
@@ -157,7 +172,7 @@ def insert(arrived, ordered, count, head, row, column, x):
 
 
 @njit(cache=True, nogil=True)
-def refill_fused(arrived, ordered, count, head, row, weights, history_min, totals):
+def refill_fused(arrived, ordered, count, head, row, part, weights, history_min, totals):
     """Gives an empty fused ring the fused scores that the detectors' rings imply, once those are long enough.
 
     Possible while the detectors' rings of the row hold the same chains at the same places. `totals` [N] is scratch.
@@ -166,14 +181,20 @@ def refill_fused(arrived, ordered, count, head, row, weights, history_min, total
     n = count[row, 0]
     if count[row, detectors] > 0 or n < history_min:
         return
-    for k in range(1, detectors):
+    size = np.zeros(weights.size)
+    for k in range(detectors):
+        size[part[k]] += 1.0
         if count[row, k] != n or head[row, k] != head[row, 0]:
             return
+    least = np.empty(weights.size)
     for i in range(n):
-        totals[i] = 0.0
+        least[:] = 1.0
         for k in range(detectors):
-            below = lower_bound(ordered[row, k], n, arrived[row, k, i])
-            totals[i] -= weights[k] * math.log((n - below) / n)
+            reached = n - lower_bound(ordered[row, k], n, arrived[row, k, i])
+            least[part[k]] = min(least[part[k]], reached / n)
+        totals[i] = 0.0
+        for a in range(weights.size):
+            totals[i] -= weights[a] * math.log(min(1.0, least[a] * size[a]))
     first = head[row, 0] if n == arrived.shape[2] else 0
     for i in range(n):
         insert(arrived, ordered, count, head, row, detectors, totals[(first + i) % n])
@@ -184,6 +205,7 @@ def learn_chains(
     values,
     row,
     take,
+    part,
     weights,
     history_min,
     arrived,
@@ -207,7 +229,7 @@ def learn_chains(
     for r in range(touched.size):
         if not touched[r]:
             continue
-        refill_fused(arrived, ordered, count, head, r, weights, history_min, totals)
+        refill_fused(arrived, ordered, count, head, r, part, weights, history_min, totals)
         for k in range(columns):
             if count[r, k] >= 2:
                 shape_max = SHAPE_MAX if k + 1 < columns else 0.0

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from collector_processor.decide.calibrate import Calibrator, uniform_hash
+from collector_processor.kernels import calibrate as kernels
 from collector_processor.kernels.calibrate import COLD, OWN, POOLED
 from collector_processor.model import F64, ChainBatch, Symbols
 from tests.builders import chains, span
 
 WEIGHTS = np.array([1.0, 1.0])
+PART = np.array([0, 1], np.int32)
 
 
 def batch_of(n: int, *, flows: int = 1, first: int = 1, symbols: Symbols | None = None) -> ChainBatch:
@@ -23,7 +25,7 @@ def with_nan(values: F64) -> F64:
 
 
 def trained(n: int = 300, seed: int = 0) -> tuple[Calibrator, ChainBatch]:
-    calibrator = Calibrator(("a", "b"), WEIGHTS, 300, 50)
+    calibrator = Calibrator(("a", "b"), PART, WEIGHTS, 300, 50)
     batch = batch_of(n)
     values = np.random.default_rng(seed).exponential(1.0, (n, 2))
     calibrator.learn(with_nan(values), batch, np.ones(n, np.bool_))
@@ -40,7 +42,7 @@ def test_one_in_a_hundred_normal_chains_has_a_p_value_of_one_per_cent(shape: str
             return rng.poisson(3.0, (n, 2)).astype(np.float64)
         return np.asarray(getattr(rng, shape)(size=(n, 2)), np.float64)
 
-    calibrator = Calibrator(("a", "b"), WEIGHTS, 300, 50)
+    calibrator = Calibrator(("a", "b"), PART, WEIGHTS, 300, 50)
     calibrator.learn(with_nan(draw(300)), batch_of(300), np.ones(300, np.bool_))
     low, low_fused = [], []
     for first in range(1000, 21_000, 200):
@@ -52,13 +54,13 @@ def test_one_in_a_hundred_normal_chains_has_a_p_value_of_one_per_cent(shape: str
         calibrator.learn(np.column_stack([values, out.fused]), batch, np.ones(200, np.bool_))
     assert 0.0 < np.mean(low) < 0.065
     assert 0.01 < np.mean(low_fused) < 0.07
-    if shape != "integers":
+    if shape not in {"integers", "uniform"}:  # scores below one nat are judged with care
         assert np.mean(low) > 0.035
 
 
 def test_history_decides_who_is_compared_with_whom() -> None:
     symbols = Symbols()
-    calibrator = Calibrator(("a", "b"), WEIGHTS, 300, 50)
+    calibrator = Calibrator(("a", "b"), PART, WEIGHTS, 300, 50)
     batch = batch_of(45, flows=3, symbols=symbols)
     values = np.random.default_rng(0).exponential(1.0, (45, 2))
     out = calibrator.calibrate(values, batch.flow, batch.tenant)
@@ -80,12 +82,12 @@ def test_a_flow_is_judged_by_its_own_history() -> None:
     batch = batch_of(600, flows=2, symbols=symbols)
     second = batch.flow == batch.flow.max()
     values = np.random.default_rng(0).exponential(1.0, (600, 2)) + np.where(second, 50.0, 0.0)[:, None]
-    calibrator = Calibrator(("a", "b"), WEIGHTS, 300, 50)
+    calibrator = Calibrator(("a", "b"), PART, WEIGHTS, 300, 50)
     calibrator.learn(with_nan(values), batch, np.ones(600, np.bool_))
     odd = np.full((600, 2), 12.0)
     p = calibrator.calibrate(odd, batch.flow, batch.tenant).p_fused
     assert p[~second].max() < 1e-3
-    assert p[second].min() == 1.0
+    assert p[second].min() > 0.95
 
 
 def test_what_is_not_normal_is_not_learned() -> None:
@@ -110,7 +112,7 @@ def test_scoring_in_parts_is_scoring_as_a_whole() -> None:
 
 def test_a_restored_calibration_says_the_same_and_goes_on_the_same() -> None:
     first, batch = trained(n=430)
-    second = Calibrator(("a", "b"), WEIGHTS, 300, 50)
+    second = Calibrator(("a", "b"), PART, WEIGHTS, 300, 50)
     second.restore(first.snapshot())
     values = np.random.default_rng(9).exponential(2.0, (430, 2))
     for _ in range(2):
@@ -123,7 +125,7 @@ def test_a_restored_calibration_says_the_same_and_goes_on_the_same() -> None:
 
 def test_a_detector_that_is_new_after_a_restart_starts_cold_and_the_others_stay() -> None:
     first, batch = trained()
-    second = Calibrator(("b", "c"), WEIGHTS, 300, 50)
+    second = Calibrator(("b", "c"), PART, WEIGHTS, 300, 50)
     second.restore(first.snapshot())
     values = np.full((1, 2), 9.0)
     one = first.calibrate(values, batch.flow[:1], batch.tenant[:1])
@@ -134,7 +136,7 @@ def test_a_detector_that_is_new_after_a_restart_starts_cold_and_the_others_stay(
 
 def test_other_weights_after_a_restart_start_the_fused_score_anew() -> None:
     first, batch = trained()
-    second = Calibrator(("a", "b"), np.array([1.0, 3.0]), 300, 50)
+    second = Calibrator(("a", "b"), PART, np.array([1.0, 3.0]), 300, 50)
     second.restore(first.snapshot())
     assert second.history_of(int(batch.flow[0])) == 0
     second.learn(with_nan(np.ones((1, 2))), batch.take(np.array([0])), np.ones(1, np.bool_))
@@ -142,13 +144,13 @@ def test_other_weights_after_a_restart_start_the_fused_score_anew() -> None:
 
 
 def test_a_shorter_history_after_a_restart_keeps_the_newest() -> None:
-    first = Calibrator(("a",), np.ones(1), 300, 50)
+    first = Calibrator(("a",), PART[:1], np.ones(1), 300, 50)
     batch = batch_of(300)
     first.learn(with_nan(np.arange(300.0)[:, None]), batch, np.ones(300, np.bool_))
-    second = Calibrator(("a",), np.ones(1), 100, 50)
+    second = Calibrator(("a",), PART[:1], np.ones(1), 100, 50)
     second.restore(first.snapshot())
     p = second.calibrate(np.array([[0.0], [250.0]]), batch.flow[:2], batch.tenant[:2]).p[:, 0]
-    assert p.tolist() == [1.0, 51 / 101]
+    assert p.tolist() == pytest.approx([1.0, 51 / (101 + kernels.PRIOR)])
 
 
 def test_a_changed_model_starts_its_calibration_anew() -> None:
@@ -166,3 +168,25 @@ def test_sampling_depends_on_content_alone() -> None:
     assert (uniform_hash(batch.take(order)) == uniform[order]).all()
     assert 0.4 < uniform.mean() < 0.6
     assert 0 <= uniform.min() < uniform.max() < 1
+
+
+def test_a_component_is_its_detectors_least_p_value_times_their_number() -> None:
+    calibrator = Calibrator(("a", "b", "c"), np.array([0, 1, 1], np.int32), np.array([1.0, 2.0]), 300, 50)
+    batch = batch_of(300)
+    values = np.random.default_rng(0).exponential(1.0, (300, 3))
+    calibrator.learn(with_nan(values), batch, np.ones(300, np.bool_))
+    out = calibrator.calibrate(values, batch.flow, batch.tenant)
+    assert (out.p_part[:, 0] == out.p[:, 0]).all()
+    np.testing.assert_allclose(out.p_part[:, 1], np.minimum(1.0, 2 * out.p[:, 1:].min(axis=1)))
+    np.testing.assert_allclose(out.fused, -np.log(out.p_part) @ np.array([1.0, 2.0]))
+
+
+def test_a_ring_of_nothing_but_zeros_makes_nothing_impossible() -> None:
+    """What a detector says while it is still learning: the first scores after that are no alarms."""
+    calibrator = Calibrator(("a",), PART[:1], np.ones(1), 300, 50)
+    batch = batch_of(60)
+    calibrator.learn(with_nan(np.zeros((60, 1))), batch, np.ones(60, np.bool_))
+    p = calibrator.calibrate(np.array([[0.5], [2.0], [20.0]]), batch.flow[:3], batch.tenant[:3]).p[:, 0]
+    assert p[0] > 0.1
+    assert p[1] > 0.02
+    assert p[2] < 1e-4

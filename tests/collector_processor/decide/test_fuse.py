@@ -21,9 +21,11 @@ def found(*rows: tuple[int, int, float]) -> Findings:
     return findings
 
 
-def test_a_detectors_own_weight_wins_over_its_components() -> None:
-    parts = {"a": "rec", "b": "seq", "c": "seq", "d": "ctx"}
-    assert fuse.lambdas(parts, {"rec": 2.0, "seq": 0.5, "c": 3.0}).tolist() == [2.0, 0.5, 3.0, 1.0]
+def test_parts_stand_in_the_order_of_their_first_detector_with_their_weights() -> None:
+    parts, part, weights = fuse.parts_of(["rec", "seq", "seq", "ctx"], {"rec": 2.0, "seq": 0.5})
+    assert parts == ("rec", "seq", "ctx")
+    assert part.tolist() == [0, 1, 1, 2]
+    assert weights.tolist() == [2.0, 0.5, 1.0]
 
 
 @given(UNIFORM, UNIFORM)
@@ -60,13 +62,6 @@ def test_two_findings_that_agree_are_stronger_than_one_and_repeats_are_not() -> 
 def test_the_cauchy_rule_is_finite_far_out(p: float) -> None:
     combined = fuse.cauchy(found((0, 0, p)), 1, np.ones(1))[0]
     assert combined == pytest.approx(max(p, fuse.P_CERTAIN), rel=1e-6)
-
-
-def test_a_component_is_its_detectors_least_p_with_bonferroni() -> None:
-    p = np.array([[0.01, 0.5, 0.2], [0.9, 0.8, 1.0]])
-    out = fuse.component_p(p, ["seq", "seq", "ctx"])
-    assert out["seq"].tolist() == [0.02, 1.0]
-    assert out["ctx"].tolist() == [0.2, 1.0]
 
 
 def test_statistical_and_model_threshold() -> None:

@@ -29,14 +29,16 @@ def test_a_ring_holds_the_last_scores_in_order_and_sorted(scores: list[float], s
 
 @given(SCORES, st.floats(-20, 20))
 @settings(max_examples=60, deadline=None)
-def test_within_the_ring_p_is_the_exceedance_rank(scores: list[float], x: float) -> None:
+def test_p_is_the_exceedance_rank_among_the_ring_and_what_is_imagined_beside_it(scores: list[float], x: float) -> None:
     ordered = np.sort(np.array(scores))
     p = kernels.p_value(x, ordered, ordered.size, 0.1, 1.0)
     reached = int((ordered >= x).sum())
+    imagined = kernels.PRIOR * np.exp(-max(x, 0.0))
+    whole = ordered.size + 1 + kernels.PRIOR
     if reached:
-        assert p == (1 + reached) / (ordered.size + 1)
+        assert p == pytest.approx((1 + reached + imagined) / whole)
     else:
-        assert 0 < p <= 1 / (ordered.size + 1)
+        assert 0 < p <= (1 + imagined) / whole
 
 
 def test_beyond_the_ring_p_goes_on_falling() -> None:
@@ -49,7 +51,7 @@ def test_beyond_the_ring_p_goes_on_falling() -> None:
 
 @pytest.mark.parametrize("excess", [2.0, 4.0])
 def test_the_tail_of_an_exponential_is_met_on_average(excess: float) -> None:
-    """-ln p beyond the maximum of 300 exponential scores follows the true survival within a factor of three."""
+    """p beyond the maximum of 300 exponential scores follows the true survival within a factor of three."""
     ratios = []
     for seed in range(60):
         ordered = np.sort(np.random.default_rng(seed).exponential(1.0, 300))
@@ -66,23 +68,23 @@ def test_equal_scores_do_not_make_every_other_one_impossible() -> None:
 
 
 def test_an_empty_fused_ring_is_filled_from_the_detectors_rings() -> None:
-    """The refilled scores are what the in-ring ranks imply, in the detectors' order of arrival."""
+    """The refilled scores are what the in-ring ranks imply: per component the least, Bonferroni, weighted, in order."""
     rng = np.random.default_rng(2)
-    values = np.full((70, 3), np.nan)
-    values[:, :2] = rng.exponential(1.0, (70, 2))
+    values = np.full((70, 4), np.nan)
+    values[:, :3] = rng.exponential(1.0, (70, 3))
     size = 60
-    arrived, ordered, tail = np.zeros((1, 3, size)), np.zeros((1, 3, size)), np.zeros((1, 3, 2))
-    count, head = np.zeros((1, 3), np.int32), np.zeros((1, 3), np.int32)
-    weights = np.array([1.0, 2.0])
-    kernels.learn_chains(
-        *(values, np.zeros(70, np.int32), np.ones(70, np.bool_), weights, 50), *(arrived, ordered, count, head, tail)
-    )
-    kept = values[-size:, :2]
+    arrived, ordered, tail = np.zeros((1, 4, size)), np.zeros((1, 4, size)), np.zeros((1, 4, 2))
+    count, head = np.zeros((1, 4), np.int32), np.zeros((1, 4), np.int32)
+    part, weights = np.array([0, 1, 1], np.int32), np.array([1.0, 2.0])
+    row, take = np.zeros(70, np.int32), np.ones(70, np.bool_)
+    kernels.learn_chains(values, row, take, part, weights, 50, arrived, ordered, count, head, tail)
+    kept = values[-size:, :3]
     ranks = (kept[None, :, :] >= kept[:, None, :]).sum(axis=1) / size
-    expected = -(np.log(ranks) * weights).sum(axis=1)
-    assert count.tolist() == [[60, 60, 60]]
-    np.testing.assert_allclose(np.roll(arrived[0, 2], -int(head[0, 2])), expected)
-    np.testing.assert_allclose(ordered[0, 2], np.sort(expected))
+    second = np.minimum(1.0, 2 * ranks[:, 1:].min(axis=1))
+    expected = -np.log(ranks[:, 0]) - 2 * np.log(second)
+    assert count.tolist() == [[60, 60, 60, 60]]
+    np.testing.assert_allclose(np.roll(arrived[0, 3], -int(head[0, 3])), expected)
+    np.testing.assert_allclose(ordered[0, 3], np.sort(expected))
 
 
 def test_a_busy_row_keeps_a_sample_and_a_young_one_everything() -> None:
