@@ -90,7 +90,8 @@ def demo(
     duration: Annotated[float | None, typer.Option(help="Seconds; without it the demo runs until Ctrl-C.")] = None,
     exit_after: Annotated[bool, typer.Option("--exit", help="Stop after the duration and print a summary.")] = False,
 ) -> None:
-    """Runs the service with a simulated payment platform in front of it, breaks the platform, and shows what is found."""
+    """Runs the service with a simulated payment platform in front of it, breaks the platform, and shows what is
+    found."""
     from collector_processor.demo import run_demo
 
     raise typer.Exit(run_demo(duration, exit_after=exit_after))

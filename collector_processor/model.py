@@ -361,7 +361,8 @@ class ChainBatch:
     @staticmethod
     def empty(symbols: Symbols) -> ChainBatch:
         """No chains."""
-        dtypes = {"tenant": np.int32, "trace_hi": np.uint64, "trace_lo": np.uint64, "flow": np.int32, "path": np.int32}
+        dtypes: dict[str, type[np.generic]] = {"tenant": np.int32, "trace_hi": np.uint64, "trace_lo": np.uint64}
+        dtypes |= {"flow": np.int32, "path": np.int32}
         dtypes |= {"sequence": np.uint64, "start_ns": np.int64, "end_ns": np.int64, "closed_ns": np.int64}
         dtypes |= {"arrived_ns": np.int64, "outcome": np.uint8, "root": np.int32, "event": np.int32}
         dtypes |= {"instance": np.int32, "parent": np.int32, "time_ns": np.int64, "duration": np.float32}

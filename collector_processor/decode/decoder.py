@@ -1,12 +1,13 @@
 """Payload bytes -> RecordBatch: the compiled scan, and Python once per distinct name.
 
-How it works. `scan` (kernels/decode.py) writes a row per record with hashes in place of strings. Resources are looked up by
-their bytes, events by (service, kind, hash of the name or masked body). What was never seen before is resolved here: the
-resource is parsed, the span name cleaned, the log body masked and mined into a template, and the result is entered in
-`Symbols` under its content hash. A payload that the kernel does not like is repaired record by record and read again.
+How it works. `scan` (kernels/decode.py) writes a row per record with hashes in place of strings. Resources are looked
+up by their bytes, events by (service, kind, hash of the name or masked body). What was never seen before is resolved
+here: the resource is parsed, the span name cleaned, the log body masked and mined into a template, and the result is
+entered in `Symbols` under its content hash. A payload that the kernel does not like is repaired and read again.
 
-The seed of the hashes is secret to the instance, so that nobody can choose names that collide; nothing but speed depends on
-it. State: symbols, templates, the lookup tables. All are bounded; a full lookup table is emptied and refills.
+The seed of the hashes is secret to the instance, so that nobody can choose names that collide; nothing but speed
+depends on it. State: symbols, templates, the lookup tables. All are bounded; a full lookup table is emptied and
+refills.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import re
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
@@ -29,6 +31,7 @@ from collector_processor.model import I32, NONE, U8, U64, Payload, RecordBatch, 
 LINK_KEYS = ("trace_id", "traceId", "traceparent", "span_id", "spanId")
 INSTANCE_KEYS = ("service.instance.id", "k8s.pod.name", "container.id", "host.name")
 UNKNOWN_SERVICE = "unknown_service"  # https://opentelemetry.io/docs/specs/semconv/resource/#service
+NO_CELLS = (np.zeros(0, np.int64), np.zeros(0, np.float64), np.zeros(0, np.uint64))
 NAME_MAX = 512  # characters of a name that are kept
 
 # A segment of a span name that is an identifier and not a name: all digits, a UUID, or a long word of hex digits.
@@ -49,7 +52,7 @@ class Decoder:
         self.own_records = 0
         self._wanted_span = self._key_hashes(self.attributes)
         self._wanted_log = self._key_hashes((*LINK_KEYS, *self.attributes))
-        self._own = kernel.OWN_SCOPE
+        self._tenants: dict[str, int] = {}
         self._rows = np.zeros((4096, kernel.COLUMNS), np.uint64)
         self._cells = np.zeros((4096, 4), np.int64)
         self._spans = np.zeros((256, 2), np.int64)  # where each resource stands in the payload
@@ -68,50 +71,53 @@ class Decoder:
 
     def decode(self, payload: Payload) -> RecordBatch:
         """The records of a traces or logs payload. The rows are a view of a buffer that the next call overwrites."""
-        tenant_name = payload.tenant
-        tenant = self.symbols.tenants.add(content_hash("tenant", tenant_name), tenant_name)
+        tenant = self._tenants.get(payload.tenant)
+        if tenant is None:
+            tenant = self._new_tenant(payload.tenant)
         is_log = payload.signal == Signal.LOGS
         data = payload.data
         rejected: dict[str, int] = {}
-        n, n_cells, n_resources = self._scan(data, is_log)
+        buffer = np.frombuffer(data, np.uint8)
+        n, n_cells, n_resources = self._scan(buffer, is_log)
         if n < 0:
             data, rejected = repair(data, payload.signal)
-            n, n_cells, n_resources = self._scan(data, is_log)
+            buffer = np.frombuffer(data, np.uint8)
+            n, n_cells, n_resources = self._scan(buffer, is_log)
             if n < 0:
                 rejected["malformed"] = rejected.get("malformed", 0) + 1
                 n = n_cells = n_resources = 0
-        buffer = np.frombuffer(data, np.uint8)
         rows = self._rows[:n]
         if n:
             self._resolve(data, buffer, rows, tenant, is_log, n_resources)
+        if not n_cells:
+            return RecordBatch(
+                payload.signal, tenant, rows, NO_CELLS[0], NO_CELLS[0], NO_CELLS[1], NO_CELLS[2], rejected
+            )
         cells = self._cells[:n_cells]
         numbers = np.empty(n_cells, np.float64)
         hashes = np.empty(n_cells, np.uint64)
-        if n_cells:
-            kernel.read_cells(buffer, cells, n_cells, self.seed, numbers, hashes)
+        kernel.read_cells(buffer, cells, n_cells, self.seed, numbers, hashes)
         keys = cells[:, 1]
         if is_log:
             keys = np.where(keys >= 0, keys - len(LINK_KEYS), keys)
         return RecordBatch(payload.signal, tenant, rows, cells[:, 0], keys, numbers, hashes, rejected)
 
-    def _scan(self, data: bytes, is_log: bool) -> tuple[int, int, int]:
+    def _new_tenant(self, name: str) -> int:
+        tenant = self.symbols.tenants.add(content_hash("tenant", name), name)
+        if len(self._tenants) >= self.symbols.tenants.limit:
+            self._tenants.clear()
+        self._tenants[name] = tenant
+        return tenant
+
+    def _scan(self, buffer: U8, is_log: bool) -> tuple[int, int, int]:
         """Runs the kernel, with larger buffers while they are too small. Rows are negative when it gave up."""
-        buffer = np.frombuffer(data, np.uint8)
         wanted, lengths = self._wanted_log if is_log else self._wanted_span
+        links = len(LINK_KEYS) if is_log else 0
+        body_max = self.config.body_bytes_max
         while True:
             n, n_cells, n_resources, own = kernel.scan(
-                buffer,
-                is_log,
-                self._rows,
-                self.seed,
-                wanted,
-                lengths,
-                len(LINK_KEYS) if is_log else 0,
-                self._cells,
-                self._spans,
-                CLASSES,
-                self._own,
-                self.config.body_bytes_max,
+                *(buffer, is_log, self._rows, self.seed, wanted, lengths, links, self._cells, self._spans),
+                *(CLASSES, kernel.OWN_SCOPE, body_max),
             )
             if n != kernel.FULL:
                 self.own_records += max(0, own)
@@ -161,7 +167,7 @@ class Decoder:
             for attribute in Resource.FromString(data).attributes:
                 if attribute.key == "service.name" or attribute.key in INSTANCE_KEYS:
                     values[attribute.key] = attribute.value.string_value
-        except Exception:  # protobuf's DecodeError: the rest of the request is good, so its service stays unknown
+        except DecodeError:  # the rest of the request is good: its service stays unknown
             values = {}
         name = clean(values.get("service.name") or UNKNOWN_SERVICE)
         tenant_name = self.symbols.tenants.text[tenant]
@@ -199,6 +205,7 @@ class Decoder:
         self.templates.restore(state["templates"])
         self.events.clear()
         self.resources.clear()
+        self._tenants.clear()
 
 
 def clean(text: str) -> str:
@@ -212,7 +219,7 @@ def body_text(data: bytes, is_text: bool) -> str:
         return data.decode("utf-8", "replace")
     try:
         return flat(AnyValue.FromString(data))
-    except Exception:  # protobuf's DecodeError
+    except DecodeError:
         return data.decode("latin-1")
 
 

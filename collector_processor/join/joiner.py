@@ -1,12 +1,13 @@
 """Records -> chains: the open chains of all tenants, when each is complete, and their columns once they are.
 
-How it works. The kernels (kernels/join.py) keep chains and records in arrays; this class owns the arrays, makes room before
-each payload, decides who is evicted when there is none, learns how long each flow has to be waited for, and names paths and
-flows on first sight. The arrays are as large as the limits allow, but memory is taken only for what has ever been used.
+How it works. The kernels (kernels/join.py) keep chains and records in arrays; this class owns the arrays, makes room
+before each payload, decides who is evicted when there is none, learns how long each flow has to be waited for, and
+names paths and flows on first sight. The arrays are as large as the limits allow, but memory is taken only for what has
+ever been used.
 
 Completion: `deadline = last arrival + wait` once the root was seen, `+ idle` while it was not, and never more than the
-greatest age after the first arrival. Waits are per root operation and change only in `learn` (at an epoch's end), so which
-chain is closed when depends on arrival times alone.
+greatest age after the first arrival. Waits are per root operation and change only in `learn` (at an epoch's end), so
+which chain is closed when depends on arrival times alone.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ class Joiner:
         return int(self._state[kernel.RECORDS_OPEN])
 
     def counters(self) -> dict[str, int]:
-        """Totals since the start; each record is in one of: a closed chain, open, late, orphan, duplicate, oversize, evicted."""
+        """Totals since the start. Each record is in a closed chain, open, late, an orphan, a copy, or over its
+        limit."""
         state = self._state
         return {
             "late_spans": int(state[kernel.LATE_SPANS]),
@@ -103,7 +105,7 @@ class Joiner:
     # -- records in --------------------------------------------------------------------------------------------------
 
     def append(self, batch: RecordBatch, now_ns: int) -> list[ChainBatch]:
-        """Adds a payload's records. Returns the chains that went to make room (rarely any): due ones first, else evicted."""
+        """Adds a payload's records. Returns the chains that went to make room: due ones first, else evicted ones."""
         gone: list[ChainBatch] = []
         step = max(
             1, min(self.config.chains_max, self.config.records_max) // 4
@@ -147,22 +149,22 @@ class Joiner:
 
     def _make_room(self, n: int, now_ns: int) -> list[ChainBatch]:
         """Sees to it that n chains and n records fit."""
-        state = self._state
-        need = int(state[kernel.CHAINS_OPEN]) + n
-        if 2 * need > self._slots.size:
-            self._slots = np.zeros(1 << (2 * need - 1).bit_length(), np.int32)
-            kernel.rebuild_slots(self._slots, self._chains, self._deadlines, int(state[kernel.CHAINS_TOP]))
-        gone: list[ChainBatch] = []
-        if self._full(n):
-            gone += self.close(now_ns)
-        while self._full(n) and state[kernel.CHAINS_OPEN]:
+        if 2 * (int(self._state[kernel.CHAINS_OPEN]) + n) > self._slots.size:
+            need = 4 * (int(self._state[kernel.CHAINS_OPEN]) + n)
+            self._slots = np.zeros(1 << (need - 1).bit_length(), np.int32)
+            top = int(self._state[kernel.CHAINS_TOP])
+            kernel.rebuild_slots(self._slots, self._chains, self._deadlines, top)
+        if not self._full(n):
+            return []
+        gone = self.close(now_ns)
+        while self._full(n) and self._state[kernel.CHAINS_OPEN]:
             gone += self._evict(n, now_ns)
         return gone
 
     def _full(self, n: int) -> bool:
         """Whether there is no room for n more records."""
-        chains, records = self._state[kernel.CHAINS_OPEN], self._state[kernel.RECORDS_OPEN]
-        return bool(chains + n > self.config.chains_max or records + n > self.config.records_max)
+        chains, records = int(self._state[kernel.CHAINS_OPEN]), int(self._state[kernel.RECORDS_OPEN])
+        return chains + n > self.config.chains_max or records + n > self.config.records_max
 
     def _evict(self, n: int, now_ns: int) -> list[ChainBatch]:
         """Closes chains of the tenant that holds most records, those longest without an arrival first."""
@@ -336,11 +338,12 @@ class Joiner:
         than one record in a thousand chains comes late."""
         late = int(self._state[kernel.LATE_SPANS] + self._state[kernel.LATE_LOGS])
         closed = self._closed_chains - self._closed_before
-        if closed or late > self._late_before:
-            if late - self._late_before > 0.001 * closed:
-                self._slack = min(8.0, self._slack * 1.5)
-            else:
-                self._slack = max(1.0, self._slack * 0.99)
+        if not closed and late == self._late_before:
+            return
+        if late - self._late_before > 0.001 * closed:
+            self._slack = min(8.0, self._slack * 1.5)
+        else:
+            self._slack = max(1.0, self._slack * 0.99)
         self._late_before, self._closed_before = late, self._closed_chains
         known = len(self.symbols.events)
         least, most = self.config.wait_min_s * SECOND, self.config.wait_max_s * SECOND

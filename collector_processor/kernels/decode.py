@@ -1,9 +1,10 @@
 """One OTLP export request (https://opentelemetry.io/docs/specs/otlp) -> one row per span or log record.
 
-How it works. `scan` walks resource -> scope -> record once, front to back. Strings are not decoded: their bytes are hashed,
-and the hash is looked up by `resolve` in a table that Python fills on first sight. What is malformed or unusual (truncated,
-overlong, groups, ids of a wrong length on a span) makes `scan` give up on the request with -1; the caller then repairs it.
-Fields may come in any order and more than once, as the protobuf specification allows: the last one wins.
+How it works. `scan` walks resource -> scope -> record once, front to back. Strings are not decoded: their bytes are
+hashed, and the hash is looked up by `resolve` in a table that Python fills on first sight. What is malformed or unusual
+(truncated, overlong, groups, ids of a wrong length on a span) makes `scan` give up on the request with -1; the caller
+then repairs it. Fields may come in any order and more than once, as the protobuf specification allows: the last one
+wins.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """The chain table in arrays: append records to open chains, find the due ones, write them out as ragged columns.
 
-How it works. A chain is a row of `chains` (a structured array); `slots` is an open-addressing table from its key to that
-row. Its records are a linked list through `pool`. Freed rows of both are linked into free lists, so memory follows the
-number of open chains and not the traffic. A chain is due when its deadline has passed; being due depends on engine time
-alone, so a record that comes after the deadline is late whether or not anybody has called `collect` in between.
+How it works. A chain is a row of `chains` (a structured array); `slots` is an open-addressing table from its key to
+that row. Its records are a linked list through `pool`. Freed rows of both are linked into free lists, so memory follows
+the number of open chains and not the traffic. A chain is due when its deadline has passed; being due depends on engine
+time alone, so a record that comes after the deadline is late whether or not anybody has called `collect` in between.
 
-`emit` sorts a chain's records by (time, logs after spans, content of the event, identity), drops copies, links the spans
-to a tree, writes the records depth first, and computes self times; so the order of arrival leaves no trace in the result.
+`emit` sorts a chain's records by (time, logs after spans, content of the event, identity), drops copies, links the
+spans to a tree, writes the records depth first, and computes self times; so the order of arrival leaves no trace in the
+result.
 """
 
 from __future__ import annotations
@@ -248,10 +249,10 @@ def append(
 ):
     """Appends rows[:n] of one payload to their chains.
 
-    salt: uint64 that tells tenants apart in the key. cell_*: the payload's cells, ascending by row; keys below n_business
-    are business keys, and attribute_of int32[keys] says which are kept (-1 not). by_key (uint64[b, 3]: hash, chain key; direct-mapped) finds the chain of a business key. waits
-    int64[events]: quiet time per root event. limits int64[3]: idle, greatest age, records a chain. The caller has made sure of
-    n free chains and records."""
+    salt: uint64 that tells tenants apart in the key. cell_*: the payload's cells, ascending by row; keys below
+    n_business are business keys, and attribute_of int32[keys] says which are kept (-1 not). by_key (uint64[b, 3]: hash,
+    chain key; direct-mapped) finds the chain of a business key. waits int64[events]: quiet time per root event. limits
+    int64[3]: idle, greatest age, records a chain. The caller has made sure of n free chains and records."""
     c = 0
     idle, age_max, records_max = limits[0], limits[1], limits[2]
     for r in range(n):
@@ -389,7 +390,8 @@ def less(pool, hashes, a, b):
 
 @njit(nogil=True, cache=True)
 def sort_records(pool, hashes, order, times, scratch, scratch_times, n):
-    """Sorts order[:n] (rows of the pool) and times[:n] in place: insertion sort while short, else merges of sorted runs.
+    """Sorts order[:n] (rows of the pool) and times[:n] in place: insertion sort while short, else merges of sorted
+    runs.
 
     Times stand beside the rows and are compared here; a call per comparison would cost more than the comparison."""
     run = 16
@@ -480,7 +482,8 @@ def unite(pool, order, n, hashes, table, mask):
 
 @njit(nogil=True, cache=True)
 def link_tree(pool, order, n, table, mask, parent, first_child, next_sibling):
-    """Fills parent (position or -1) and the child lists, children by position. Returns (root position or -1, first top).
+    """Fills parent (position or -1) and the child lists, children by position. Returns (root position or -1, first
+    top).
 
     A log goes under the span that emitted it, without one under the root. Tops are linked through next_sibling."""
     root = -1
@@ -512,8 +515,8 @@ def link_tree(pool, order, n, table, mask, parent, first_child, next_sibling):
 
 @njit(nogil=True, cache=True)
 def depth_first(n, top, first_child, next_sibling, parent, stack, place, walk):
-    """walk[j] = position of the j-th record depth first; place is its inverse. Positions that only a ring of parents holds
-    are cut loose and walked last."""
+    """walk[j] = position of the j-th record depth first; place is its inverse. Positions that only a ring of parents
+    holds are cut loose and walked last."""
     for i in range(n):
         place[i] = -1
     j = 0
@@ -596,13 +599,14 @@ def emit(
 ):
     """Writes the chains `due` out in that order, forgets them and frees their records.
 
-    hashes uint64[events]: content hash of each event. event_service int32[events]. outlier int64: chains of more records
-    than this are sorted with the same code, only memory for them is taken. Out, per chain c: chain_int int64[n, 8] (tenant,
-    root row or -1, entry event, start, end, opened, last, records of copies dropped), chain_hash uint64[n, 4] (hi, lo, path,
-    sequence), offsets int64[n + 1]. Per record: record_int int32[m, 3] (event, instance, parent row), record_time int64[m],
-    record_float float32[m, 2] (duration, self time), record_span uint64[m], record_byte uint8[m, 3] (kind, status, 1 when
-    the span enters a module). Per attribute value: cell_int int32[k, 2] (row, key), cell_number float64[k], cell_hash
-    uint64[k]. Returns (records, attribute values) written. Parked chains must not be among `due`."""
+    hashes uint64[events]: content hash of each event. event_service int32[events]. outlier int64: chains of more
+    records than this are sorted with the same code, only memory for them is taken. Out, per chain c: chain_int int64[n,
+    8] (tenant, root row or -1, entry event, start, end, opened, last, records of copies dropped), chain_hash uint64[n,
+    4] (hi, lo, path, sequence), offsets int64[n + 1]. Per record: record_int int32[m, 3] (event, instance, parent row),
+    record_time int64[m], record_float float32[m, 2] (duration, self time), record_span uint64[m], record_byte uint8[m,
+    3] (kind, status, 1 when the span enters a module). Per attribute value: cell_int int32[k, 2] (row, key),
+    cell_number float64[k], cell_hash uint64[k]. Returns (records, attribute values) written. Parked chains must not be
+    among `due`."""
     size = 8
     while size < 2 * outlier:
         size *= 2
@@ -731,7 +735,8 @@ def free_records(pool, cells, state, head, n):
 
 @njit(nogil=True, cache=True)
 def drop_parked(due, slots, chains, deadlines, pool, cells, state):
-    """Takes the parked chains out of `due` (in place): their logs are orphans. Returns the number of chains that stay."""
+    """Takes the parked chains out of `due` (in place): their logs are orphans. Returns the number of chains that
+    stay."""
     kept = 0
     for c in range(due.size):
         s = due[c]
@@ -747,8 +752,9 @@ def drop_parked(due, slots, chains, deadlines, pool, cells, state):
 
 @njit(nogil=True, cache=True)
 def learn_waits(roots, gaps, estimate, seen):
-    """Longest usual time between two arrivals of a flow, per root event: rises at once half way to a longer gap, sinks by
-    0.2 % a chain. roots int64[n] event ids (-1 skipped), gaps float32[n] ns; estimate float64, seen int64 [events]."""
+    """Longest usual time between two arrivals of a flow, per root event: rises at once half way to a longer gap, sinks
+    by 0.2 % a chain. roots int64[n] event ids (-1 skipped), gaps float32[n] ns; estimate float64, seen int64
+    [events]."""
     for c in range(roots.size):
         e = roots[c]
         if e < 0:

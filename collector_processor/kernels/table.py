@@ -1,7 +1,7 @@
 """Open-addressing table uint64 -> int32 that kernels can read: the dictionary behind first sights.
 
-How it works. Linear probing, a power of two in size, at most half full; key 0 is "empty", so callers make keys non-zero.
-`LookupTable` owns the arrays; kernels get `keys` and `values`.
+How it works. Linear probing, a power of two in size, at most half full; key 0 is "empty", so callers make keys
+non-zero. `LookupTable` owns the arrays; kernels get `keys` and `values`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def move(keys, values, new_keys, new_values):
 
 
 class LookupTable:
-    """A growing table, emptied (and counted in `emptied`) when it holds `limit` keys: a cache of what can be found again."""
+    """A growing table, emptied (counted in `emptied`) when it holds `limit` keys: a cache of what can be found again."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit

@@ -1,9 +1,9 @@
-"""The protobuf wire format (https://protobuf.dev/programming-guides/encoding) and hashing, byte by byte, inside kernels.
+"""The protobuf wire format (https://protobuf.dev/programming-guides/encoding) and hashing, byte by byte, in kernels.
 
-How it works. A position is an int64 into a uint8 array; every read is checked against the `end` of the enclosing message,
-and a function that cannot go on answers position -1. Nothing raises. Bytes are read as `buf[uint64(p)]`: an unsigned index
-spares numba's test for a negative one at each byte, which halves the time of a scan. Hashes are keyed by a secret seed: they are cache
-keys of one process, never ids; ids come from `model.content_hash` on first sight.
+How it works. A position is an int64 into a uint8 array; every read is checked against the `end` of the enclosing
+message, and a function that cannot go on answers position -1. Nothing raises. Bytes are read as `buf[uint64(p)]`: an
+unsigned index spares numba's test for a negative one at each byte, which halves the time of a scan. Hashes are keyed by
+a secret seed: they are cache keys of one process, never ids; ids come from `model.content_hash` on first sight.
 """
 
 from __future__ import annotations

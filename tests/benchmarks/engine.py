@@ -1,0 +1,150 @@
+"""The engine alone, in memory: against the bare protobuf parse, against the naive way, and as open chains grow.
+
+How it is measured. CPU time of this process's one thread, everything compared in one run, one after the other, the best of
+several rounds each; each round has a fresh engine, which has first sights of every name to pay for. A *bare parse* is
+`FromString` of the official protobuf classes on the same requests, nothing read.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from collector_processor.config import Config
+from collector_processor.engine import Engine
+from collector_processor.model import Payload, Signal
+from tests.benchmarks.payloads import RECORDS_A_TRACE, Mix, payment_mix
+
+REQUESTS: dict[Signal, Any] = {Signal.TRACES: ExportTraceServiceRequest, Signal.LOGS: ExportLogsServiceRequest}
+
+
+def cpu_s(work: Callable[[], Any], rounds: int = 3) -> float:
+    """Least CPU seconds of `work` over `rounds`, without the garbage collector in between."""
+    best = float("inf")
+    for _ in range(rounds):
+        gc.collect()
+        gc.disable()
+        started = time.thread_time()
+        work()
+        best = min(best, time.thread_time() - started)
+        gc.enable()
+    return best
+
+
+def parse(mix: Mix) -> None:
+    """The bare parse."""
+    for payload in mix.payloads:
+        REQUESTS[payload.signal].FromString(payload.data)
+
+
+def run_engine(mix: Mix, config: Config) -> int:
+    """Verdicts that an engine gives for all of `mix`."""
+    engine = Engine(config)
+    verdicts = 0
+    for payload in mix.payloads:
+        verdicts += sum(map(len, engine.process((payload,), payload.arrival_ns).verdicts))
+    return verdicts + sum(map(len, engine.flush().verdicts))
+
+
+def only(*detectors: str) -> Config:
+    """The default config with `detectors` alone."""
+    names = ("chain_sequence", "retrieval", "sequence_transformer", "context", "online")
+    return Config.model_validate({"detectors": {name: {"enabled": name in detectors} for name in names}})
+
+
+def against_parse(mix: Mix) -> dict[str, float]:
+    """CPU time of the engine, with one detector and with all, as multiples of the bare parse."""
+    run_engine(mix, Config())  # compiles what is not compiled yet
+    bare = cpu_s(lambda: parse(mix))
+    one = cpu_s(lambda: run_engine(mix, only("chain_sequence")))
+    everything = cpu_s(lambda: run_engine(mix, Config()))
+    return {
+        "records": mix.records,
+        "parse_records_s": mix.records / bare,
+        "one_detector": one / bare,
+        "all_detectors": everything / bare,
+        "engine_records_s": mix.records / everything,
+    }
+
+
+def against_naive(traces: int = 300) -> float:
+    """Throughput of the engine over that of the naive way, on the same payments."""
+    from tests.benchmarks.naive import run_naive
+
+    mix, small = payment_mix(20_000), payment_mix(traces)
+    run_engine(mix, Config())
+    return (mix.records / cpu_s(lambda: run_engine(mix, Config()), 2)) / (
+        small.records / cpu_s(lambda: run_naive(small), 1)
+    )
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in use."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+def open_chains(counts: tuple[int, ...] = (10_000, 1_000_000)) -> dict[int, tuple[float, float]]:
+    """Per number of open chains: (bytes a chain of 18 records takes, CPU ns a record costs there).
+
+    The chains are opened by payloads that bear other trace ids each time: the ids of one prepared request are rewritten
+    in place. The cost is that of decoding and joining 90,000 more records while so many chains are open.
+    """
+    out = {}
+    for count in counts:
+        engine = Engine(Config.model_validate({"join": {"wait_initial_s": 30, "wait_max_s": 30}}))
+        mix = payment_mix(50)
+        fresh = _Renamed(mix)
+        engine.process(fresh.payloads(), mix.payloads[0].arrival_ns)
+        before = resident_bytes()
+        for _ in range(count // 50 - 1):
+            engine.process(fresh.payloads(), mix.payloads[0].arrival_ns)
+        taken = (resident_bytes() - before) / (count - 50)
+        more = [fresh.payloads() for _ in range(100)]
+        started = time.thread_time()
+        for payloads in more:
+            engine.process(payloads, mix.payloads[0].arrival_ns)
+        out[count] = (taken, (time.thread_time() - started) / (100 * 50 * RECORDS_A_TRACE) * 1e9)
+        del engine
+        gc.collect()
+    return out
+
+
+class _Renamed:
+    """The requests of a small mix with the trace ids replaced by new ones at each call."""
+
+    def __init__(self, mix: Mix) -> None:
+        self._mix = mix
+        traces = ExportTraceServiceRequest.FromString(mix.payloads[0].data)
+        spans = traces.resource_spans[0].scope_spans[0].spans
+        ids = [span.trace_id for span in spans]
+        self._places = [
+            [np.array(_occurrences(payload.data, trace)) for trace in ids] for payload in mix.payloads
+        ]
+        self._chance = np.random.default_rng(7)
+
+    def payloads(self) -> list[Payload]:
+        """The two requests, with trace ids that were never seen."""
+        new = self._chance.integers(0, 256, (len(self._places[0]), 16), np.uint8)
+        out = []
+        for payload, places in zip(self._mix.payloads, self._places, strict=True):
+            data = np.frombuffer(payload.data, np.uint8).copy()
+            for trace, at in enumerate(places):
+                data[at[:, None] + np.arange(16)] = new[trace]
+            out.append(Payload(payload.signal, payload.tenant, data.tobytes(), payload.arrival_ns))
+        return out
+
+
+def _occurrences(data: bytes, needle: bytes) -> list[int]:
+    out, at = [], data.find(needle)
+    while at >= 0:
+        out.append(at)
+        at = data.find(needle, at + 1)
+    return out
