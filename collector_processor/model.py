@@ -1,8 +1,8 @@
 """What every room speaks: batches of columns, findings, verdicts, incidents, and the dictionaries behind their ids.
 
 How it works. Nothing here exists once per record as a Python object. A batch is a set of numpy columns; names are int32
-ids into `Symbols`, which holds each distinct name once and is filled on first sight. Every id has a *content hash* beside
-it (blake2b of the name), so that two processes that number names differently still give the same verdict ids.
+ids into `Symbols`, which holds each distinct name once and is filled on first sight. Every id has a *content hash*
+beside it (blake2b of the name), so that two processes that number names differently still give the same verdict ids.
 
 | batch | one row per | made by | read by |
 |---|---|---|---|
@@ -13,8 +13,8 @@ it (blake2b of the name), so that two processes that number names differently st
 | `VerdictBatch` | closed chain | decide | export |
 | `Incident` | incident (few: a plain object) | decide | export |
 
-Units: `*_ns` and `*_unix_nano` are nanoseconds since 1970 (int64) unless the name says a duration; durations are float32
-nanoseconds. `p` is a calibrated p-value: the probability that a normal chain looks at least this unusual.
+Units: `*_ns` and `*_unix_nano` are nanoseconds since 1970 (int64) unless the name says a duration; durations are
+float32 nanoseconds. `p` is a calibrated p-value: the probability that a normal chain looks at least this unusual.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ class Symbols:
     | instances | `service.instance.id` (or pod, or host) of a service | service |
     | events | operation (span name and kind) or log template, of a service | service, is_log, kind (as in ChainBatch) |
     | flows | tenant + entry service + entry operation | tenant, event (the entry operation) |
-    | paths | order of modules, within a flow; `path_steps[id]` holds the event ids; text is `a > b > c`, shortened | flow |
+    | paths | order of modules, within a flow; `path_steps[id]` holds the event ids; text `a > b > c`, shortened | flow |
     """
 
     def __init__(
@@ -272,7 +272,8 @@ class Symbols:
 
 @dataclass(slots=True)
 class RecordBatch:
-    """The records of one payload as rows (columns: `kernels/decode.py`), and the attribute values that were asked for."""
+    """The records of one payload as rows (columns: `kernels/decode.py`), and the attribute values that were asked
+    for."""
 
     signal: Signal
     tenant: int  # tenant id
@@ -302,8 +303,8 @@ class RecordBatch:
 class ChainBatch:
     """Closed chains as ragged columns: n chains, m records; the records of chain c are `offsets[c]:offsets[c + 1]`.
 
-    Records of a chain stand in causal order: depth first from the root, children of a span by start time, a log inside the
-    span that emitted it; so clock skew between hosts and concurrency between branches leave the order as it is.
+    Records of a chain stand in causal order: depth first from the root, children of a span by start time, a log inside
+    the span that emitted it; so clock skew between hosts and concurrency between branches leave the order as it is.
     """
 
     symbols: Symbols
@@ -312,8 +313,8 @@ class ChainBatch:
     trace_hi: U64  # [n] first 8 bytes of the trace id, big-endian
     trace_lo: U64  # [n] last 8 bytes; both 0 for a chain that only a business key holds together
     flow: I32  # [n] flow id
-    path: I32  # [n] path id: the module entries of the chain in order, repeats of one in a row counted once. A span enters
-    # a module when it is at the top, a server or consumer span, or of another service than its parent
+    path: I32  # [n] path id: the module entries of the chain in order, repeats of one in a row counted once. A span
+    # enters a module when it is at the top, a server or consumer span, or of another service than its parent
     sequence: U64  # [n] content hash of the event sequence (operations and templates); equal sequences are scored once
     start_ns: I64  # [n] earliest record
     end_ns: I64  # [n] latest end
@@ -438,7 +439,8 @@ class ChainBatch:
 
 @dataclass(slots=True)
 class VerdictBatch:
-    """The verdicts of one ChainBatch, row by row. Findings are sorted by chain; `finding_offsets` is ragged like records."""
+    """The verdicts of one ChainBatch, row by row. Findings are sorted by chain; `finding_offsets` is ragged like
+    records."""
 
     chains: ChainBatch
     score: F64  # [n] 0-1, high = anomalous
@@ -460,7 +462,8 @@ class VerdictBatch:
 
 @dataclass(slots=True)
 class Incident:
-    """Findings of one kind on one subject that exceed what the baseline allows. The engine gives a new copy at each change."""
+    """Findings of one kind on one subject that exceed what the baseline allows. The engine gives a new copy at each
+    change."""
 
     incident_id: str
     tenant: str

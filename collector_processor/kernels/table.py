@@ -50,7 +50,7 @@ def move(keys, values, new_keys, new_values):
 
 
 class LookupTable:
-    """A growing table, emptied (counted in `emptied`) when it holds `limit` keys: a cache of what can be found again."""
+    """A growing table, emptied (counted in `emptied`) when it holds `limit` keys: a cache of what can be had again."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit

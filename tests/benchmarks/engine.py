@@ -1,8 +1,8 @@
 """The engine alone, in memory: against the bare protobuf parse, against the naive way, and as open chains grow.
 
-How it is measured. CPU time of this process's one thread, everything compared in one run, one after the other, the best of
-several rounds each; each round has a fresh engine, which has first sights of every name to pay for. A *bare parse* is
-`FromString` of the official protobuf classes on the same requests, nothing read.
+How it is measured. CPU time of this process's one thread, everything compared in one run, one after the other, the best
+of several rounds each; each round has a fresh engine, which has first sights of every name to pay for. A *bare parse*
+is `FromString` of the official protobuf classes on the same requests, nothing read.
 """
 
 from __future__ import annotations

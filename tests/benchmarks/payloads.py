@@ -1,7 +1,7 @@
 """What the benchmarks send: a payment mix made here, and the TrainTicket recording where it is to be had.
 
-The payment mix: 8 spans and 10 logs a trace, 6 attributes a span, one of them a payment id, 202 bytes a record, 50 traces
-in a pair of requests; what a Collector with a batch processor sends.
+The payment mix: 8 spans and 10 logs a trace, 6 attributes a span, one of them a payment id, 202 bytes a record, 50
+traces in a pair of requests; what a Collector with a batch processor sends.
 """
 
 from __future__ import annotations
