@@ -10,19 +10,22 @@ from __future__ import annotations
 
 import time
 
+import zstandard
 from google.protobuf.json_format import MessageToJson
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from collector_processor.config import Config
 from collector_processor.decode.otlp_json import to_protobuf
-from collector_processor.decode.repair import clean
+from collector_processor.decode.repair import clean, repair
 from collector_processor.engine import Engine
+from collector_processor.ingest.inflate import inflate
 from collector_processor.model import Payload, Signal
 from collector_processor.simulator.simulator import Simulator
 
 START_NS = 1_700_000_000_000_000_000
 SECONDS = 180  # longer than the quarantine, so that detectors learn
+DAMAGED = b"\x0a\x09\x12\x07\x12\x05\x2a\x03\x0a\x01\xff"  # a request with one log whose text is not UTF-8
 REQUESTS = {Signal.TRACES: ExportTraceServiceRequest, Signal.LOGS: ExportLogsServiceRequest}
 
 
@@ -35,6 +38,8 @@ def warm_up() -> int:
         clean(data, kind)
         output = engine.process((Payload(kind, "default", data, time_ns),), time_ns)
         chains += sum(map(len, output.verdicts))
+    repair(DAMAGED, Signal.LOGS)
+    inflate(zstandard.compress(DAMAGED), "zstd", 1024)
     for kind, request in REQUESTS.items():
         to_protobuf(MessageToJson(request()).encode(), kind)
     engine.restore(engine.snapshot())
