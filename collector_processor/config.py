@@ -252,7 +252,7 @@ class DecideConfig(Section):
     restart_hold_s: Positive = 90.0
     """Time for which errors that say that another service is not there must hold before they open an incident: an
     instance that restarts is missed for about a minute."""
-    merge_s: Annotated[float, Field(ge=0)] = 60.0
+    merge_s: Annotated[float, Field(ge=0)] = 90.0
     """Age up to which an incident takes in findings about services next to its own in the call graph: one cause shows
     in several places, not always in the same minute."""
     join_s: Positive = 300.0

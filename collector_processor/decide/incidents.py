@@ -50,6 +50,7 @@ FAMILY = np.zeros(len(Kind), np.int64)  # kinds that one cause shows in for long
 FAMILY[[Kind.SLOW_OPERATION, Kind.SLOW_CALL]] = 1
 FAMILY[[Kind.ERROR, Kind.UNUSUAL_LOG, Kind.MISSING_LOG]] = 2
 FAMILY[Kind.RULE_VIOLATION] = 3
+SOFT_SHARE = 0.2  # of the evidence of soft kinds: they are the cause less often than a symptom
 POOLS = 3  # independent subjects of a service: calls into it, itself, calls out of it
 CALLER_SHARE = 0.5  # of a call's evidence that speaks for its caller
 
@@ -205,7 +206,11 @@ class Incidents:
         touching += [case for case in self.open if case.root != root and any(m in case.nats for m in members)]
         services = {service for m in members for service in (m[2], m[4]) if service != NONE}
         for case in self.open:
-            if case not in touching and now_ns - case.detected_ns <= self.config.merge_s * NS and self._near(services, case):
+            if (
+                case not in touching
+                and now_ns - case.detected_ns <= self.config.merge_s * NS
+                and self._near(services, case)
+            ):
                 touching.append(case)
         for case in touching:
             young = now_ns - case.detected_ns <= self.config.join_s * NS
@@ -369,10 +374,17 @@ def _touches(element: Element, service: int) -> bool:
     return service in (element[2], element[4])
 
 
+def _is_soft(element: Element) -> bool:
+    """Whether the element alone has to hold for a while before it opens an incident."""
+    return element[0] in SOFT or (element[0] == Kind.ERROR and element[1] == Level.EDGE)
+
+
 def _mass(nats: dict[Element, float]) -> dict[int, float]:
     """Evidence for each service: what its own elements say, and less of what calls that it makes say."""
     mass: dict[int, float] = {}
-    for (_, level, service, _, caller), nat in nats.items():
+    for element, nat in nats.items():
+        _, level, service, _, caller = element
+        nat = nat * SOFT_SHARE if _is_soft(element) else nat
         if service != NONE:
             mass[service] = mass.get(service, 0.0) + nat
         if caller != NONE:
