@@ -86,10 +86,11 @@ lock: ## rewrites requirements.lock from pyproject.toml: hashes, no index addres
 	@$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-annotate --custom-compile-command "make lock" --group dev --upgrade pyproject.toml -o requirements.lock
 
-docs: install ## rewrites the generated parts of docs/
-	$(call say,writing docs/configuration.md and docs/metrics.md)
+docs: install ## rewrites the generated parts of docs/ and dashboards/
+	$(call say,writing docs/configuration.md, docs/metrics.md, docs/runbooks.md and dashboards/)
 	@$(PY) -m collector_processor.config_reference > docs/configuration.md
 	@$(PY) -m exporters.prometheus.metrics > docs/metrics.md
+	@$(PY) -m dashboards.build
 
 clean: ## removes .venv, caches and what runs left behind
 	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist spanchain-data
