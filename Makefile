@@ -87,7 +87,7 @@ lock: ## rewrites requirements.lock from pyproject.toml: hashes, no index addres
 		--no-annotate --custom-compile-command "make lock" --group dev --upgrade pyproject.toml -o requirements.lock
 
 docs: install ## rewrites the generated parts of docs/ and dashboards/
-	$(call say,writing docs/configuration.md, docs/metrics.md, docs/runbooks.md and dashboards/)
+	$(call say,writing the generated parts of docs/ and dashboards/)
 	@$(PY) -m collector_processor.config_reference > docs/configuration.md
 	@$(PY) -m exporters.prometheus.metrics > docs/metrics.md
 	@$(PY) -m dashboards.build
