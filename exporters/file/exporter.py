@@ -63,7 +63,6 @@ class FileExporter:
         if self._fresh:
             for path in (verdicts, incidents, self._folder / "verdicts.jsonl.marks"):
                 path.unlink(missing_ok=True)
-            incidents.touch()
         self._verdicts = VerdictFile(verdicts)
         self._incidents = IncidentFile(incidents)
         self._queue.start()

@@ -34,9 +34,7 @@ def encode(row: dict[str, Any]) -> bytes:
 
 
 def cut_torn_line(path: Path) -> None:
-    """Ends the file `path` after its last whole line, when there is such a file."""
-    if not path.exists():
-        return
+    """Ends the file `path` after its last whole line."""
     with path.open("rb+") as file:
         end = file.seek(0, os.SEEK_END)
         while end:
@@ -56,6 +54,7 @@ class VerdictFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._marks_path = path.with_name(path.name + ".marks")
+        path.touch()
         cut_torn_line(path)
         self._file = path.open("ab", buffering=0)
         self.size = self._file.tell()
@@ -132,11 +131,11 @@ class IncidentFile:
         self._place: dict[str, int] = {}  # incident -> number of its line
         self._resolved: set[str] = set()
         self._lines = 0
+        path.touch()
         cut_torn_line(path)
-        if path.exists():
-            with path.open("rb") as file:
-                for line in file:
-                    self._read(line)
+        with path.open("rb") as file:
+            for line in file:
+                self._read(line)
 
     def _read(self, line: bytes) -> None:
         with contextlib.suppress(ValueError, KeyError, TypeError):  # a line of somebody else's keeps its place
@@ -171,10 +170,8 @@ class IncidentFile:
             self._lines += 1
 
     def _write(self, changed: dict[int, bytes], added: list[bytes]) -> None:
-        old: Iterable[bytes] = ()
-        if self.path.exists():
-            with self.path.open("rb") as file:
-                old = [changed.get(place, line) for place, line in enumerate(file)]
+        with self.path.open("rb") as file:
+            old = [changed.get(place, line) for place, line in enumerate(file)]
         replace(self.path, b"".join([*old, *added]))
 
     def close(self) -> None:
