@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -159,6 +160,20 @@ def validate(file: Annotated[Path, typer.Argument(help="A spanchain config.")]) 
     """Checks a config file: the error names the key, the line, and the nearest valid key."""
     load_config(file)
     out.print(f"{file}: valid", highlight=False, markup=False)
+
+
+@app.command()
+def doctor(config: ConfigFile = None, data: DataDir = Path("spanchain-data")) -> None:
+    """Checks the installation and what it can reach; changes nothing."""
+    from collector_processor.doctor import examine
+
+    settings = load_config(config)
+    sound = True
+    for finding in examine(settings, data):
+        sound &= finding.well
+        mark = "[green]✓[/green]" if finding.well else "[red]✗[/red]"
+        out.print(f"{mark} {escape(finding.what)}: {escape(finding.detail)}", highlight=False)
+    raise typer.Exit(0 if sound else 1)
 
 
 def main() -> None:

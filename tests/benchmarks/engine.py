@@ -125,9 +125,7 @@ class _Renamed:
         traces = ExportTraceServiceRequest.FromString(mix.payloads[0].data)
         spans = traces.resource_spans[0].scope_spans[0].spans
         ids = [span.trace_id for span in spans]
-        self._places = [
-            [np.array(_occurrences(payload.data, trace)) for trace in ids] for payload in mix.payloads
-        ]
+        self._places = [[np.array(_occurrences(payload.data, trace)) for trace in ids] for payload in mix.payloads]
         self._chance = np.random.default_rng(7)
 
     def payloads(self) -> list[Payload]:
