@@ -84,13 +84,14 @@ SCHEMA, NUMBERS = _schema()
 SPAN = NUMBERS["opentelemetry.proto.trace.v1.Span"]
 LOG = NUMBERS["opentelemetry.proto.logs.v1.LogRecord"]
 SCOPE = NUMBERS["opentelemetry.proto.common.v1.InstrumentationScope"]
+PAIR = NUMBERS["opentelemetry.proto.common.v1.KeyValue"]
 
 
 def _types(request: Any, groups: str, scopes: str, record: int) -> I64:
     group = request.fields_by_name[groups].message_type
     scope = group.fields_by_name[scopes].message_type
     around = [NUMBERS[message.full_name] for message in (request, group, scope)]
-    return np.array([*around, record, SPAN, LOG, SCOPE], np.int64)
+    return np.array([*around, record, SPAN, LOG, SCOPE, PAIR], np.int64)
 
 
 TYPES = {
@@ -198,7 +199,7 @@ class _Edited:
             space = np.empty((2, kernel.DEPTH_MAX + 1), np.int64)
             array = np.frombuffer(content, np.uint8)
             depth = kernel.RECORD_DEPTH
-            left, _ = kernel.piece(array, 0, array.size, kind, depth, SCHEMA, SPAN, LOG, space[0], space[1])
+            left, _ = kernel.piece(array, 0, array.size, kind, depth, SCHEMA, SPAN, LOG, PAIR, space[0], space[1])
             if left != kernel.SOUND:
                 _count(self.rejected, left)
                 return b""

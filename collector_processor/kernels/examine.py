@@ -133,8 +133,35 @@ def id_reason(buf, body, stop, field, is_span):
     return SOUND
 
 
+@njit(inline="always")
+def is_ascii(buf, p, end):
+    """Whether no byte of buf[p:end] is above 127."""
+    high = uint64(0)
+    while end - p >= 8:
+        high |= fixed64(buf, p)
+        p += 8
+    while p < end:
+        high |= uint64(buf[p])
+        p += 1
+    return high & uint64(0x8080808080808080) == 0
+
+
+@njit(inline="always")
+def is_plain_pair(buf, p, end):
+    """Whether buf[p:end] is a KeyValue as nearly all are: a key and then a text, all ASCII and shorter than 128 bytes.
+
+    False says nothing. Such a pair is sound: each length in it is one byte, since no byte is above 127.
+    """
+    if end - p < 6 or buf[p] != 0x0A or not is_ascii(buf, p, end):
+        return False
+    value = p + 2 + int64(buf[p + 1])
+    if value + 4 > end or buf[value] != 0x12 or value + 2 + int64(buf[value + 1]) != end:
+        return False
+    return buf[value + 2] == 0x0A and value + 4 + int64(buf[value + 3]) == end
+
+
 @njit(nogil=True, cache=True)
-def piece(buf, p, end, kind, depth, schema, span_type, log_type, kinds, ends):
+def piece(buf, p, end, kind, depth, schema, span_type, log_type, pair_type, kinds, ends):
     """(why the message of type `kind` in buf[p:end], `depth` messages deep, cannot stay as it is, messages inside it).
 
     The reason is SOUND when it can stay. kinds, ends: int64[DEPTH_MAX + 1], working space.
@@ -172,6 +199,8 @@ def piece(buf, p, end, kind, depth, schema, span_type, log_type, kinds, ends):
                 if later == SOUND:
                     later = reason
                 ids |= 1 if field == 1 else (2 if field == 2 else 0)
+        elif what == pair_type and depth + top + 2 <= DEPTH_MAX and is_plain_pair(buf, body, p):
+            elements += 2
         elif what >= FIRST_TYPE:
             elements += 1
             if depth + top + 1 > DEPTH_MAX:
@@ -212,15 +241,23 @@ def note(edits, totals, start, body, stop, reason, level, kind, records, around)
             edits[row, GROUP + i] = around[1 + i // 3, i % 3] if i < 3 * level else -1
 
 
+@njit(inline="always")
+def exceeded(totals, records_max, elements_max):
+    """Which limit the counts so far exceed, 0 for none."""
+    if totals[SEEN] > records_max:
+        return TOO_MANY_RECORDS
+    return TOO_MANY_ELEMENTS if totals[ELEMENTS] > elements_max else 0
+
+
 @njit(nogil=True, cache=True)
 def examine(buf, schema, types, own, records_max, elements_max, edits, totals):
     """Walks the request in buf (uint8[n]); the damage comes out in `edits`, the counts in `totals`.
 
-    schema: int64[types, FIELDS]. types: int64[7], the numbers of request, resource group, scope group, record, span,
-    log and scope. own: uint8[k], the name of our own scope; a scope group of that name is one row of reason OWN.
-    edits: int64[m, COLUMNS], in the order of the request except that a group's own row follows those of its content;
-    totals[EDITS] rows are needed, which may be more than there is room for. totals: int64[TOTALS]; REFUSED is set
-    when a limit was exceeded.
+    schema: int64[types, FIELDS]. types: int64[8], the numbers of request, resource group, scope group, record, span,
+    log, scope and key-value pair. own: uint8[k], the name of our own scope; a scope group of that name is one row of
+    reason OWN. edits: int64[m, COLUMNS], in the order of the request except that a group's own row follows those of
+    its content; totals[EDITS] rows are needed, which may be more than there is room for. totals: int64[TOTALS];
+    REFUSED is set when a limit was exceeded.
     """
     totals[:] = 0
     kinds, ends = np.empty(DEPTH_MAX + 1, np.int64), np.empty(DEPTH_MAX + 1, np.int64)
@@ -271,14 +308,13 @@ def examine(buf, schema, types, own, records_max, elements_max, edits, totals):
             if whole and what == STRING and not is_utf8(buf, body, p):
                 reason = INVALID_UTF8
             elif whole and what >= FIRST_TYPE:
-                reason, elements = piece(buf, body, p, what, level + 1, schema, types[4], types[5], kinds, ends)
+                reason, elements = piece(
+                    buf, body, p, what, level + 1, schema, types[4], types[5], types[7], kinds, ends
+                )
                 totals[ELEMENTS] += elements
                 if what == types[6] and level == 2 and reason == SOUND and not is_own:
                     is_own = names_scope(buf, body, p, own)
             totals[SEEN] += 1 if is_record or not whole else 0
             if reason != SOUND:
                 note(edits, totals, start, body, p, reason, level, what, 1 if is_record or not whole else 0, around)
-        if totals[SEEN] > records_max:
-            totals[REFUSED] = TOO_MANY_RECORDS
-        elif totals[ELEMENTS] > elements_max:
-            totals[REFUSED] = TOO_MANY_ELEMENTS
+        totals[REFUSED] = exceeded(totals, records_max, elements_max)
