@@ -101,6 +101,24 @@ class RetrievalConfig(Section):
 
     enabled: bool = True
     """Whether this detector runs."""
+    learn_chains_min: Count = 50
+    """Chains of a flow before the content of a chain is judged (cold start)."""
+    core_max: Count = 16_384
+    """Distinct bags of events kept, of all flows; beyond it the half not seen for longest is forgotten."""
+    compared_max: Count = 512
+    """Known bags of a flow that a new one is compared with, the most frequent first."""
+    vectors_max: Count = 16_384
+    """Event texts whose vectors are kept."""
+    values_max: Count = 262_144
+    """Attribute values kept, of all operations."""
+    adopt_s: Positive = 93_600.0
+    """Time over which content that is judged anomalous must keep coming before it counts as normal; more than a day."""
+    adopt_repeats: Count = 20
+    """Chains of such content before it counts as normal."""
+    embedding_model: str | None = None
+    """Path of a sentence-embedding ONNX model with `vocab.txt` beside it; hashed n-grams without one."""
+    embedding_sha256: str = ""
+    """SHA-256 of that model, in hex; a model with another digest is refused."""
 
 
 class SequenceTransformerConfig(Section):

@@ -21,6 +21,7 @@ from collector_processor.model import F64, I32, I64, U8, Bool, ChainBatch
 
 MEMORY = 1000.0  # chains over which a rate per flow is averaged
 ODDITIES = 32  # new normal rows remembered per flow
+ODD_PRIOR = 4.0  # oddities that the scale believed beforehand counts for
 BAD_MAX = 1000.0  # anomalous chains remembered per row: more would make a correction too slow
 FLOW_COLUMNS: dict[str, tuple[type, tuple[int, ...]]] = {
     "total": (np.float64, ()),
@@ -51,10 +52,12 @@ def grown(array: Any, size: int, fill: float = 0) -> Any:
 
 
 class Familiarity:
-    """Rows and flows as above. `young`: chains of a flow before anything is said of it."""
+    """Rows and flows as above."""
 
-    def __init__(self, young: int) -> None:
+    def __init__(self, young: int, odd_scale: float) -> None:
+        """young: chains of a flow before anything is said of it; odd_scale: of a new row, before any was seen."""
         self.young = young
+        self.odd_scale = odd_scale
         self.size = 0
         self.row: dict[str, Any] = {name: np.zeros(64, kind) for name, kind in ROW_COLUMNS.items()}
         self.flow: dict[str, Any] = {name: np.zeros((16, *shape), kind) for name, (kind, shape) in FLOW_COLUMNS.items()}
@@ -91,7 +94,16 @@ class Familiarity:
             kernels.learn_rows(
                 *(rows, np.ascontiguousarray(normal, np.bool_), batch.outcome, batch.closed_ns, row["flow"]),
                 *(row["good"], row["bad"], row["ratio"], row["last_ns"], flow["mass"], flow["total"], flow["recent"]),
-                *(flow["fresh"], flow["late"], MEMORY, flow["oddity"], flow["oddities"], odd, BAD_MAX),
+                *(
+                    flow["fresh"],
+                    flow["late"],
+                    MEMORY,
+                    float(self.young),
+                    flow["oddity"],
+                    flow["oddities"],
+                    odd,
+                    BAD_MAX,
+                ),
             )
         )
 
@@ -110,11 +122,10 @@ class Familiarity:
     def odder_share(self, flow: int, odd: float) -> float:
         """Among normal rows that were new, the share at least as odd; beyond the oddest an exponential tail goes on."""
         past = self.flow["oddity"][flow, : int(min(self.flow["oddities"][flow], ODDITIES))]
-        if past.size == 0:
-            return 1.0
         rank = (int((past >= odd - 1e-9).sum()) + 1) / (past.size + 1)
-        excess = max(0.0, odd - float(past.max()))
-        return float(rank * math.exp(-excess / max(float(past.mean()), 1e-3)))
+        excess = max(0.0, odd - float(past.max(initial=0.0)))
+        scale = (ODD_PRIOR * self.odd_scale + float(past.sum())) / (ODD_PRIOR + past.size)
+        return float(rank * math.exp(-excess / scale))
 
     def adopt(self, age_s: float, repeats: int) -> bool:
         """Makes known what was judged anomalous and yet kept coming for `age_s` (an intended release). True if any."""

@@ -12,7 +12,7 @@ from typing import Literal
 
 from collector_processor.config import Config
 from collector_processor.model import Symbols
-from detectors import chain_sequence, context, online
+from detectors import chain_sequence, context, online, retrieval
 from detectors.protocol import Detector, Factory
 
 Component = Literal["rec", "seq", "ctx"]
@@ -28,6 +28,7 @@ class Registered:
 
 DETECTORS: dict[str, Registered] = {
     "chain_sequence": Registered("seq", chain_sequence.build),
+    "retrieval": Registered("rec", retrieval.build),
     "context": Registered("ctx", context.build),
     "online": Registered("ctx", online.build),
 }

@@ -69,12 +69,16 @@ def learn_rows(
     fresh,
     late,
     memory,
+    young,
     oddity,
     oddities,
     odd,
     bad_max,
 ):
-    """Counts chains in order. A row's first normal chain makes it known and leaves its oddity; True when one did."""
+    """Counts chains in order; True when a row became known, or stopped being so.
+
+    A row's first normal chain makes it known, and leaves its oddity unless the flow is young: then all is odd.
+    """
     changed = False
     for c in range(rows.size):
         row = rows[c]
@@ -92,8 +96,9 @@ def learn_rows(
         late[f] = late[f] * (1.0 - 1.0 / memory) + (1.0 if outcome[c] == TIMEOUT else 0.0)
         if good[row] <= 0.0:
             fresh[f] += 1.0
-            oddity[f, oddities[f] % oddity.shape[1]] = odd[row]
-            oddities[f] += 1
+            if total[f] >= young:
+                oddity[f, oddities[f] % oddity.shape[1]] = odd[row]
+                oddities[f] += 1
             changed = True
         else:
             effective = good[row] * ratio[row]

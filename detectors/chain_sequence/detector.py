@@ -40,6 +40,7 @@ from detectors.familiarity import Familiarity, describe_young
 from detectors.protocol import Scores
 
 P_MIN = 1e-15
+SURPRISE = 3.0  # nats: the surprise of a new normal path, before any was seen
 GAP = math.log(0.01)  # what each further gap costs a known path as the explanation of a broken-off one
 FINDING_P = 0.05  # a chain is a finding up to this
 WINDOW_P = 1e-2  # a window is a finding below this
@@ -72,7 +73,7 @@ class ChainSequence:
     def __init__(self, config: ChainSequenceConfig, symbols: Symbols, epoch_s: float, rows_max: int) -> None:
         self.config = config
         self.symbols = symbols
-        self.known = Familiarity(config.learn_chains_min)
+        self.known = Familiarity(config.learn_chains_min, SURPRISE)
         self.paths = PathTable(symbols, self.known, rows_max, config.path_length_max)
         self.distribution = Distribution(config.slice_s, epoch_s)
         self.tenant_chains = np.zeros(1024)
@@ -412,10 +413,13 @@ class ChainSequence:
         if judgement.other != NONE:
             facts["known_path"] = self._text(judgement.other)
         if judgement.kind == Kind.INTERRUPTED_SEQUENCE:
-            facts["share"] = round(judgement.share, 6)
+            flow = int(self.known.row["flow"][judgement.other])
+            after = START if judgement.after == NONE else judgement.after
+            facts["share"] = round(self.paths.probability(flow, after, judgement.step), 6)
+            facts["path_share"] = round(judgement.share, 6)
         if finding["chain"] == NONE:
             facts |= {"expected": round(float(finding["expected"]), 3), "actual": int(finding["actual"])}
-            facts["within_s"] = self.config.slice_s
+            facts["slice_s"] = self.config.slice_s
         return {key: value for key, value in facts.items() if value is not None}
 
     def _range_evidence(self, finding: np.void, detail: int) -> dict[str, Any]:

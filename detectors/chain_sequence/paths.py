@@ -213,7 +213,7 @@ class PathTable:
         order = np.lexsort((self.view("key"), -known.view("good"), -known.view("last_ns")))
         kept: I64 = np.sort(order[: self.rows_max // 2])
         state = self.snapshot()
-        fresh = PathTable(self.symbols, Familiarity(known.young), self.rows_max, self.length_max)
+        fresh = PathTable(self.symbols, Familiarity(known.young, known.odd_scale), self.rows_max, self.length_max)
         fresh._restore_rows(state, kept, known.view("flow")[kept], known.view("first_ns")[kept])
         known.keep(kept)
         fresh.familiarity = known
@@ -238,7 +238,7 @@ class PathTable:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Takes back a snapshot; the familiarity has been restored before."""
-        known, self.familiarity = self.familiarity, Familiarity(self.familiarity.young)
+        known, self.familiarity = self.familiarity, Familiarity(self.familiarity.young, self.familiarity.odd_scale)
         rows = np.arange(state["columns"]["key"].size)
         self._restore_rows(state, rows, known.view("flow"), known.view("first_ns"))
         self.familiarity = known

@@ -118,7 +118,8 @@ def test_a_proper_subsequence_is_interrupted_and_names_the_missing_step(bench: B
     evidence = bench.detector.evidence(finding)
     assert evidence["step"] == "ledger post"
     assert evidence["after"] == "account debit"
-    assert evidence["share"] == pytest.approx(0.75, abs=0.01)
+    assert evidence["path_share"] == pytest.approx(0.75, abs=0.01)
+    assert evidence["share"] > 0.99  # of the chains that got as far as the debit
     assert evidence["known_path"].endswith("ledger post")
 
 
@@ -223,13 +224,11 @@ def test_the_same_finding_pages_only_when_it_repeats_within_a_slice(bench: Bench
     twice = bench.run([payment(ledger=False)] * 2, normal=False)
     assert (twice["chain"] >= 0).sum() == 2
     assert (twice["chain"] == NONE).sum() == 0
-    third = bench.run([payment(ledger=False)], normal=False)
-    windows = third[third["chain"] == NONE]
-    assert windows["kind"].tolist() == [Kind.INTERRUPTED_SEQUENCE]
-    assert windows["actual"][0] == 3
-    assert windows["p"][0] < 0.05
-    many = bench.run([payment(ledger=False)] * 9, normal=False)
-    assert many[many["chain"] == NONE]["p"].min() < 1e-5
+    windows = bench.run([payment(ledger=False)] * 10, normal=False)
+    windows = windows[windows["chain"] == NONE]
+    assert set(windows["kind"].tolist()) == {Kind.INTERRUPTED_SEQUENCE}
+    assert windows["actual"].max() == 12
+    assert windows["p"].min() < 1e-5
     bench.now += 400 * NS
     assert bench.run([payment()]).size == 0
 

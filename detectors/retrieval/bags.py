@@ -1,0 +1,211 @@
+"""The core of normal chains: distinct bags of events per flow, and what lies between a new bag and the nearest ones.
+
+How it works. A chain's events are counted on half-octave levels; equal bags are one row, so the core is deduplicated by
+construction. A chain's sequence hash finds its row in a table; only an unseen sequence is counted, and only an unseen
+bag is compared: first by level differences weighted by how rare an event is (IDF), then, with the few nearest, allowing
+an event to stand for a similar one that the other side lacks (token-level max-sim), so that a reworded log line is a
+small step. What remains says which event is farthest from everything known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from collector_processor.kernels import bags as kernels
+from collector_processor.kernels.table import LookupTable, find_many
+from collector_processor.model import F64, I32, I64, NONE, U8, Bool, ChainBatch, Outcome, Symbols
+from detectors.familiarity import Familiarity, grown
+from detectors.retrieval.embedding import EventVectors
+
+NEAREST = 4  # candidates that are compared by max-sim
+SEQUENCES_MAX = 131_072  # entries of the cache from sequence to row
+WEIGHTS_GROWTH = 1.05  # chains by which the core grows before weights are computed anew
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """How far a bag is from the core."""
+
+    distance: float  # 0-1
+    row: int = NONE  # the nearest bag
+    event: int = NONE  # what is farthest from everything known
+    extra: bool = True  # it is there and not known, else it is known and missing (or differs in number)
+
+
+class BagTable:
+    """Rows of distinct bags, with `familiarity` rows of the same numbers."""
+
+    def __init__(
+        self, symbols: Symbols, familiarity: Familiarity, vectors: EventVectors, rows_max: int, compared_max: int
+    ) -> None:
+        self.symbols, self.familiarity, self.vectors = symbols, familiarity, vectors
+        self.rows_max, self.compared_max = rows_max, compared_max
+        self.size = 0
+        self.ids: dict[bytes, int] = {}
+        self.rows_of_flow: dict[int, list[int]] = {}
+        self.of_sequence = LookupTable(SEQUENCES_MAX)
+        self.start, self.length = np.zeros(64, np.int64), np.zeros(64, np.int64)
+        self.event, self.level = np.zeros(1024, np.int32), np.zeros(1024, np.uint8)
+        self.used = 0
+        self.seen_in = np.zeros(256)  # normal chains per event
+        self.chains = 0.0
+        self.weight = np.ones(256)
+        self.weighted_at = 0.0  # `chains` when weights were computed
+
+    def rows(self, batch: ChainBatch) -> I32:
+        """int32[n]: the row of each chain; new bags are added in the order of the batch."""
+        if len(self.symbols.events) > self.weight.size:
+            self._reserve_events(len(self.symbols.events))
+        keys = np.maximum(batch.sequence, np.uint64(1))
+        rows = np.empty(len(batch), np.int32)
+        if find_many(self.of_sequence.keys, self.of_sequence.values, keys, rows):
+            seen: dict[int, int] = {}
+            for chain in np.flatnonzero(rows < 0).tolist():
+                key = int(keys[chain])
+                if key not in seen:
+                    seen[key] = self._row_on_sight(batch, chain)
+                    self.of_sequence.put(key, seen[key])
+                rows[chain] = seen[key]
+        return rows
+
+    def _reserve_events(self, events: int) -> None:
+        known = self.weight.size
+        self.seen_in = grown(self.seen_in, events)
+        self.weight = grown(self.weight, events)
+        self.weight[known:] = self._weight_of(np.zeros(self.weight.size - known))
+
+    def _weight_of(self, seen_in: F64) -> F64:
+        return np.asarray(np.log((1.0 + self.chains) / (1.0 + seen_in)) + 1.0)
+
+    def _row_on_sight(self, batch: ChainBatch, chain: int) -> int:
+        event, level = kernels.bag(batch.event[batch.offsets[chain] : batch.offsets[chain + 1]])
+        return self.add(int(batch.flow[chain]), int(batch.closed_ns[chain]), event, level)
+
+    def add(self, flow: int, now_ns: int, event: I32, level: U8) -> int:
+        """The row of this bag, added when new."""
+        key = flow.to_bytes(4, "little") + event.tobytes() + level.tobytes()
+        found = self.ids.get(key)
+        if found is not None:
+            return found
+        row = self.ids[key] = self.familiarity.add(flow, now_ns)
+        self.size = row + 1
+        self.start, self.length = grown(self.start, self.size), grown(self.length, self.size)
+        self.event, self.level = grown(self.event, self.used + event.size), grown(self.level, self.used + event.size)
+        self.start[row], self.length[row] = self.used, event.size
+        self.event[self.used : self.used + event.size] = event
+        self.level[self.used : self.used + event.size] = level
+        self.used += event.size
+        self.rows_of_flow.setdefault(flow, []).append(row)
+        return row
+
+    def bag(self, row: int) -> tuple[I32, U8]:
+        """(events ascending, levels) of a row."""
+        part = slice(int(self.start[row]), int(self.start[row] + self.length[row]))
+        return self.event[part], self.level[part]
+
+    def nearest(self, row: int) -> Nearest:
+        """The distance of `row` to the known bags of its flow; 1 when there are none."""
+        rows = np.array(self.rows_of_flow.get(int(self.familiarity.row["flow"][row]), ()), np.int64)
+        rows = rows[self.familiarity.known()[rows] & (rows != row)]
+        if rows.size > self.compared_max:
+            good = self.familiarity.row["good"][rows]
+            rows = rows[np.argsort(-good, kind="stable")[: self.compared_max]]
+        if rows.size == 0:
+            return Nearest(1.0)
+        event, level = self.bag(row)
+        distance = np.empty(rows.size)
+        kernels.distances(*(event, level, self.event, self.level, self.start, self.length, rows, self.weight, distance))
+        order = np.argsort(distance, kind="stable")[:NEAREST]
+        return min((self._compared(row, int(rows[i])) for i in order), key=lambda found: found.distance)
+
+    def _compared(self, row: int, other: int) -> Nearest:
+        """The distance of two bags when events that only one has may stand for similar ones that only the other has."""
+        event, level = self.bag(row)
+        known, known_level = self.bag(other)
+        both = np.union1d(event, known)
+        mine, theirs = np.zeros(both.size), np.zeros(both.size)
+        mine[np.searchsorted(both, event)] = level
+        theirs[np.searchsorted(both, known)] = known_level
+        weight = self.weight[both]
+        cost = weight * np.abs(mine - theirs)
+        only_mine, only_theirs = np.flatnonzero(theirs == 0), np.flatnonzero(mine == 0)
+        if only_mine.size and only_theirs.size:
+            texts = self.symbols.events.text
+            alike = (
+                self.vectors.of(both[only_mine].tolist(), texts) @ self.vectors.of(both[only_theirs].tolist(), texts).T
+            )
+            alike = np.clip(alike, 0.0, 1.0).astype(np.float64)
+            cost[only_mine] *= 1.0 - alike.max(axis=1)
+            cost[only_theirs] *= 1.0 - alike.max(axis=0)
+        total = float((weight * np.maximum(mine, theirs)).sum())
+        worst = int(np.argmax(cost))
+        distance = float(cost.sum()) / total if total else 0.0
+        return Nearest(distance, other, int(both[worst]), bool(mine[worst] > theirs[worst]))
+
+    def learn(self, rows: I32, batch: ChainBatch, normal: Bool, odd: F64) -> bool:
+        """Counts chains; True when a bag became known, or stopped being so, or weights changed."""
+        changed = self.familiarity.learn(rows, batch, normal, odd)
+        counted = np.bincount(rows[normal & (batch.outcome != Outcome.EVICTED)], minlength=self.size)
+        for row in np.flatnonzero(counted).tolist():
+            self.seen_in[self.bag(row)[0]] += counted[row]
+        self.chains += float(counted.sum())
+        if self.chains > WEIGHTS_GROWTH * self.weighted_at:
+            self.weight = self._weight_of(self.seen_in)
+            self.weighted_at = self.chains
+            changed = True
+        return changed
+
+    def fade(self, factor: float) -> None:
+        """Forgets a little of what was counted."""
+        self.familiarity.fade(factor)
+        self.seen_in *= factor
+        self.chains *= factor
+        self.weighted_at *= factor
+
+    def evict(self) -> bool:
+        """Keeps the later half when the table is too full; True when it did."""
+        if self.size <= self.rows_max:
+            return False
+        known = self.familiarity
+        order = np.lexsort((np.arange(self.size), -known.view("good"), -known.view("last_ns")))
+        kept: I64 = np.sort(order[: self.rows_max // 2])
+        state = self.snapshot()
+        self._restore_rows(state, kept, known.view("flow")[kept].tolist(), known.view("first_ns")[kept].tolist())
+        known.keep(kept)
+        return True
+
+    def snapshot(self) -> dict[str, Any]:
+        return {
+            "start": self.start[: self.size].copy(),
+            "length": self.length[: self.size].copy(),
+            "event": self.event[: self.used].copy(),
+            "level": self.level[: self.used].copy(),
+            "seen_in": self.seen_in.copy(),
+            "weight": self.weight.copy(),
+            "chains": self.chains,
+            "weighted_at": self.weighted_at,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes back a snapshot; the familiarity has been restored before."""
+        known = self.familiarity
+        rows = np.arange(state["start"].size)
+        self._restore_rows(state, rows, known.view("flow").tolist(), known.view("first_ns").tolist())
+        self.seen_in, self.weight = np.array(state["seen_in"], np.float64), np.array(state["weight"], np.float64)
+        self.chains, self.weighted_at = float(state["chains"]), float(state["weighted_at"])
+
+    def _restore_rows(self, state: dict[str, Any], kept: I64, flow: list[int], first_ns: list[int]) -> None:
+        """Rows `kept` of a snapshot, renumbered."""
+        known, self.familiarity = self.familiarity, Familiarity(self.familiarity.young, self.familiarity.odd_scale)
+        self.size = self.used = 0
+        self.ids.clear()
+        self.rows_of_flow.clear()
+        self.of_sequence.clear()
+        for new, old in enumerate(kept.tolist()):
+            part = slice(int(state["start"][old]), int(state["start"][old] + state["length"][old]))
+            event, level = np.array(state["event"][part], np.int32), np.array(state["level"][part], np.uint8)
+            self.add(flow[new], first_ns[new], event, level)
+        self.familiarity = known
