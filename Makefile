@@ -6,6 +6,7 @@ MAKEFLAGS += --no-print-directory
 
 VENV := .venv
 PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
 STAMP := $(VENV)/.spanchain-installed
 # Any CPython from 3.11 on; PYTHON=/path/to/python3 chooses another.
 PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3; do \
@@ -27,10 +28,14 @@ $(STAMP): requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed (Debian: apt-get install python3 python3-venv)"; exit 1; }
 	$(call say,creating $(VENV) with $(PYTHON))
 	@$(PYTHON) -m venv $(VENV) || { echo "python's venv module is needed (Debian: apt-get install python3-venv)"; exit 1; }
-	$(call say,installing the locked dependencies: about 800 MB and one minute)
-	@$(PY) -m pip install --quiet --disable-pip-version-check --no-compile --require-hashes --no-deps -r requirements.lock
+	$(call say,installing the locked dependencies: about 900 MB on disk)
+	@sed -n '/^uv==/,/[^\]$$/p' requirements.lock > $(VENV)/uv.lock
+	@$(PIP) --require-hashes --no-deps -r $(VENV)/uv.lock
+	@$(VENV)/bin/uv pip install --quiet --python $(PY) --require-hashes --no-deps -r requirements.lock \
+		|| { echo "uv cannot reach an index here; pip does it, more slowly"; \
+		$(PIP) --require-hashes --no-deps -r requirements.lock; }
 	$(call say,installing the spanchain command)
-	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(PIP) --no-deps --no-build-isolation --editable .
 	$(call say,compiling the kernels into the cache)
 	@$(PY) -m collector_processor.warmup
 	@touch $@
