@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from http.server import ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,7 +20,7 @@ import numpy as np
 from prometheus_client import MetricsHandler
 
 from collector_processor.config import PrometheusConfig
-from collector_processor.model import I64, NONE, U64, ChainBatch, Incident, Outcome, Symbols, VerdictBatch
+from collector_processor.model import I64, NONE, ChainBatch, Incident, Outcome, Symbols, VerdictBatch
 from collector_processor.rows import category_of, kind_of, severity_of, subject_record
 from exporters.prometheus.telemetry import Sightings, Telemetry
 
@@ -87,8 +87,7 @@ class PrometheusExporter:
     def _count_chains(self, verdicts: VerdictBatch) -> None:
         chains = verdicts.chains
         rows = self._rows(chains)
-        spans = np.where(chains.root == NONE, chains.offsets[:-1], chains.root)
-        seen = Sightings(chains.trace_hi, chains.trace_lo, chains.span_id[spans], chains.closed_ns)
+        seen = _sightings(chains, np.arange(len(chains)), _top_spans(chains))
         self._telemetry.observe_rows("chain_score", rows[:, 0], verdicts.score, seen)
         outcome_rows = np.take_along_axis(rows, chains.outcome.astype(np.int64)[:, None] + 1, axis=1)[:, 0]
         self._telemetry.count_rows("chains_total", outcome_rows)
@@ -114,14 +113,9 @@ class PrometheusExporter:
         unusual = np.flatnonzero(verdicts.severity)
         if not unusual.size:
             return
-        chains = verdicts.chains
         rows = self._telemetry.rows("anomalies_total", [_labels(verdicts, chain) for chain in unusual.tolist()])
-        seen = Sightings(
-            chains.trace_hi[unusual],
-            chains.trace_lo[unusual],
-            _span_ids(chains, [subject_record(verdicts, chain) for chain in unusual.tolist()]),
-            chains.closed_ns[unusual],
-        )
+        records = np.array([subject_record(verdicts, chain) for chain in unusual.tolist()], np.int64)
+        seen = _sightings(verdicts.chains, unusual, records)
         self._telemetry.count_rows("anomalies_total", rows, seen, verdicts.score[unusual])
 
     def _count_incident(self, incident: Incident) -> None:
@@ -174,8 +168,19 @@ def _flow_keys(chains: ChainBatch) -> I64:
     return chains.tenant.astype(np.int64) << 32 | np.maximum(chains.flow, 0)
 
 
-def _span_ids(chains: ChainBatch, records: Sequence[int]) -> U64:
-    return np.array([0 if record == NONE else chains.span_id[record] for record in records], np.uint64)
+def _top_spans(chains: ChainBatch) -> I64:
+    """[n] the row of each chain's root, else of its first span; NONE for a chain of logs only."""
+    spans = np.append(np.flatnonzero(chains.kind), chains.records)
+    first = spans[np.searchsorted(spans, chains.offsets[:-1])]
+    first = np.where(first < chains.offsets[1:], first, NONE)
+    return np.where(chains.root == NONE, first, chains.root).astype(np.int64)
+
+
+def _sightings(chains: ChainBatch, which: I64, records: I64) -> Sightings:
+    """The traces of the chains `which`, at the rows `records`; one of logs only has no span that could be opened."""
+    known = (records != NONE).astype(np.uint64)
+    span_ids = chains.span_id[records] * known if chains.records else known
+    return Sightings(chains.trace_hi[which] * known, chains.trace_lo[which] * known, span_ids, chains.closed_ns[which])
 
 
 class _Server(ThreadingHTTPServer):

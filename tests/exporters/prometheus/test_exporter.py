@@ -113,6 +113,24 @@ def test_the_exemplar_of_an_anomaly_is_the_span_to_look_at(exporter: PrometheusE
     assert sample.exemplar.labels == {"trace_id": f"{77:032x}", "span_id": f"{batch.chains.span_id[check]:016x}"}
 
 
+def test_exemplars_name_spans_that_came(exporter: PrometheusExporter) -> None:
+    """A log may name a span that was lost with its service; that is nothing to open."""
+    batch = verdicts(2, 1)
+    chains = batch.chains
+    chains.root[:] = -1
+    only_logs = [0, 1, 4, 5, 6, 7]  # of the first chain `check` is left, of the second nothing
+    chains.kind[only_logs] = 0
+    chains.parent[:] = -1
+    exporter.export(batch, [])
+    found = [
+        sample.exemplar.labels
+        for family in parse_openmetrics(scrape(exporter, OPENMETRICS)[1].decode())
+        for sample in family.samples
+        if sample.exemplar
+    ]
+    assert found == [{"trace_id": chains.trace_id(0), "span_id": f"{chains.span_id[2]:016x}"}]
+
+
 def test_an_anomaly_without_a_finding_has_the_kind_score(exporter: PrometheusExporter) -> None:
     batch = verdicts(2, 0)
     batch.severity[1] = Severity.INFO
