@@ -14,8 +14,6 @@ from numba import njit, uint64
 
 from collector_processor.kernels.wire import finish, mix
 
-STATE_VALUES, STATE_FULL = 0, 1  # columns of the counters of `learn_values`
-
 
 @njit(cache=True, nogil=True)
 def bag(events):
@@ -90,9 +88,9 @@ def value_key(field, value):
 
 @njit(cache=True, nogil=True)
 def score_values(
-    chain, event, attribute, value, field_keys, count, fresh, value_keys, count_min, fresh_max, p, worst, judged
+    chain, event, attribute, value, field_keys, count, fresh, value_keys, count_min, fresh_max, least, worst
 ):  # fmt: skip
-    """Per chain the least chance of an unseen attribute value: p[chain], and which cell it was, worst[chain].
+    """Per chain, of its fields with a new value the one where such are rarest: that share, and its cell.
 
     A field is judged when it was seen `count_min` times and new values are rarer than `fresh_max`.
     """
@@ -104,11 +102,20 @@ def score_values(
         chance = (fresh[f] + 0.5) / (count[f] + 1.0)
         if chance > fresh_max:
             continue
-        judged[chain[c]] += 1
         v = slot_of(value_keys, value_key(key, value[c]))
-        if value_keys[v] == 0 and chance < p[chain[c]]:
-            p[chain[c]] = chance
+        if value_keys[v] == 0 and chance < least[chain[c]]:
+            least[chain[c]] = chance
             worst[chain[c]] = c
+
+
+@njit(cache=True, nogil=True)
+def count_new(flow, normal, worst, chains, with_new, memory):
+    """Per flow, decaying: normal chains, and those with a new value (`worst` >= 0)."""
+    for c in range(flow.size):
+        if normal[c]:
+            f = flow[c]
+            chains[f] = chains[f] * (1.0 - 1.0 / memory) + 1.0
+            with_new[f] = with_new[f] * (1.0 - 1.0 / memory) + (1.0 if worst[c] >= 0 else 0.0)
 
 
 @njit(cache=True, nogil=True)

@@ -1,10 +1,10 @@
 """The retrieval detector (d_rec): how far the events of a chain are from those of the nearest normal chains.
 
-How it works. A chain whose bag of events is known scores -ln(share of the flow's chains whose bag is at most as
-frequent). Any other bag is compared once with the core (`bags.py`); its p-value is the flow's present rate of new bags
-times the share of earlier new ones that were at least as far away. Attribute values that were never seen where new
-values are rare (`values.py`) count the same way. What was judged anomalous trains nothing, until it has kept coming for
-longer than a day.
+How it works. A chain whose bag of events is known has distance 0 (one seen once or twice scores its rarity). Any other
+bag is compared once with the core (`bags.py`); its p-value is the flow's present rate of new bags times the share of
+earlier new ones that were at least as far away. Attribute values that were never seen where new values are rare
+(`values.py`) count the same way. What was judged anomalous trains nothing, until it has kept coming for longer than a
+day.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from detectors.retrieval.values import Values
 NS = 1_000_000_000
 P_MIN = 1e-15
 DISTANCE = 0.1  # of a new normal bag from the core, before any was seen
+TRUSTED = 3.0  # normal chains from which on known content is as good as any: rarity is for other detectors to say
 FINDING_P = 0.05  # a chain is a finding up to this
 FADE_EVERY_S = 3600
 FADE = 1.0 - 1.0 / 168.0  # an hour in a week
@@ -55,7 +56,7 @@ class Retrieval:
         self.known = Familiarity(config.learn_chains_min, DISTANCE)
         self.vectors = EventVectors(embedder(config), config.vectors_max)
         self.bags = BagTable(symbols, self.known, self.vectors, config.core_max, config.compared_max)
-        self.values = Values(config.values_max)
+        self.values = Values(config.values_max, config.learn_chains_min)
         self.judged: dict[int, tuple[float, Nearest]] = {}  # row -> p and distance; see `_forget_judgements`
         self.learned_at = 0.0  # chains of all flows when `judged` was last emptied
         self.faded_ns = 0
@@ -65,6 +66,7 @@ class Retrieval:
     def score(self, batch: ChainBatch) -> Scores:
         rows = self.bags.rows(batch)
         value, state = self.known.score(rows, batch.outcome)
+        value[self.known.row["good"][rows] >= TRUSTED] = 0.0
         findings = []
         new = np.flatnonzero(state & 3 == flags.NEW)
         if new.size:

@@ -70,13 +70,13 @@ def bench() -> Bench:
     return ready
 
 
-def test_known_content_is_quiet_and_rarer_content_scores_higher(bench: Bench) -> None:
-    common, finding, _ = bench.only(payment())
-    rare, other, _ = bench.only(payment(span("notify:mail", 3, log("mail sent"))))
+def test_known_content_has_no_distance_unless_it_was_seen_once_or_twice(bench: Bench) -> None:
+    bench.learn([payment(log("once"))])
+    assert bench.only(payment())[:2] == (0.0, None)
+    assert bench.only(payment(span("notify:mail", 3, log("mail sent"))))[:2] == (0.0, None)
+    value, finding, _ = bench.only(payment(log("once")))
     assert finding is None
-    assert other is None
-    assert common == 0.0
-    assert rare == pytest.approx(-np.log(0.25), abs=0.05)
+    assert value > 5.0
 
 
 def test_an_unknown_log_line_stands_out(bench: Bench) -> None:
