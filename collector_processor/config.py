@@ -133,6 +133,9 @@ class ContextConfig(Section):
 
     enabled: bool = True
     """Whether this detector runs."""
+    rules: tuple[str, ...] = ()
+    """Rule files: paths from the working directory, or names of shipped sets (`payments`). What they compare has to be
+    among `join.attributes`. A file with a bad rule is refused at start, with its place."""
     window_s: Positive = 90.0
     """Time over which surprises of one element are summed."""
     elements_max: Count = 32_768
@@ -471,6 +474,8 @@ class GrpcReceiverConfig(Section):
     """Address and port; an IPv6 address in brackets; port 0 takes any free one."""
     workers: Count = 16
     """Requests handled at once."""
+    request_timeout_s: Positive = 30.0
+    """Time in which a request must have arrived in full."""
 
 
 class HttpReceiverConfig(Section):

@@ -11,8 +11,12 @@ of our code runs, and the Collector drops it. Clients must use gzip or nothing.
 
 from __future__ import annotations
 
+import itertools
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import unquote
 
@@ -36,6 +40,48 @@ METHODS = {
 CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
+class _Deadlines:
+    """Ends calls whose message does not come, since each holds a worker while it is waited for."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._lock = threading.Lock()
+        self._due: dict[int, tuple[float, Any]] = {}  # in the order of their deadlines
+        self._numbers = itertools.count()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="otlp-grpc-deadlines", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    @contextmanager
+    def waiting(self, context: Any) -> Iterator[None]:
+        """Cancels the call `context` when the block takes longer than the timeout."""
+        with self._lock:
+            number = next(self._numbers)
+            self._due[number] = (time.monotonic() + self._timeout_s, context)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._due.pop(number, None)
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(min(1.0, self._timeout_s)):
+            now = time.monotonic()
+            with self._lock:
+                late = [(number, context) for number, (due, context) in self._due.items() if due < now]
+                for number, _ in late:
+                    del self._due[number]
+            for _, context in late:
+                context.cancel()
+
+
 class GrpcServer:
     """Serves `handler` from `start` until `stop`."""
 
@@ -46,6 +92,7 @@ class GrpcServer:
         self._handler = handler
         self._authenticator = authenticator
         self._certificate = certificate
+        self._deadlines = _Deadlines(config.grpc.request_timeout_s)
         self._server: Any = None
         self.port = 0
 
@@ -75,19 +122,22 @@ class GrpcServer:
         except RuntimeError as error:
             raise OSError(f"receivers.grpc.endpoint: cannot listen on {address}") from error
         self._server.start()
+        self._deadlines.start()
 
     def stop(self, grace_s: float) -> None:
         """Refuses new requests at once and returns when those being handled are answered, after `grace_s` at most."""
         if self._server is not None:
             self._server.stop(grace_s).wait()
             self._server = None
+            self._deadlines.stop()
 
     def _export(self, signal: Signal, messages: Iterator[bytes], context: Any) -> bytes:
         try:
             tenant = self._tenant(context)
         except RefusedError as refused:
             return _answered(signal, self._handler.refused(TRANSPORT, refused), context)
-        body = next(messages, None)
+        with self._deadlines.waiting(context):
+            body = next(messages, None)
         if body is None:
             return _answered(signal, Answer(Code.INVALID, "no message"), context)
         answer = self._handler.handle(signal, tenant, TRANSPORT, body, encoding=encoding_of_grpc(body))

@@ -45,6 +45,7 @@ class HttpServer:
     ) -> None:
         self._config = config
         self._certificate = certificate
+        self._handler = handler
         self._pool = ThreadPoolExecutor(config.http.workers, thread_name_prefix="otlp-http")
         self._app = _Application(config, handler, authenticator, self._pool)
         self._server: _Server | None = None
@@ -60,11 +61,12 @@ class HttpServer:
         self._server = _Server(
             uvicorn.Config(
                 self._app,
-                http=_protocol(self._config),
+                http=_protocol(self._config, self._handler),
                 ws="none",
                 lifespan="off",
                 loop="asyncio",
                 log_config=None,
+                log_level="critical",  # bad requests are counted; a line for each would fill the disk
                 access_log=False,
                 server_header=False,
                 ssl_context_factory=None if certificate is None else lambda *_: certificate.http_context(),
@@ -113,7 +115,7 @@ def _listener(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _protocol(config: ReceiversConfig) -> type[asyncio.Protocol]:
+def _protocol(config: ReceiversConfig, handler: Handler) -> type[asyncio.Protocol]:
     """The protocol class of uvicorn with the client's certificate, a limit on connections, and an end to idling."""
     head_timeout_s = config.http.request_timeout_s
     connections_max = config.http.connections_max
@@ -139,6 +141,10 @@ def _protocol(config: ReceiversConfig) -> type[asyncio.Protocol]:
         def on_response_complete(self) -> None:
             super().on_response_complete()
             self._await_head()
+
+        def send_400_response(self, msg: str) -> None:
+            handler.refused(TRANSPORT, RefusedError(Code.INVALID, "bad_http", msg))
+            super().send_400_response(msg)
 
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)

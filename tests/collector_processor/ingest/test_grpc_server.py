@@ -6,6 +6,7 @@ import gzip
 import threading
 import time
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -176,6 +177,26 @@ def test_our_own_output_is_not_taken_in_again(served: Served) -> None:
     assert served.export(Signal.TRACES, own) == b""
     assert served.payloads == []
     assert served.counters.get("records_rejected_total", signal="traces", reason="own") == 1
+
+
+def test_senders_that_never_finish_do_not_keep_others_out() -> None:
+    stalled = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        stalled.wait(20)
+        yield from ()
+
+    with serving(grpc={"workers": 2, "request_timeout_s": 0.5}) as served:
+        address = f"localhost:{served.grpc_port}"
+        channels = [grpc.insecure_channel(address) for _ in range(3)]
+        calls = [channel.stream_unary(METHODS[Signal.TRACES]).future(nothing(), timeout=20) for channel in channels]
+        began = time.monotonic()
+        assert served.export(Signal.TRACES, GOOD_SPANS) == b""
+        assert time.monotonic() - began < 10
+        for call, channel in zip(calls, channels, strict=True):
+            assert call.exception(20).code() is not grpc.StatusCode.DEADLINE_EXCEEDED
+            channel.close()
+        stalled.set()
 
 
 def test_other_methods_are_unimplemented(served: Served) -> None:

@@ -247,6 +247,14 @@ def test_a_sender_that_never_finishes_loses_its_connection() -> None:
                 assert time.monotonic() - began < 5
 
 
+def test_what_is_not_http_is_counted_and_not_logged(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_connection(("127.0.0.1", served.http_port), timeout=10) as connection:
+        connection.sendall(b"\x16\x03\x01 this is no HTTP\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 400")
+    assert served.counters.get("requests_refused_total", transport="http", reason="bad_http") == 1
+    assert caplog.records == []
+
+
 def test_a_body_that_never_ends_is_408() -> None:
     head = f"POST /v1/traces HTTP/1.1\r\nhost: x\r\ncontent-type: {PROTOBUF}\r\ncontent-length: 100\r\n\r\n"
     with (
