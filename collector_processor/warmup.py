@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import zstandard
 from google.protobuf.json_format import MessageToJson
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
@@ -20,22 +21,28 @@ from collector_processor.decode.otlp_json import to_protobuf
 from collector_processor.decode.repair import clean, repair
 from collector_processor.engine import Engine
 from collector_processor.ingest.inflate import inflate
+from collector_processor.kernels import peek
 from collector_processor.model import Payload, Signal
 from collector_processor.simulator.simulator import Simulator
 
 START_NS = 1_700_000_000_000_000_000
 SECONDS = 180  # longer than the quarantine, so that detectors learn
 DAMAGED = b"\x0a\x09\x12\x07\x12\x05\x2a\x03\x0a\x01\xff"  # a request with one log whose text is not UTF-8
+RULES = {
+    "join": {"attributes": ["payment.amount", "payment.debit.amount", "payment.credit.amount"]},
+    "detectors": {"context": {"rules": ["payments"]}},
+}
 REQUESTS = {Signal.TRACES: ExportTraceServiceRequest, Signal.LOGS: ExportLogsServiceRequest}
 
 
 def warm_up() -> int:
     """Runs everything once; gives the number of chains that came of it."""
-    engine = Engine(Config())
+    engine = Engine(Config.model_validate(RULES))
     chains = 0
     for signal, data, time_ns in Simulator(seed=1, start_ns=START_NS).payloads(START_NS + SECONDS * 1_000_000_000):
         kind = Signal(signal)
         clean(data, kind)
+        peek.peek(np.frombuffer(data, np.uint8), np.zeros(3, np.int64), np.zeros((2, peek.SAMPLE), np.int64))
         output = engine.process((Payload(kind, "default", data, time_ns),), time_ns)
         chains += sum(map(len, output.verdicts))
     repair(DAMAGED, Signal.LOGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,13 @@ import pytest
 import yaml
 
 from collector_processor.config_file import load
+from collector_processor.model import Symbols
+from detectors.context.rules import Rules
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 COLLECTOR = sorted([ROOT / "otel-collector.yaml", *CONFIGS.glob("collector-*.yaml")])
+RULES = sorted(CONFIGS.glob("rules-*.yaml"))
 SPANCHAIN = sorted([CONFIGS / "demo.yaml", *CONFIGS.glob("spanchain*.yaml")])
 OTHERS = {CONFIGS / name for name in ("prometheus.yml", "alertmanager.yml", "vector.yaml")}
 
@@ -28,7 +32,12 @@ def check(*command: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_shipped_configuration_is_checked_here() -> None:
-    assert {path for path in CONFIGS.iterdir() if path.suffix in {".yaml", ".yml"}} <= {*COLLECTOR, *SPANCHAIN, *OTHERS}
+    assert {path for path in CONFIGS.iterdir() if path.suffix in {".yaml", ".yml"}} <= {
+        *COLLECTOR,
+        *SPANCHAIN,
+        *OTHERS,
+        *RULES,
+    }
 
 
 @pytest.mark.e2e
@@ -125,3 +134,9 @@ def test_vector_sends_each_signal_to_its_address_as_otlp() -> None:
         [source] = sink["inputs"]
         sent[source] = sink["protocol"]["uri"].rpartition("4318")[2]
     assert sent == {"otel.traces": "/v1/traces", "otel.logs": "/v1/logs"}
+
+
+@pytest.mark.parametrize("path", RULES, ids=name)
+def test_spanchain_accepts_the_rules(path: Path) -> None:
+    kept = sorted(set(re.findall(r"payment\.[a-z.]+", path.read_text())))
+    assert Rules([str(path)], kept, Symbols()).rules

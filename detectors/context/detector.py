@@ -1,6 +1,7 @@
-"""The detector `context`: what the learned topology of logs and calls says.
+"""The detector `context`: what the learned topology of logs and calls says, and what rules say.
 
-How it works. `topology.py` does the work; this file gives it the detector's name and version.
+How it works. `topology.py` and `rules.py` do the work; this file puts their findings together. The score of a chain is
+the topology's: a rule that does not hold is a finding of its own, which the fusion treats by whether it is certain.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from collector_processor.config import Config
-from collector_processor.model import Bool, ChainBatch, Findings, Symbols
+from collector_processor.model import Bool, ChainBatch, Findings, Kind, Symbols
+from detectors.context.rules import Rules
 from detectors.context.topology import Topology
 from detectors.protocol import Scores
 
@@ -22,9 +24,15 @@ class Context:
 
     def __init__(self, config: Config, symbols: Symbols) -> None:
         self.topology = Topology(config, symbols)
+        self.rules = Rules(config.detectors.context.rules, config.join.attributes, symbols)
 
     def score(self, batch: ChainBatch) -> Scores:
-        return self.topology.score(batch)
+        scores = self.topology.score(batch)
+        broken = self.rules.score(batch)
+        if not broken.size:
+            return scores
+        findings = np.concatenate([broken, scores.findings])
+        return Scores(scores.value, findings[np.argsort(findings["chain"], kind="stable")])
 
     def advance(self, now_ns: int) -> Findings:
         return self.topology.advance(now_ns)
@@ -33,13 +41,14 @@ class Context:
         self.topology.learn(batch, normal)
 
     def evidence(self, finding: np.void) -> dict[str, Any]:
-        return self.topology.evidence(finding)
+        return (self.rules if finding["kind"] == Kind.RULE_VIOLATION else self.topology).evidence(finding)
 
     def version(self) -> str:
-        return "topology-1"
+        return f"topology-1,{self.rules.version()}" if self.rules.rules else "topology-1"
 
     def describe_state(self) -> str | None:
-        return self.topology.describe_state()
+        said = (self.topology.describe_state(), self.rules.describe_state())
+        return "; ".join(text for text in said if text) or None
 
     def snapshot(self) -> dict[str, Any]:
         return {"version": 1, "topology": self.topology.snapshot()}
