@@ -2,7 +2,7 @@
 
 How it works. A real service learns for hours and waits minutes before it believes what it sees; nobody watches a demo
 for that long. So time runs twenty times as fast: every time in the settings of engine, detectors and decide is a
-twentieth of its default, the alert budget is that of twenty days, and about 300 requests a second make up for what is
+twentieth of its default, the alert budget is that of twenty days, and about 60 requests a second make up for what is
 missing in length. The rules by which it judges are the shipped ones. A business day passes in 75 s, its ups and downs
 flattened. `python -m collector_processor.demo settings` prints the settings as `configs/demo.yaml` holds them.
 """
@@ -24,7 +24,7 @@ LASTS_S: Final = 10.0
 OPENS: Final = datetime(2025, 12, 1, 7, 0, tzinfo=UTC)  # a Monday morning
 DAY_S: Final = 75.0
 SWING: Final = 0.15
-RATE: Final = 300.0
+RATE: Final = 60.0
 INTERVAL_S: Final = 0.25
 
 # The first faults of every demo: one of each family, each in another service than the one before.
