@@ -76,6 +76,7 @@ def test_prometheus_reads_the_shipped_rules_and_keeps_exemplars(
     assert "exemplar-storage" in flags["enable-feature"]
     rules = {rule["name"] for group in site.prometheus_api("rules")["groups"] for rule in group["rules"]}
     shipped = "".join(path.read_text() for path in (ROOT / "dashboards").glob("*.rules.yaml"))
+    assert "SpanchainIncidentOpen" in rules
     assert all(name in shipped for name in rules)
     prometheus.wait_for(
         "the target to be tried",
