@@ -315,9 +315,12 @@ class PrometheusConfig(Section):
     enabled: bool = True
     """Whether this exporter runs."""
     host: str = "127.0.0.1"
-    """Address to listen on. The endpoint has no authentication."""
+    """Address to listen on."""
     port: Annotated[int, Field(ge=0, le=65535)] = 9464
     """0 takes any free port."""
+    allow_insecure: bool = False
+    """Whether an address that other machines reach may be served: the endpoint has no authentication, and its labels
+    name tenants and flows."""
     series_max: Annotated[int, Field(ge=100)] = 2000
     """Series of one metric (each bucket of a histogram is one); further label values count under `other`."""
 

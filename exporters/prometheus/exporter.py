@@ -9,6 +9,8 @@ around prometheus_client's own negotiation of text, OpenMetrics and gzip.
 
 from __future__ import annotations
 
+import ipaddress
+import socket
 import threading
 from collections import Counter
 from collections.abc import Mapping
@@ -46,12 +48,16 @@ class PrometheusExporter:
         self.address: tuple[str, int] | None = None
 
     def start(self) -> None:
-        """Listens. Raises `OSError` when the address cannot be had."""
+        """Listens. Raises `OSError` when the address cannot be had, or may not without `allow_insecure`."""
         if self._server is not None:
             return
+        host = self._config.host
+        if not (self._config.allow_insecure or _is_loopback(host)):
+            advice = "set exporters.prometheus.allow_insecure, or listen on 127.0.0.1"
+            raise OSError(f"the metrics on {host} could be read by other machines without authentication; {advice}")
         handler = type("Handler", (_Handler,), {"registry": self._telemetry.registry})
-        self._server = _Server((self._config.host, self._config.port), handler)
-        self.address = (self._config.host, self._server.server_address[1])
+        self._server = _Server((host, self._config.port), handler)
+        self.address = (host, self._server.server_address[1])
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="metrics", daemon=True)
         self._thread.start()
 
@@ -146,6 +152,12 @@ class PrometheusExporter:
     def _count_subjects(self) -> None:
         subjects = Counter(tuple(sorted(labels.items())) for labels in self._open.values())
         self._telemetry.replace("subject_incidents_open", [(dict(key), number) for key, number in subjects.items()])
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether only this machine reaches `host`; an empty one means every address. Raises `OSError` for no host."""
+    found = {str(address[4][0]).partition("%")[0] for address in socket.getaddrinfo(host or "0.0.0.0", None)}
+    return all(ipaddress.ip_address(address).is_loopback for address in found)
 
 
 def _only(labels: Mapping[str, str], *names: str) -> dict[str, str]:

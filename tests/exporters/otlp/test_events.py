@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from sinks import attribute
 from verdicts import incident, incident_row, verdict_rows, verdicts
 
 from collector_processor.kernels.decode import OWN_SCOPE
-from exporters.otlp.events import SCOPE, EventWriter, own_span_id
+from exporters.otlp.events import SCOPE, EventWriter, incident_attributes, own_span_id, verdict_attributes
 
 TIME = 1_700_000_000_123_456_789
 ABOUT = 0x1122334455667788
@@ -138,3 +140,13 @@ def test_an_incident_is_an_event_that_points_at_its_example(state: str) -> None:
     assert attribute(record, "spanchain.incident.state") == state
     assert attribute(record, "spanchain.incident.suspects") == ["risk check"]
     assert record.time_unix_nano == (of.resolved_unix_nano or of.detected_unix_nano)
+
+
+def test_the_document_lists_every_attribute_and_no_other(row: dict[str, Any], repository: Path) -> None:
+    subject = {"service": "risk", "operation": "check", "instance": "risk-1"}
+    sent = {
+        *verdict_attributes(row, "i"),
+        *incident_attributes(incident_row(incident(1)) | {"subject": subject}, "opened"),
+    }
+    document = (repository / "docs" / "events.md").read_text()
+    assert set(re.findall(r"^\| `(spanchain\.[a-z_.]+)` \|", document, re.MULTILINE)) == sent

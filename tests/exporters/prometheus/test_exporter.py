@@ -197,6 +197,22 @@ def test_nothing_else_is_served(exporter: PrometheusExporter, path: str) -> None
     error.value.close()
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", ""])
+def test_an_open_address_is_refused_unless_it_is_asked_for(host: str) -> None:
+    with pytest.raises(OSError, match="allow_insecure"):
+        PrometheusExporter(PrometheusConfig(host=host, port=0), Telemetry("1")).start()
+    asked_for = PrometheusExporter(PrometheusConfig(host=host, port=0, allow_insecure=True), Telemetry("1"))
+    asked_for.start()
+    asked_for.shutdown(5)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.0.0.2"])
+def test_an_address_of_this_machine_is_not(host: str) -> None:
+    local = PrometheusExporter(PrometheusConfig(host=host, port=0), Telemetry("1"))
+    local.start()
+    local.shutdown(5)
+
+
 def test_a_taken_port_is_told(exporter: PrometheusExporter) -> None:
     assert exporter.address is not None
     with pytest.raises(OSError, match="in use"):
