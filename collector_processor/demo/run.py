@@ -317,6 +317,8 @@ def run_demo(
         if picture is not None:
             save_picture(show.scene, picture)
     table, line = summary(board, show.scene.now_ns)
-    console.print(table, width=console.width if console.is_terminal else SUMMARY_COLUMNS)
-    console.print(line, highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console = Console(file=console.file, width=SUMMARY_COLUMNS)
+    console.print(table)
+    console.print(line, highlight=False)
     return 0
