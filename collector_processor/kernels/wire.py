@@ -23,21 +23,21 @@ CLASSES[ord("_")] = 1
 CLASSES[128:] = 1
 
 
-@njit(forceinline=True)
+@njit(forceinline=True, _nrt=False)
 def mix(h, x):
     """One round of a multiply-xorshift hash; both are uint64."""
     h = (h ^ x) * uint64(MULTIPLIER)
     return h ^ (h >> uint64(29))
 
 
-@njit(forceinline=True)
+@njit(forceinline=True, _nrt=False)
 def finish(h):
     """Spreads the entropy of `h` over all bits, for use as a table index."""
     h = (h ^ (h >> uint64(32))) * uint64(MULTIPLIER_2)
     return h ^ (h >> uint64(32))
 
 
-@njit(forceinline=True)
+@njit(forceinline=True, _nrt=False)
 def fixed64(buf, p):
     """Little-endian uint64 at p; the caller has checked that 8 bytes are there."""
     q = uint64(p)
@@ -53,7 +53,7 @@ def fixed64(buf, p):
     )
 
 
-@njit(forceinline=True)
+@njit(forceinline=True, _nrt=False)
 def big64(buf, p):
     """Big-endian uint64 at p, as ids are written; the caller has checked that 8 bytes are there."""
     x = fixed64(buf, p)
@@ -62,7 +62,7 @@ def big64(buf, p):
     return (x << uint64(32)) | (x >> uint64(32))
 
 
-@njit(forceinline=True)
+@njit(forceinline=True, _nrt=False)
 def varint(buf, p, end):
     """(value, next position); position -1 when truncated or longer than 10 bytes."""
     if p >= end:
@@ -83,7 +83,7 @@ def varint(buf, p, end):
     return value, int64(-1)
 
 
-@njit(forceinline=True)
+@njit(forceinline=True, _nrt=False)
 def chunk(buf, p, end):
     """(start, end) of a length-delimited field whose length stands at p; end -1 when it does not fit."""
     n, p = varint(buf, p, end)
@@ -92,7 +92,7 @@ def chunk(buf, p, end):
     return p, p + int64(n)
 
 
-@njit(forceinline=True)
+@njit(forceinline=True, _nrt=False)
 def skip(buf, p, end, wire):
     """Position after a field of wire type `wire` whose value stands at p; -1 when it does not fit or is a group."""
     if wire == 0:
@@ -109,7 +109,7 @@ def skip(buf, p, end, wire):
     return p
 
 
-@njit(forceinline=True)
+@njit(forceinline=True, _nrt=False)
 def hash_bytes(buf, p, end, seed):
     """Keyed hash of buf[p:end]."""
     h = seed ^ uint64(end - p)
@@ -122,7 +122,7 @@ def hash_bytes(buf, p, end, seed):
     return mix(h, tail)
 
 
-@njit(forceinline=True)
+@njit(forceinline=True, _nrt=False)
 def hash_masked(buf, p, end, seed, classes):
     """Keyed hash of the text buf[p:end] in which every word that holds a digit counts as the same variable."""
     h = seed
@@ -145,7 +145,7 @@ def hash_masked(buf, p, end, seed, classes):
     return h
 
 
-@njit(forceinline=True)
+@njit(forceinline=True, _nrt=False)
 def hex_digit(byte):
     """Value of a hexadecimal digit, -1 for any other byte."""
     if 48 <= byte <= 57:
@@ -157,7 +157,7 @@ def hex_digit(byte):
     return int64(-1)
 
 
-@njit(forceinline=True)
+@njit(forceinline=True, _nrt=False)
 def hex64(buf, p):
     """(value, ok) of 16 hexadecimal digits at p; the caller has checked that they are there."""
     value = uint64(0)
@@ -169,7 +169,7 @@ def hex64(buf, p):
     return value, True
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, _nrt=False)
 def hash_one(buf, seed):
     """Keyed hash of a whole array: for Python, to know a key's hash."""
     return hash_bytes(buf, 0, buf.size, seed)
