@@ -61,7 +61,7 @@ def test_every_dependency_is_accounted_for() -> None:
 
 def imported(folder: Path) -> set[str]:
     """The distributions that the sources under `folder` import, standard library and our own left out."""
-    ours = {*PACKAGES, "tests", *sys.stdlib_module_names}
+    ours = {*PACKAGES, "dashboards", "tests", *sys.stdlib_module_names}
     owners = packages_distributions()
     found = set()
     for path in folder.rglob("*.py"):
@@ -83,7 +83,8 @@ def test_what_is_imported_is_declared() -> None:
     dev = {canonical(each) for each in project()["dependency-groups"]["dev"]}
     for package in PACKAGES:
         assert imported(ROOT / package) - run - extras == set()
-    assert imported(ROOT / "tests") - run - extras - dev == set()
+    for folder in ("tests", "dashboards"):
+        assert imported(ROOT / folder) - run - extras - dev == set()
 
 
 def test_lower_bounds_only() -> None:
