@@ -51,7 +51,6 @@ FAMILY[[Kind.SLOW_OPERATION, Kind.SLOW_CALL]] = 1
 FAMILY[[Kind.ERROR, Kind.UNUSUAL_LOG, Kind.MISSING_LOG]] = 2
 FAMILY[Kind.RULE_VIOLATION] = 3
 SOFT_SHARE = 0.2  # of the evidence of soft kinds: they are the cause less often than a symptom
-POOLS = 3  # independent subjects of a service: calls into it, itself, calls out of it
 CALLER_SHARE = 0.5  # of a call's evidence that speaks for its caller
 
 CALLS_MAX = 65_536
@@ -103,7 +102,7 @@ class Incidents:
 
     def threshold(self) -> float:
         """-ln p from which on an element opens an incident."""
-        looks = DAY_S * NS / self.window_ns * POOLS * len(self.symbols.services)
+        looks = DAY_S * NS / self.window_ns * len(self.symbols.services)
         return math.log(looks / self.config.alerts_per_day)
 
     def observe(self, verdicts: VerdictBatch) -> None:
@@ -158,10 +157,10 @@ class Incidents:
 
     def _patience_ns(self, element: Element) -> int:
         """How long the element must have been in alarm before it may open an incident."""
+        if element[1] == Level.EDGE and element[0] in (Kind.ERROR, Kind.UNUSUAL_CALLS):
+            return int(self.config.restart_hold_s * NS)
         if element[0] in SOFT:
             return int(self.config.soft_hold_s * NS)
-        if element[0] == Kind.ERROR and element[1] == Level.EDGE:
-            return int(self.config.restart_hold_s * NS)
         return int(self.config.hold_s * NS)
 
     def _groups(self, nats: dict[Element, float]) -> list[tuple[int, list[Element]]]:
@@ -376,7 +375,7 @@ def _touches(element: Element, service: int) -> bool:
 
 def _is_soft(element: Element) -> bool:
     """Whether the element alone has to hold for a while before it opens an incident."""
-    return element[0] in SOFT or (element[0] == Kind.ERROR and element[1] == Level.EDGE)
+    return (element[0] in SOFT and element[1] != Level.EDGE) or (element[0] == Kind.ERROR and element[1] == Level.EDGE)
 
 
 def _mass(nats: dict[Element, float]) -> dict[int, float]:

@@ -27,6 +27,7 @@ LOWEST = math.log(1e3)  # 1 us; the last bin ends at 220 s
 GROUPS = 8  # 0 calls, 1-6 span kinds (model.ChainBatch.kind), 7 time in a queue
 QUEUE = 7
 SURPRISE_MAX = 15.0
+YOUNG = 50.0  # observations below which an element learns even while it is in alarm
 
 CALL = 1 << 40
 INTO = 2 << 40
@@ -229,11 +230,13 @@ def learn(
 ):  # fmt: skip
     """Adds observations to the histograms, except of chains not `allowed` and of slots in alarm since they closed.
 
+    A slot with few observations learns even then: what alarms about it is more likely its ignorance.
+
     `touched` bool[slots] is set where a histogram changed.
     """
     for i in range(n):
         s = slot[i]
-        if s < 0 or not allowed[chain[i]] or alarmed_ns[s] >= closed_ns[chain[i]]:
+        if s < 0 or not allowed[chain[i]] or (seen[s] >= YOUNG and alarmed_ns[s] >= closed_ns[chain[i]]):
             continue
         b = int(_position(value[i]))
         histogram[s, b] += 1

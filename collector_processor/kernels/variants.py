@@ -1,8 +1,9 @@
 """Elements in categories: which logs a span writes and which spans it calls, and how rare that variant is.
 
-How it works. A *variant* is a multiset: the log templates of one span, or its child spans, each counted as one or many,
-so that neither the order of concurrent branches nor the length of a loop makes a new one. Its hash is a sum over its
-members; the lowest bit of a hash of logs says that an error is among them. An element is (operation, logs or calls);
+How it works. A *variant* is a multiset: the log templates of one span, or its calls, each counted as one or many, so that
+neither the order of concurrent branches nor the length of a loop makes a new one. A call is a child span, or, when that
+has a child in another service, that child: what was called, not how. The hash of a variant is a sum over its members;
+the lowest bit of a hash of logs says that an error is among them. An element is (operation, logs or calls);
 it keeps a count per variant. A variant's surprise is -ln of the share of the element's history that is at most as
 frequent; for an unseen one, of the share of history that was seen once, shrunk towards the rate at which elements show
 anything new at all.
@@ -25,22 +26,28 @@ SIBLINGS_MAX = 32  # looked back upon to tell the first of a kind from a further
 ERROR_LOG = 17  # OTLP severity number from which on a log is an error
 WARNING_LOG = 13
 ERROR_SPAN = 2
+YOUNG = 50.0  # observations below which an element learns even while it is in alarm
 VARIANTS_MAX = 64  # of one element; further ones are only counted
 _MANY = 0x5851F42D4C957F2D
 _ERROR = 0x2545F4914F6CDD1D
 
 
 @njit(nogil=True, cache=True)
-def observe(event, kind, status, parent, family, logs, calls, last, sibling):
+def observe(event, kind, status, parent, service, family, logs, calls, last, sibling, callee):
     """Fills the hashes uint64[m] of each span's logs and calls, and the lists of children: int32[m], -1 ends.
 
-    `family` uint64[events]: what counts as the same member. `last[r]` is r's last child, `sibling[r]` the one before r.
+    `service` int32 and `family` uint64[events]: the service of an event, and what counts as the same member. `last[r]`
+    is r's last child, `sibling[r]` the one before r; `callee[r]` is r's child in another service, else r itself.
     """
     for r in range(event.size):
         logs[r] = 0
         calls[r] = 0
         last[r] = -1
         sibling[r] = -1
+        callee[r] = r
+        p = parent[r]
+        if p >= 0 and kind[r] != 0 and service[event[r]] != service[event[p]]:
+            callee[p] = r
     for r in range(event.size):
         if kind[r] != 0 and status[r] == ERROR_SPAN:
             logs[r] = (logs[r] + (finish(uint64(_ERROR)) << uint64(1))) | uint64(1)
@@ -48,13 +55,13 @@ def observe(event, kind, status, parent, family, logs, calls, last, sibling):
         if p < 0:
             continue
         is_log = kind[r] == 0
-        member = family[event[r]]
+        member = family[event[callee[r]]]
         error = is_log and status[r] >= ERROR_LOG
         seen = 0
         s = last[p]
         steps = 0
         while s >= 0 and steps < SIBLINGS_MAX and seen < 2:
-            if (kind[s] == 0) == is_log and family[event[s]] == member:
+            if (kind[s] == 0) == is_log and family[event[callee[s]]] == member:
                 seen += 1
             s = sibling[s]
             steps += 1
@@ -201,7 +208,7 @@ def learn(
                 if s < 0:
                     continue
                 variant = logs[r] if what == 0 else calls[r]
-                if alarmed_ns[s] >= closed_ns[c]:
+                if alarmed_ns[s] >= closed_ns[c] and seen[s] >= YOUNG:
                     broken = what == 0 and (variant & uint64(1)) != 0
                     if broken or closed_ns[c] - audited_ns[s] < audit_ns:
                         continue
@@ -250,4 +257,4 @@ def refresh(slots, first, following, count, seen, excess, rate, shrink, nats, ne
                 once += 1
             nats[a] = max(0.0, -math.log(min((rarer + excess[s] + shrink * rate) / total, 1.0)))
             a = following[a]
-        new_nats[s] = max(0.0, -math.log(min((once + shrink * rate) / total, 1.0)))
+        new_nats[s] = max(0.0, -math.log(min((once + 0.5 + shrink * rate) / total, 1.0)))

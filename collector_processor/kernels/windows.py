@@ -25,6 +25,7 @@ from collector_processor.kernels.table import LookupTable, find_many
 
 FIRST_SLOTS = 64
 DEVIATION_MAX = 16.0  # of one epoch, in dispersions: what is further out teaches no more than this
+YOUNG = 50.0  # observations below which an element learns even while it is in alarm
 LEVEL_MAX = 30.0
 NEVER = np.iinfo(np.int64).min
 
@@ -65,16 +66,18 @@ def judge_slots(used, sums, counts, mean, dispersion, memory, piece, out):
 
 
 @njit(nogil=True, cache=True)
-def teach(used, column, sums, counts, silent, kept, prior, memory, mean, dispersion):
+def teach(used, column, sums, counts, silent, young, kept, prior, memory, mean, dispersion):
     """Takes the epoch `column`, which leaves the window, into mean and dispersion of the slots that are not `silent`.
 
     `memory` float64[slots, 5]: surprises, observations, squared deviations over n, epochs, greatest excess of an
     epoch; all fade by `kept` an epoch in which the slot was seen.
-    `prior` float64[3]: mean, dispersion and weight of what is believed before anything is seen.
+    `prior` float64[4]: what is believed before anything is seen: mean, its weight in observations, dispersion, its
+    weight in epochs. A slot that has learned less than `young` observations is never silent: what alarms about it is
+    more likely its ignorance.
     """
     for s in range(used):
         n = counts[s, column]
-        if n == 0 or silent[s]:
+        if n == 0 or (silent[s] and memory[s, 1] >= young):
             continue
         usual = n * mean[s]
         deviation = min((sums[s, column] - usual) ** 2 / n, DEVIATION_MAX * dispersion[s])
@@ -84,8 +87,8 @@ def teach(used, column, sums, counts, silent, kept, prior, memory, mean, dispers
         memory[s, 2] = memory[s, 2] * kept + deviation
         memory[s, 3] = memory[s, 3] * kept + 1.0
         memory[s, 4] = max(memory[s, 4] * kept, total - usual)
-        mean[s] = (memory[s, 0] + prior[2] * prior[0]) / (memory[s, 1] + prior[2])
-        dispersion[s] = (memory[s, 2] + prior[2] * prior[1]) / (memory[s, 3] + prior[2])
+        mean[s] = (memory[s, 0] + prior[0] * prior[1]) / (memory[s, 1] + prior[1])
+        dispersion[s] = (memory[s, 2] + prior[2] * prior[3]) / (memory[s, 3] + prior[3])
 
 
 def in_nats(chain_value: Any) -> Any:
@@ -132,7 +135,7 @@ class Windows:
     alarmed_ns: Any
 
     def __init__(
-        self, limit: int, columns: int, epoch_ns: int, prior: tuple[float, float, float], kept: float, piece: float
+        self, limit: int, columns: int, epoch_ns: int, prior: tuple[float, ...], kept: float, piece: float
     ) -> None:
         """`prior`: mean, dispersion, their weight before anything is seen; `kept`: what an epoch leaves of memory."""
         self.limit, self.columns, self.epoch_ns, self.kept, self.piece = limit, columns, epoch_ns, kept, piece
@@ -175,7 +178,7 @@ class Windows:
         slot = self.used
         self.used += 1
         self.key[slot], self.near[slot], self.far[slot] = key, near, far
-        self.mean[slot], self.dispersion[slot] = self.prior[0], self.prior[1]
+        self.mean[slot], self.dispersion[slot] = self.prior[0], self.prior[2]
         self.alarmed_ns[slot] = NEVER
         self.lookup.put(key, slot)
         return slot
@@ -196,7 +199,7 @@ class Windows:
             self.column = (self.column + 1) % self.columns
             silent = self.alarmed_ns[: self.used] >= now_ns - self.columns * self.epoch_ns
             teach(
-                *(self.used, self.column, self.sums, self.counts, silent, self.kept, self.prior),
+                *(self.used, self.column, self.sums, self.counts, silent, YOUNG, self.kept, self.prior),
                 *(self.memory, self.mean, self.dispersion),
             )
             for name, _, ring in self.PER_SLOT:

@@ -35,11 +35,12 @@ from collector_processor.model import (
 from detectors.protocol import Scores
 
 NS = 1_000_000_000
-PRIOR = (0.05, 0.2, 30.0)  # of surprises: mean, dispersion and their weight; see `Windows`
+PRIOR = (0.05, 30.0, 0.2, 30.0)  # of surprises: mean, its weight, dispersion, its weight; see `windows.teach`
 PIECE = 5.0  # least greatest surprise that bursts are made of
 NOVELTY_KEPT = 1.0 - 1.0 / 20_000  # what one observation leaves of the memory for how often anything new is seen
 BLAMED = 5 << 40  # marks the key of a service that errors of others name; other keys are 2 * event + 1 or + 2
 MEMBERS_MAX = 16  # events of one variant that are kept
+CLIENT, PRODUCER = 4, 5  # span kinds in a ChainBatch
 P_MIN = 1e-300
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{3,}")
 
@@ -52,6 +53,20 @@ class Observed:
     calls: U64
     last: I32
     sibling: I32
+    callee: I32
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One unusual variant of an element. `since` is the boundary before it was seen."""
+
+    since: int
+    members: list[int]  # events, in order, each at most twice
+    unanswered: list[int]  # events of calls that were made and of which no other service wrote anything
+    broken: bool  # an error is among the logs
+
+
+NO_EXAMPLE = Example(0, [], [], broken=False)
 
 
 class Topology:
@@ -72,14 +87,16 @@ class Topology:
         self.members = np.full((64, MEMBERS_MAX), NONE, np.int32)
         self.novelty = np.zeros(2)
         self.named = np.zeros(0, np.int32)
-        self.examples: dict[int, tuple[int, list[int]]] = {}  # slot -> boundary before, events of an unusual variant
+        self.examples: dict[int, Example] = {}  # by slot
 
     def _observe(self, batch: ChainBatch) -> Observed:
         m = batch.records
-        o = Observed(np.empty(m, np.uint64), np.empty(m, np.uint64), np.empty(m, np.int32), np.empty(m, np.int32))
+        last, sibling, callee = (np.empty(m, np.int32) for _ in range(3))
+        o = Observed(np.empty(m, np.uint64), np.empty(m, np.uint64), last, sibling, callee)
+        events = self.symbols.events
         kernel.observe(
-            *(batch.event, batch.kind, batch.status, batch.parent, self.symbols.events.hash),
-            *(o.logs, o.calls, o.last, o.sibling),
+            *(batch.event, batch.kind, batch.status, batch.parent, events.column("service"), events.hash),
+            *(o.logs, o.calls, o.last, o.sibling, o.callee),
         )
         return o
 
@@ -129,23 +146,41 @@ class Topology:
         self.named = np.concatenate([self.named, new])
 
     def _members(self, batch: ChainBatch, o: Observed, row: int, what: int) -> list[int]:
-        """The distinct events of the logs (0) or calls (1) of the span at `row`, in order."""
+        """The events of the logs (0) or calls (1) of the span at `row`, in order, each at most twice."""
         out: list[int] = []
         child = int(o.last[row])
         while child >= 0:
             if (batch.kind[child] == 0) == (what == 0):
+                out.append(int(batch.event[o.callee[child]]))
+            child = int(o.sibling[child])
+        kept: list[int] = []
+        for event in reversed(out):
+            if kept.count(event) < 2:
+                kept.append(event)
+        return kept[:MEMBERS_MAX]
+
+    def _unanswered(self, batch: ChainBatch, o: Observed, row: int) -> list[int]:
+        """The events of the calls that the span at `row` made and of which no other service wrote anything."""
+        out = []
+        child = int(o.last[row])
+        while child >= 0:
+            if batch.kind[child] in (CLIENT, PRODUCER) and o.callee[child] == child:
                 out.append(int(batch.event[child]))
             child = int(o.sibling[child])
-        return list(dict.fromkeys(reversed(out)))[:MEMBERS_MAX]
+        return sorted(set(out))
+
+    def _example(self, batch: ChainBatch, o: Observed, row: int, what: int, since: int) -> Example:
+        broken = what == 0 and bool(o.logs[row] & np.uint64(1))
+        unanswered = self._unanswered(batch, o, row) if what == 1 else []
+        return Example(since, self._members(batch, o, row, what), unanswered, broken)
 
     def _keep_examples(self, batch: ChainBatch, o: Observed, surprise: F32, slot: I32) -> None:
-        """Keeps the events of the first unusual variant of each element in an epoch."""
-        at = np.flatnonzero(surprise.ravel() > self.config.hit)
+        """Keeps the first unusual variant of each element in an epoch."""
         now = self.windows.boundary_ns
-        for k in at.tolist():
+        for k in np.flatnonzero(surprise.ravel() > self.config.hit).tolist():
             s = int(slot.ravel()[k])
-            if self.examples.get(s, (NONE, []))[0] != now:
-                self.examples[s] = (now, self._members(batch, o, k // 2, k % 2))
+            if s not in self.examples or self.examples[s].since != now:
+                self.examples[s] = self._example(batch, o, k // 2, k % 2, now)
 
     def _usual(self, slot: int) -> list[int]:
         """The events of the element's most frequent variant."""
@@ -156,16 +191,29 @@ class Topology:
             row = int(self.rows["following"][row])
         return [e for e in self.members[best].tolist() if e != NONE] if best != NONE else []
 
-    def _kind(self, slot: int, members: list[int], what: int, broken: bool) -> Kind:
-        """What is unusual about a variant."""
-        if what == 1:
-            known = {e for row in self._variants(slot) for e in self.members[row].tolist()}
-            service = self.symbols.events.column("service")
-            new = [e for e in members if e not in known and service[e] != self.windows.near[slot]]
-            return Kind.UNSEEN_CALL if new else Kind.UNUSUAL_CALLS
-        if broken:
-            return Kind.ERROR
-        return Kind.MISSING_LOG if set(members) < set(self._usual(slot)) else Kind.UNUSUAL_LOG
+    def _say(self, finding: Any, slot: int, what: int, example: Example) -> None:
+        """Fills kind, level, service and caller of a finding about the logs (0) or calls (1) of an operation."""
+        own, usual, seen = int(self.windows.near[slot]), self._usual(slot), example.members
+        service = self.symbols.events.column("service")
+        finding["level"], finding["service"] = Level.OPERATION, own
+        if what == 0:
+            fewer = set(seen) < set(usual)
+            finding["kind"] = Kind.ERROR if example.broken else Kind.MISSING_LOG if fewer else Kind.UNUSUAL_LOG
+            return
+        finding["kind"] = Kind.UNUSUAL_CALLS
+        missing = [e for e in usual if e not in seen and service[e] != own]
+        if missing and any(e not in usual for e in example.unanswered):
+            finding["level"] = Level.EDGE
+            finding["service"], finding["caller"], finding["event"] = service[missing[0]], own, missing[0]
+        elif self._further(slot, seen):
+            finding["kind"] = Kind.UNSEEN_CALL
+
+    def _further(self, slot: int, seen: list[int]) -> list[int]:
+        """The calls to other services in `seen` that no known variant makes, or not so often."""
+        own, service = int(self.windows.near[slot]), self.symbols.events.column("service")
+        known = [self.members[row].tolist() for row in self._variants(slot)]
+        remote = [e for e in dict.fromkeys(seen) if service[e] != own]
+        return [e for e in remote if all(seen.count(e) > variant.count(e) for variant in known)]
 
     def _variants(self, slot: int) -> list[int]:
         rows, row = [], int(self.slots["first"][slot])
@@ -181,14 +229,11 @@ class Topology:
         out = no_findings(at.size)
         rows = at // 2
         out["chain"] = np.searchsorted(batch.offsets, rows, side="right") - 1
-        out["level"] = Level.OPERATION
         out["event"] = batch.event[rows]
-        out["service"] = self.symbols.events.column("service")[batch.event[rows]]
         out["p"] = np.exp(-surprise.ravel()[at].astype(np.float64))
         for i, k in enumerate(at.tolist()):
-            s, what = int(slot.ravel()[k]), k % 2
-            broken = what == 0 and bool(o.logs[k // 2] & np.uint64(1))
-            out["kind"][i] = self._kind(s, self._members(batch, o, k // 2, what), what, broken)
+            s = int(slot.ravel()[k])
+            self._say(out[i], s, k % 2, self._example(batch, o, k // 2, k % 2, 0))
             out["detail"][i] = s
         return out
 
@@ -205,21 +250,16 @@ class Topology:
                 rows["kind"][i] = Kind.ERROR
                 rows["caller"][i] = self.blamed_by[w.near[slot]]
             else:
-                members = self.examples.get(slot, (0, []))[1]
-                rows["level"][i] = Level.OPERATION
                 rows["event"][i] = (key - 1) // 2
-                rows["kind"][i] = self._kind(slot, members, (key - 1) % 2, self._error(members))
+                self._say(rows[i], slot, (key - 1) % 2, self.examples.get(slot, NO_EXAMPLE))
             count = max(int(w.counts[slot].sum()), 1)
             rows["actual"][i] = w.hits[slot].sum() / count
             rows["detail"][i] = slot
         rows["p"] = np.maximum(np.exp(-exponent[slots].astype(np.float64)), P_MIN)
         w.turn(now_ns)
         oldest = now_ns - w.columns * w.epoch_ns
-        self.examples = {slot: kept for slot, kept in self.examples.items() if kept[0] >= oldest}
+        self.examples = {slot: kept for slot, kept in self.examples.items() if kept.since >= oldest}
         return rows
-
-    def _error(self, members: list[int]) -> bool:
-        return any(re.search(r"\bERROR\b", self.symbols.events.text[e]) for e in members)
 
     def learn(self, batch: ChainBatch, normal: Bool) -> None:
         o, w = self._observe(batch), self.windows
@@ -292,7 +332,7 @@ class Topology:
     def evidence(self, finding: np.void) -> dict[str, Any]:
         slot = int(finding["detail"])
         text = self.symbols.events.text
-        usual, seen = self._usual(slot), self.examples.get(slot, (0, []))[1]
+        usual, seen = self._usual(slot), self.examples.get(slot, NO_EXAMPLE).members
         out: dict[str, Any] = {"history": int(self.slots["seen"][slot])}
         if finding["kind"] == Kind.MISSING_LOG:
             missing = [e for e in usual if e not in seen]
@@ -322,7 +362,9 @@ class Topology:
             "variant_rows": self.variant_rows.copy(),
             "novelty": self.novelty.copy(),
             "blamed_by": self.blamed_by.copy(),
-            "examples": [[slot, since, list(events)] for slot, (since, events) in self.examples.items()],
+            "examples": [
+                [slot, e.since, list(e.members), list(e.unanswered), e.broken] for slot, e in self.examples.items()
+            ],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -343,7 +385,7 @@ class Topology:
         self.variant_keys = np.array(state["variant_keys"], np.uint64)
         self.variant_rows = np.array(state["variant_rows"], np.int32)
         self.novelty = np.array(state["novelty"])
-        self.examples = {int(slot): (int(since), list(events)) for slot, since, events in state["examples"]}
+        self.examples = {int(slot): Example(*example) for slot, *example in state["examples"]}
         self.blamed_by = np.array(state["blamed_by"], np.int32)
         self.blamed[:] = NONE
         for slot, key in enumerate(self.windows.key[:used].astype(np.int64).tolist()):

@@ -39,7 +39,7 @@ from detectors.protocol import Scores
 
 NS = 1_000_000_000
 CHAIN_NS_MAX = 10e9  # a chain may take hours and yet be late by seconds
-PRIOR = (0.2, 0.5, 100.0)  # of surprises: mean, dispersion and their weight; see `Windows`
+PRIOR = (0.6, 20.0, 0.6, 150.0)  # of surprises: mean, its weight, dispersion, its weight; see `windows.teach`
 POOLS = {kernel.INTO: 0, kernel.WITHIN: 1, kernel.OUT_OF: 2}
 P_MIN = 1e-300
 
