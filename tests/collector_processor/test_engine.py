@@ -1,4 +1,4 @@
-"""The engine's promises: the same bytes out for the same bytes in, whoever looks when; snapshots; every record counted."""
+"""The engine's promises: same bytes out for same bytes in, whoever looks when; snapshots; every record counted."""
 
 from __future__ import annotations
 
