@@ -29,7 +29,7 @@ class Calibrated:
 
     p: F64  # [n, d] p-value per detector, 1 when it has no history
     p_part: F64  # [n, parts] p-value per component
-    fused: F64  # [n] S = sum of weight * -ln p over components with history, NaN without any
+    fused: F64  # [n] S = ln(sum of weight / p) over components with history, NaN without any
     p_fused: F64  # [n] p-value of S, 1 when cold
     level: U8  # [n] COLD, POOLED or OWN
 
@@ -79,7 +79,7 @@ class Rings:
 
 
 class Calibrator:
-    """Rings per flow and per tenant for the detectors `names` and for the weighted sum of their components."""
+    """Rings per flow and per tenant for the detectors `names` and for their fused score."""
 
     def __init__(self, names: Sequence[str], part: I32, weights: F64, history: int, history_min: int) -> None:
         """`part` [d] is the component of each detector, `weights` [parts] the lambdas of the fused score; `history` and

@@ -1,10 +1,12 @@
 """Calibrated p-values of many detectors -> one score in 0-1 and one severity per chain.
 
-How it works. The seed's equation 4 over calibrated components: S = l1*d_rec + l2*d_seq + l3*d_ctx with d = -ln p,
-calibrated a second time (`calibrate.py`) because components are not independent. A component that several detectors
-feed takes the least of their p-values, times their number, so that a further detector adds sight and not noise. While a
-chain's flow and tenant have no history, the p-values that detectors put on their own findings are combined by the
-weighted Cauchy rule (Liu and Xie 2020), which holds under any dependence. A certain rule violation needs neither.
+How it works. The seed's equation 4, s = l1*d_rec + l2*d_seq + l3*d_ctx, over calibrated components with d = 1/p: the
+weighted harmonic mean of p-values (Wilson 2019), which holds under dependence and lets one component that is sure be
+heard over two that have nothing to say, where a sum of -ln p drowns it. A component that several detectors feed takes
+the least of their p-values, times their number, so that a further detector adds sight and not noise. S = ln s is then
+calibrated a second time (`calibrate.py`). While a chain's flow and tenant have no history, the p-values that detectors
+put on their own findings are combined by the weighted Cauchy rule (Liu and Xie 2020). A certain rule violation needs
+neither.
 
 Three thresholds follow one another. *Statistical*: p within the budget's limit makes a chain unusual (info). *Model*:
 the score, that is how far out it is whatever the traffic of its flow, makes it a warning or, when something is

@@ -5,7 +5,7 @@ the last column = the fused score. It is kept twice: in order of arrival (what t
 compare with). A p-value is the exceedance rank (1 + #{score >= x}) / (n + 1); beyond the greatest score a generalised
 Pareto tail goes on from 1 / (n + 1), so that the far ones still differ. Its shape is fitted by probability-weighted
 moments (Hosking and Wallis 1987) and pulled towards a slightly heavy tail: 30 points say little about a shape. The
-fused score, a sum of -ln p, has an exponential tail by construction, however dependent its parts are.
+fused score, -ln of a harmonic mean of p-values, has an exponential tail however dependent those are.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def score_chains(
     """Fills p [n, d], p_part [n, parts], fused [n], p_fused [n] and level [n] for `values` [n, d].
 
     `part` [d] is the component of each detector, `weights` [parts]. A component's p-value is the least p-value of its
-    detectors times their number (Bonferroni); the fused score is the sum of weight * -ln of those. `*_ordered`
+    detectors times their number (Bonferroni); the fused score is -ln of their weighted harmonic mean. `*_ordered`
     [rows, d + 1, N], `*_count` [rows, d + 1], `*_tail` [rows, d + 1, 2] (shape, scale). Negative flows and tenants are
     row 0.
     """
@@ -120,15 +120,17 @@ def score_chains(
             p[c, k] = q
             speaking[part[k]] += 1
             p_part[c, part[k]] = min(p_part[c, part[k]], q)
-        warm = False
+        whole = 0.0
         total = 0.0
         for a in range(parts):
             if speaking[a]:
-                warm = True
                 p_part[c, a] = min(1.0, p_part[c, a] * speaking[a])
-                total -= weights[a] * math.log(p_part[c, a])
+                whole += weights[a]
+                total += weights[a] / p_part[c, a]
         k = detectors
-        fused[c] = total if warm else np.nan
+        warm = whole > 0.0
+        total = math.log(total / whole) if warm else np.nan
+        fused[c] = total
         if warm and own_count[f, k] >= history_min:
             level[c] = OWN
             p_fused[c] = p_value(total, own_ordered[f, k], own_count[f, k], own_tail[f, k, 0], own_tail[f, k, 1])
@@ -179,7 +181,7 @@ def refill_fused(arrived, ordered, count, head, row, part, weights, history_min,
     """
     detectors = count.shape[1] - 1
     n = count[row, 0]
-    if count[row, detectors] > 0 or n < history_min:
+    if count[row, detectors] > 0 or n < history_min or weights.sum() <= 0.0:
         return
     size = np.zeros(weights.size)
     for k in range(detectors):
@@ -194,7 +196,8 @@ def refill_fused(arrived, ordered, count, head, row, part, weights, history_min,
             least[part[k]] = min(least[part[k]], reached / n)
         totals[i] = 0.0
         for a in range(weights.size):
-            totals[i] -= weights[a] * math.log(min(1.0, least[a] * size[a]))
+            totals[i] += weights[a] / min(1.0, least[a] * size[a])
+        totals[i] = math.log(totals[i] / weights.sum())
     first = head[row, 0] if n == arrived.shape[2] else 0
     for i in range(n):
         insert(arrived, ordered, count, head, row, detectors, totals[(first + i) % n])

@@ -1,0 +1,1 @@
+"""How good are the answers? Labelled recordings -> measures beside simple baselines: `spanchain evaluate`, `tune`."""
