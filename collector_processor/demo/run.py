@@ -231,12 +231,13 @@ class Lines:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def save_picture(scene: Scene, path: Path, width: int = 132) -> None:
+def save_picture(scene: Scene, path: Path, width: int = 150) -> None:
     """The scene as an SVG that needs nothing from elsewhere (no web fonts)."""
     console = Console(record=True, width=width, file=StringIO(), force_terminal=True, color_system="truecolor")
     console.print(draw(scene, width))
     svg = console.export_svg(title="spanchain demo", theme=MONOKAI)
-    path.write_text(re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL), encoding="utf-8")
+    svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
+    path.write_text(svg.replace("Fira Code", "Menlo, Consolas, DejaVu Sans Mono"), encoding="utf-8")
 
 
 def _play(console: Console, show: Show, gauge: Gauge, failure: Callable[[], str | None], until_ns: int) -> None:
