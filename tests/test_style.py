@@ -14,7 +14,7 @@ SOURCES = [
     path for package in ("collector_processor", "detectors", "exporters") for path in (ROOT / package).rglob("*.py")
 ]
 LINES_MAX = 70
-# One message of the wire format, or one pass over a record's columns: their parts would hand twenty arrays to each other.
+# One message of the wire format, or one pass over the columns: the parts would hand twenty arrays to each other.
 LONGER = {
     "collector_processor/kernels/decode.py": {"read_span", "read_log", "scan"},
     "collector_processor/kernels/join.py": {"emit"},
