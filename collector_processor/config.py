@@ -126,6 +126,17 @@ class SequenceTransformerConfig(Section):
 
     enabled: bool = True
     """Whether this detector runs."""
+    model: str = "general"
+    """Folder of the model (`model.onnx`, `model.json`), as `spanchain models promote` writes it; `general` for the one
+    that ships with spanchain, `none` for n-grams alone."""
+    learn_chains_min: Count = 50
+    """Chains of a flow before the order of events is judged (cold start)."""
+    lanes_max: Count = 65_536
+    """Distinct sequences of logs or calls inside a span that are kept; beyond it the half not seen for longest goes."""
+    adopt_s: Positive = 93_600.0
+    """Time over which a sequence that comes in anomalous chains only must keep coming before it counts as normal."""
+    adopt_repeats: Count = 20
+    """Chains with such a sequence before it counts as normal."""
 
 
 class ContextConfig(Section):
@@ -175,6 +186,8 @@ class OnlineConfig(Section):
     """Weight of the group's tail in an element's own, in observations."""
     prior: Positive = 50.0
     """Weight of the tail believed before anything is seen, in observations."""
+    material_ms: Annotated[float, Field(ge=0)] = 5.0
+    """A delay below this counts less, however short the chain."""
     material_share: Probability = 0.2
     """Share of the chain's time from which on a delay counts in full."""
     hit: Positive = 3.0
@@ -277,8 +290,7 @@ class DecideConfig(Section):
     """Age up to which an incident takes in findings about services next to its own in the call graph: one cause shows
     in several places, not always in the same minute."""
     join_s: Positive = 300.0
-    """Age up to which an incident takes in findings of any kind about its services; after that another kind (slow,
-    failing, other paths) opens its own."""
+    """Age up to which an incident takes in further findings about its services; what shows later opens its own."""
     resolve_s: Positive = 150.0
     """Quiet time after which an incident is over."""
     quarantine_s: Positive = 90.0
@@ -348,6 +360,9 @@ class OtlpExportConfig(Section):
     """Longest time one request may take."""
     request_bytes_max: Annotated[int, Field(gt=0, lt=4_194_304)] = 3_500_000
     """Bytes of one request before compression; receivers refuse 4 MiB and more by default."""
+    events_per_s_max: Positive = 200.0
+    """Unusual chains a second that there are events of, the most severe first; further ones are counted as dropped
+    (`rate`). The incident says it for all."""
     span_events: bool = True
     """Also send a zero-length child span under our own service name, so that the event shows inside the trace."""
     queue: QueueConfig = QueueConfig()

@@ -118,7 +118,7 @@ class WorkerQueue:
                     dropped += item.number
             stopped = self._stop_at is not None
             self._wake()
-        self._drop("shutdown" if stopped else "queue_full", dropped)
+        self.drop("shutdown" if stopped else "queue_full", dropped)
         self._count(0)
 
     def flush(self, deadline_s: float) -> bool:
@@ -152,7 +152,7 @@ class WorkerQueue:
             left = self._inbox.oldest(len(self._inbox), self._inbox.size)
             self._inbox.drop_oldest(len(left))
             self._done += len(left)
-        self._drop("shutdown", _number(left))
+        self.drop("shutdown", _number(left))
         self._count(-_number(left))
         if self._disk is not None and self._disk_lock.acquire(timeout=1):
             with contextlib.suppress(sqlite3.Error):
@@ -215,13 +215,13 @@ class WorkerQueue:
             self._retry(later.reason, later.after_s)
             return
         except Refused as refused:
-            self._drop(refused.reason, _number(batch))
+            self.drop(refused.reason, _number(batch))
         except Exception:
             log.exception("exporter failed on a batch and goes on without it", exporter=self.name, items=len(batch))
-            self._drop("error", _number(batch))
+            self.drop("error", _number(batch))
         else:
             self._meter.count("exporter_sent_total", _number(batch) - rejected, exporter=self.name)
-            self._drop("rejected", rejected)
+            self.drop("rejected", rejected)
         try:
             self._forget(source, batch)
         except sqlite3.Error as error:
@@ -299,7 +299,7 @@ class WorkerQueue:
             return
         finally:
             self._disk_lock.release()
-        self._drop("queue_full", _number(items[kept:]))
+        self.drop("queue_full", _number(items[kept:]))
         self._count(-known - _number(items[kept:]))
 
     def _on_disk(self, step: Callable[[DiskBacklog], None], timeout_s: float) -> bool:
@@ -316,7 +316,8 @@ class WorkerQueue:
             self._disk_lock.release()
         return True
 
-    def _drop(self, reason: str, number: int) -> None:
+    def drop(self, reason: str, number: int) -> None:
+        """Counts what was given up."""
         if number:
             self._meter.count("exporter_dropped_total", number, exporter=self.name, reason=reason)
 

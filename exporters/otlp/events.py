@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from opentelemetry._logs import LogRecord, SeverityNumber
@@ -33,6 +35,17 @@ TEXT_MAX = 4096  # characters of one attribute
 Attributes = dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Anomaly:
+    """What both events of one unusual chain say."""
+
+    row: Mapping[str, Any]  # its line in verdicts.jsonl
+    span_id: int  # of the span it is about; 0 when there is none
+    ended_ns: int  # when that ended
+    judged_ns: int
+    attributes: Attributes
+
+
 class EventWriter:
     """Writes events of this program in `version`."""
 
@@ -40,35 +53,30 @@ class EventWriter:
         self._scope = InstrumentationScope(SCOPE, version)
         self._resource = Resource.create({SERVICE_NAME: SCOPE, "service.version": version})
 
-    def span_event(self, row: Mapping[str, Any], span_id: int, time_ns: int, incident: str | None = None) -> bytes:
-        """An `ExportTraceServiceRequest` with one span that carries the event of the verdict `row`.
-
-        `span_id` is that of the span it is about, `time_ns` when that ended, `incident` the open one it belongs to.
-        """
-        about = _context(row["trace_id"], span_id)
-        attributes = verdict_attributes(row, incident)
+    def span_event(self, anomaly: Anomaly) -> bytes:
+        """An `ExportTraceServiceRequest` with one span that carries the event."""
+        about = _context(anomaly.row["trace_id"], anomaly.span_id)
         span = ReadableSpan(
             name=ANOMALY,
-            context=_context(row["trace_id"], own_span_id(row["verdict_id"])),
+            context=_context(anomaly.row["trace_id"], own_span_id(anomaly.row["verdict_id"])),
             parent=about,
             resource=self._resource,
-            attributes=attributes,
-            events=[Event(ANOMALY, attributes, time_ns)],
+            attributes=anomaly.attributes,
+            events=[Event(ANOMALY, anomaly.attributes, anomaly.ended_ns)],
             links=[Link(about)],
             kind=SpanKind.INTERNAL,
             instrumentation_scope=self._scope,
-            start_time=time_ns,
-            end_time=time_ns,
+            start_time=anomaly.ended_ns,
+            end_time=anomaly.ended_ns,
         )
         return bytes(encode_spans([span]).SerializeToString())
 
-    def log_event(
-        self, row: Mapping[str, Any], span_id: int, time_ns: int, seen_ns: int, incident: str | None = None
-    ) -> bytes:
-        """An `ExportLogsServiceRequest` with the event of the verdict `row`; `seen_ns` is when it was judged."""
+    def log_event(self, anomaly: Anomaly) -> bytes:
+        """An `ExportLogsServiceRequest` with the event."""
+        row = anomaly.row
         subject = row["findings"][0]["subject"] if row["findings"] else {}
-        context = _context(row["trace_id"], span_id)
-        return self._log(ANOMALY, row, subject, verdict_attributes(row, incident), context, time_ns, seen_ns)
+        context = _context(row["trace_id"], anomaly.span_id)
+        return self._log(ANOMALY, row, subject, anomaly.attributes, context, anomaly.ended_ns, anomaly.judged_ns)
 
     def incident_event(self, row: Mapping[str, Any], state: str) -> bytes:
         """An `ExportLogsServiceRequest` with one event about the incident `row`; it points at its first example."""
@@ -98,9 +106,15 @@ class EventWriter:
             attributes=attributes,
             event_name=name,
         )
-        resource = {SERVICE_NAME: subject.get("service") or SCOPE, SERVICE_INSTANCE_ID: subject.get("instance")}
-        about = Resource({key: _text(value) for key, value in resource.items() if value})
+        about = _resource_of(subject.get("service"), subject.get("instance"))
         return bytes(encode_logs([ReadableLogRecord(record, about, self._scope)]).SerializeToString())
+
+
+@lru_cache(maxsize=1024)
+def _resource_of(service: str | None, instance: str | None) -> Resource:
+    """The resource of the service that an event is about; ours when it is about none."""
+    resource = {SERVICE_NAME: service or SCOPE, SERVICE_INSTANCE_ID: instance}
+    return Resource({key: _text(value) for key, value in resource.items() if value})
 
 
 def own_span_id(verdict_id: str) -> int:

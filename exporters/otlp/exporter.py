@@ -2,7 +2,8 @@
 
 How it works. The engine's thread writes the events, which are few; two queues on disk, one for spans and one for log
 records, keep them until the receiver has taken them. Requests stay below the 4 MiB that receivers take by default. An
-unusual chain that is about a service of which an incident is open carries that incident's id.
+unusual chain that is about a service of which an incident is open carries that incident's id. When much fails at once
+there is an event for some of the chains only: the incident says it for all, and the tracing backend is not flooded.
 """
 
 from __future__ import annotations
@@ -16,12 +17,31 @@ from collector_processor.config import OtlpExportConfig
 from collector_processor.model import NONE, Incident, VerdictBatch
 from collector_processor.rows import Rows, subject_record
 from exporters.backlog import Item
-from exporters.otlp.events import EventWriter
+from exporters.otlp.events import Anomaly, EventWriter, verdict_attributes
 from exporters.otlp.transport import Signal, Transport, connect
 from exporters.protocol import Meter
 from exporters.queue import Refused, RetryLater, WorkerQueue
 
+SAVED_S = 10  # seconds for which unused events may be used later
 OPEN_MAX = 10_000  # incidents that chains are told to belong to
+
+
+class Allowance:
+    """`per_s` events a second of engine time, and what was left over in the ten seconds before."""
+
+    def __init__(self, per_s: float) -> None:
+        self._per_s = per_s
+        self._left = self._most = per_s * SAVED_S
+        self._now_ns = 0
+
+    def take(self, wanted: int, now_ns: int) -> int:
+        """How many of `wanted` events there may be at `now_ns`."""
+        passed_s = max(now_ns - self._now_ns, 0) / 1e9
+        self._now_ns = max(now_ns, self._now_ns)
+        self._left = min(self._left + passed_s * self._per_s, self._most)
+        allowed = min(wanted, int(self._left))
+        self._left -= allowed
+        return allowed
 
 
 class OtlpExporter:
@@ -33,6 +53,7 @@ class OtlpExporter:
         self._config = config
         self._rows = rows
         self._write = EventWriter(version)
+        self._allowance = Allowance(config.events_per_s_max)
         self._open: dict[str, tuple[str, str | None]] = {}  # open incident -> tenant and service
         self._transport: Transport | None = None
         signals: tuple[Signal, ...] = ("spans", "logs") if config.span_events else ("logs",)
@@ -57,23 +78,38 @@ class OtlpExporter:
             queue.start()
 
     def export(self, verdicts: VerdictBatch, incidents: list[Incident]) -> None:
-        spans, logs = [], []
-        chains = verdicts.chains
-        for chain, row in self._rows.unusual(verdicts).items():
-            record = subject_record(verdicts, chain)
-            span_id, ended = 0, int(chains.end_ns[chain])
-            if record != NONE:
-                span_id = int(chains.span_id[record])
-                ended = int(chains.time_ns[record]) + int(chains.duration[record])
-            incident, judged = self._incident_of(row), int(chains.closed_ns[chain])
-            logs.append(_item(row["verdict_id"], self._write.log_event(row, span_id, ended, judged, incident)))
-            if span_id and int(row["trace_id"], 16):
-                spans.append(_item(row["verdict_id"], self._write.span_event(row, span_id, ended, incident)))
+        anomalies = [self._anomaly(verdicts, chain, row) for chain, row in self._told(verdicts)]
+        logs = [_item(each.row["verdict_id"], self._write.log_event(each)) for each in anomalies]
         logs += [self._incident(incident) for incident in incidents]
         if logs:
             self._queues["logs"].put(logs)
-        if spans and "spans" in self._queues:
-            self._queues["spans"].put(spans)
+        if "spans" in self._queues:
+            whole = [each for each in anomalies if each.span_id and int(each.row["trace_id"], 16)]
+            if whole:
+                self._queues["spans"].put(
+                    [_item(each.row["verdict_id"], self._write.span_event(each)) for each in whole]
+                )
+
+    def _told(self, verdicts: VerdictBatch) -> list[tuple[int, dict[str, Any]]]:
+        """The unusual chains there are events of: all, or when there are too many at once, the most severe."""
+        unusual = list(self._rows.unusual(verdicts).items())
+        if not unusual:
+            return unusual
+        allowed = self._allowance.take(len(unusual), int(verdicts.chains.closed_ns[-1]))
+        if allowed == len(unusual):
+            return unusual
+        for queue in self._queues.values():
+            queue.drop("rate", len(unusual) - allowed)
+        return sorted(sorted(unusual, key=lambda each: -int(verdicts.severity[each[0]]))[:allowed])
+
+    def _anomaly(self, verdicts: VerdictBatch, chain: int, row: dict[str, Any]) -> Anomaly:
+        chains, record = verdicts.chains, subject_record(verdicts, chain)
+        span_id, ended_ns = 0, int(chains.end_ns[chain])
+        if record != NONE:
+            span_id = int(chains.span_id[record])
+            ended_ns = int(chains.time_ns[record]) + int(chains.duration[record])
+        attributes = verdict_attributes(row, self._incident_of(row))
+        return Anomaly(row, span_id, ended_ns, int(chains.closed_ns[chain]), attributes)
 
     def flush(self, deadline_s: float) -> bool:
         end = time.monotonic() + deadline_s

@@ -150,7 +150,7 @@ METRICS: dict[str, Metric] = {
         Metric(
             "exporter_dropped_total",
             "counter",
-            "What was given up. reason: queue_full, refused, rejected (in part), too_large, shutdown, error.",
+            "What was given up. reason: queue_full, refused, rejected (in part), too_large, rate, shutdown, error.",
             ("exporter", "reason"),
         ),
         Metric("model_info", "gauge", "1 for each model in use.", ("model", "version")),

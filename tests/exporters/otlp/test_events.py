@@ -15,7 +15,7 @@ from sinks import attribute
 from verdicts import incident, incident_row, verdict_rows, verdicts
 
 from collector_processor.kernels.decode import OWN_SCOPE
-from exporters.otlp.events import SCOPE, EventWriter, incident_attributes, own_span_id, verdict_attributes
+from exporters.otlp.events import SCOPE, Anomaly, EventWriter, incident_attributes, own_span_id, verdict_attributes
 
 TIME = 1_700_000_000_123_456_789
 ABOUT = 0x1122334455667788
@@ -24,6 +24,10 @@ ABOUT = 0x1122334455667788
 @pytest.fixture
 def row() -> dict[str, Any]:
     return next(verdict_rows(verdicts(1, 1, first_trace=0xABC), np.array([0])))
+
+
+def anomaly(row: dict[str, Any], span_id: int = ABOUT) -> Anomaly:
+    return Anomaly(row, span_id, TIME, TIME + 5, verdict_attributes(row, None))
 
 
 def resource(of: Any) -> dict[str, str]:
@@ -35,7 +39,7 @@ def test_the_scope_is_the_one_that_our_receivers_drop() -> None:
 
 
 def test_the_span_event_hangs_on_a_span_of_our_own(row: dict[str, Any]) -> None:
-    request = ExportTraceServiceRequest.FromString(EventWriter("9.9").span_event(row, ABOUT, TIME))
+    request = ExportTraceServiceRequest.FromString(EventWriter("9.9").span_event(anomaly(row)))
     [of_service] = request.resource_spans
     [scope] = of_service.scope_spans
     [span] = scope.spans
@@ -55,7 +59,7 @@ def test_the_span_event_hangs_on_a_span_of_our_own(row: dict[str, Any]) -> None:
 
 
 def test_the_log_event_stands_under_the_service_it_is_about(row: dict[str, Any]) -> None:
-    request = ExportLogsServiceRequest.FromString(EventWriter("1").log_event(row, ABOUT, TIME, TIME + 5))
+    request = ExportLogsServiceRequest.FromString(EventWriter("1").log_event(anomaly(row)))
     [of_service] = request.resource_logs
     [scope] = of_service.scope_logs
     [record] = scope.log_records
@@ -69,7 +73,7 @@ def test_the_log_event_stands_under_the_service_it_is_about(row: dict[str, Any])
 
 
 def test_every_attribute_of_the_contract_is_there(row: dict[str, Any]) -> None:
-    request = ExportLogsServiceRequest.FromString(EventWriter("1").log_event(row, ABOUT, TIME, TIME))
+    request = ExportLogsServiceRequest.FromString(EventWriter("1").log_event(anomaly(row)))
     record = request.resource_logs[0].scope_logs[0].log_records[0]
     prefix = "spanchain.anomaly."
     found = {
@@ -91,19 +95,19 @@ def test_every_attribute_of_the_contract_is_there(row: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("severity", "text"), [("critical", "ERROR"), ("warning", "WARN"), ("info", "WARN")])
 def test_severities(row: dict[str, Any], severity: str, text: str) -> None:
-    request = EventWriter("1").log_event(row | {"severity": severity}, ABOUT, TIME, TIME)
+    request = EventWriter("1").log_event(anomaly(row | {"severity": severity}))
     record = ExportLogsServiceRequest.FromString(request).resource_logs[0].scope_logs[0].log_records[0]
     assert record.severity_text == text
 
 
 def test_the_same_verdict_gives_the_same_bytes(row: dict[str, Any]) -> None:
-    first, second = (EventWriter("1").span_event(row, ABOUT, TIME) for _ in range(2))
+    first, second = (EventWriter("1").span_event(anomaly(row)) for _ in range(2))
     assert first == second
     assert own_span_id("a") != own_span_id("b")
 
 
 def test_a_chain_without_trace_id_has_no_ids_in_its_log(row: dict[str, Any]) -> None:
-    request = EventWriter("1").log_event(row | {"trace_id": "0" * 32, "findings": []}, 0, TIME, TIME)
+    request = EventWriter("1").log_event(anomaly(row | {"trace_id": "0" * 32, "findings": []}, 0))
     [of_service] = ExportLogsServiceRequest.FromString(request).resource_logs
     record = of_service.scope_logs[0].log_records[0]
     assert (record.trace_id, record.span_id) == (b"", b"")
@@ -111,7 +115,7 @@ def test_a_chain_without_trace_id_has_no_ids_in_its_log(row: dict[str, Any]) -> 
 
 
 def test_two_requests_in_a_row_are_one_request(row: dict[str, Any]) -> None:
-    body = EventWriter("1").log_event(row, ABOUT, TIME, TIME) * 3
+    body = EventWriter("1").log_event(anomaly(row)) * 3
     assert len(ExportLogsServiceRequest.FromString(body).resource_logs) == 3
 
 
@@ -120,7 +124,7 @@ def test_text_that_is_no_text_does_not_stop_the_event(row: dict[str, Any]) -> No
         "tenant": "\ud800",
         "explanation": row["explanation"] | {"trigger": "x" * 100_000, "context": None},
     }
-    request = EventWriter("1").log_event(hostile, ABOUT, TIME, TIME)
+    request = EventWriter("1").log_event(anomaly(hostile))
     record = ExportLogsServiceRequest.FromString(request).resource_logs[0].scope_logs[0].log_records[0]
     assert len(request) < 20_000
     assert attribute(record, "spanchain.tenant") == "?"

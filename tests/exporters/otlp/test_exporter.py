@@ -12,11 +12,13 @@ from sinks import Behaviour, GrpcSink, attribute, eventually, records
 from verdicts import incident, rows, verdict_ids, verdicts
 
 from collector_processor.config import OtlpExportConfig, QueueConfig
+from collector_processor.model import Severity
 from exporters.otlp.events import own_span_id
 from exporters.otlp.exporter import OtlpExporter
 from exporters.prometheus.telemetry import Telemetry
 
 Make = Callable[..., OtlpExporter]
+START = 1_700_000_000_000_000_000
 FAST = QueueConfig(retry_initial_s=0.05, retry_max_s=0.1)
 
 
@@ -116,6 +118,29 @@ def test_a_chain_about_the_service_of_an_open_incident_carries_its_id(make: Make
     }
     expected = {10: None, 20: None, 30: incident(1).incident_id, 40: None}
     assert found == {(kind, trace): wanted for kind in ("Span", "LogRecord") for trace, wanted in expected.items()}
+
+
+def test_a_flood_of_anomalies_is_told_in_part_the_most_severe_first(sink: GrpcSink, tmp_path: Path) -> None:
+    telemetry = Telemetry("1")
+    config = OtlpExportConfig(endpoint=sink.address, events_per_s_max=2.0, queue=FAST)
+    exporter = OtlpExporter(config, tmp_path, rows(), telemetry, "1")
+    exporter.start()
+    flood = verdicts(50, 50, severity=Severity.WARNING)
+    flood.chains.closed_ns[:] = START
+    flood.severity[[30, 40]] = Severity.CRITICAL
+    exporter.export(flood, [])
+    later = verdicts(10, 10, first_trace=1000)
+    later.chains.closed_ns[:] = START + 3_000_000_000
+    exporter.export(later, [])
+    exporter.shutdown(5)
+    first, second = 2 * 10, 2 * 3  # what may be saved up, and what three seconds bring
+    ids = [attribute(log, "spanchain.anomaly.verdict_id") for log in taken(sink, "logs")]
+    assert len(ids) == first + second
+    assert {verdict_ids(flood)[30], verdict_ids(flood)[40]} <= set(ids[:first])
+    for queue in ("otlp_logs", "otlp_spans"):
+        dropped = telemetry.value("exporter_dropped_total", exporter=queue, reason="rate")
+        sent = telemetry.value("exporter_sent_total", exporter=queue)
+        assert (dropped, sent) == (60 - first - second, first + second)
 
 
 def test_requests_stay_below_the_limit_of_receivers(make: Make, sink: GrpcSink) -> None:
