@@ -46,10 +46,6 @@ SUSPECTS_MAX = 5
 FLOWS_MAX = 20
 ELEMENTS_MAX = 256  # of one incident
 SOFT = frozenset((Kind.UNUSUAL_CALLS, Kind.NEW_SEQUENCE, Kind.UNUSUAL_CONTENT, Kind.UNLIKELY_SEQUENCE))
-FAMILY = np.zeros(len(Kind), np.int64)  # kinds that one cause shows in for long
-FAMILY[[Kind.SLOW_OPERATION, Kind.SLOW_CALL]] = 1
-FAMILY[[Kind.ERROR, Kind.UNUSUAL_LOG, Kind.MISSING_LOG]] = 2
-FAMILY[Kind.RULE_VIOLATION] = 3
 SOFT_SHARE = 0.2  # of the evidence of soft kinds: they are the cause less often than a symptom
 CALLER_SHARE = 0.5  # of a call's evidence that speaks for its caller
 
@@ -78,7 +74,6 @@ class Case:
     incident_id: str
     nats: dict[Element, float] = field(default_factory=dict)
     rows: dict[Element, Any] = field(default_factory=dict)  # finding at its greatest
-    families: set[int] = field(default_factory=set)
     chains: int = 0
     flows: dict[int, int] = field(default_factory=dict)
     examples: list[str] = field(default_factory=list)
@@ -213,7 +208,7 @@ class Incidents:
                 touching.append(case)
         for case in touching:
             young = now_ns - case.detected_ns <= self.config.join_s * NS
-            taken = [m for m in members if young or FAMILY[m[0]] in case.families]
+            taken = [m for m in members if young or m in case.nats]
             members = [m for m in members if m not in taken]
             if taken:
                 self._joined(case, taken, rows, nats, now_ns)
@@ -243,7 +238,6 @@ class Incidents:
             if nats[element] > case.nats.get(element, 0.0) and (element in case.nats or len(case.nats) < ELEMENTS_MAX):
                 case.nats[element] = nats[element]
                 case.rows[element] = rows[element].copy()
-                case.families.add(int(FAMILY[element[0]]))
         case.root = self._suspects(case)[0][0]
 
     def _suspects(self, case: Case) -> list[tuple[int, float]]:
@@ -350,7 +344,6 @@ class Incidents:
             for nat, row in zip(saved["nats"], np.array(saved["rows"], FINDING), strict=True):
                 case.nats[_element(row)] = float(nat)
                 case.rows[_element(row)] = row.copy()
-                case.families.add(int(FAMILY[row["kind"]]))
             case.flows = {int(flow): int(count) for flow, count in saved["flows"]}
             case.examples, case.told = list(saved["examples"]), tuple(saved["told"])
             case.explanation = saved["explanation"]

@@ -167,12 +167,11 @@ def judge(
         s = _find(table_keys, table_slots, key[i])
         slot[i] = s
         position = _position(value[i])
-        if s >= 0 and seen[s] >= seen_min:
-            u = _surprise(table[s], position)
-            usual = typical[s]
-        else:
-            u = _surprise(cold_table[group[i]], position)
-            usual = cold_typical[group[i]]
+        if s < 0 or seen[s] < seen_min:
+            surprise[i] = 0.0
+            continue
+        u = _surprise(table[s], position)
+        usual = typical[s]
         weight = (value[i] - usual) / material_ns[chain[i]]
         u *= min(max(weight, 0.0), 1.0)
         surprise[i] = u

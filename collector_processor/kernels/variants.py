@@ -1,8 +1,8 @@
 """Elements in categories: which logs a span writes and which spans it calls, and how rare that variant is.
 
-How it works. A *variant* is a multiset: the log templates of one span, or its calls, each counted as one or many, so that
-neither the order of concurrent branches nor the length of a loop makes a new one. A call is a child span, or, when that
-has a child in another service, that child: what was called, not how. The hash of a variant is a sum over its members;
+How it works. A *variant* is a multiset: the log templates of one span, or its calls, each counted as one or many, so
+that neither the order of concurrent branches nor the length of a loop makes a new one. A call is a child span, or, when
+that has a child in another service, that child: what was called, not how. The hash of a variant is a sum over its members;
 the lowest bit of a hash of logs says that an error is among them. An element is (operation, logs or calls);
 it keeps a count per variant. A variant's surprise is -ln of the share of the element's history that is at most as
 frequent; for an unseen one, of the share of history that was seen once, shrunk towards the rate at which elements show

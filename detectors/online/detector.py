@@ -101,8 +101,8 @@ class Online:
         self.history.reserve_flows(len(self.symbols.flows))
         usual = self.history.flow_typical[np.maximum(batch.flow, 0)]
         own = np.clip((batch.end_ns - batch.start_ns).astype(np.float64), 1e6, CHAIN_NS_MAX)
-        material: F64 = self.config.material_share * np.maximum(usual, own)
-        return material
+        share: F64 = self.config.material_share * np.maximum(usual, own)
+        return np.maximum(share, self.config.material_ms * 1e6)
 
     def _chain_findings(self, o: Observations, surprise: F32, slot: I32) -> Findings:
         """The most surprising elements of each chain, at most `findings_max` a chain."""
