@@ -43,7 +43,9 @@ from detectors.registry import build, components
 SECOND = 1_000_000_000
 SNAPSHOT_VERSION = 1
 Judged = list[tuple[ChainBatch, npt.NDArray[Any]]]  # chains, and what decide needs to learn from them
-IDLE_EPOCHS_MAX = 360  # boundaries without any chain that are still judged one by one; then time may jump
+IDLE_EPOCHS = 12  # epochs without any chain after which only every IDLE_STRIDE-th boundary is judged
+IDLE_STRIDE = 6
+IDLE_EPOCHS_MAX = 360  # epochs without any chain after which time may jump
 
 
 @dataclass(slots=True)
@@ -135,10 +137,14 @@ class Engine:
         if self._boundary_ns == 0:
             self._boundary_ns = (self.now_ns // self._epoch_ns + 1) * self._epoch_ns
         while self._boundary_ns <= self.now_ns:
-            if self._idle_epochs >= IDLE_EPOCHS_MAX and not self.joiner.open_records:
+            silent = self._idle_epochs >= IDLE_EPOCHS and not self.joiner.open_records
+            if silent and self._idle_epochs >= IDLE_EPOCHS_MAX:
                 # Nobody has been here for long: the boundaries in between have nothing to say.
                 self._boundary_ns = max(self._boundary_ns, self.now_ns // self._epoch_ns * self._epoch_ns)
-            self._end_epoch(self._boundary_ns, output)
+            if silent and self._boundary_ns // self._epoch_ns % IDLE_STRIDE:
+                self._idle_epochs += 1
+            else:
+                self._end_epoch(self._boundary_ns, output)
             self._boundary_ns += self._epoch_ns
         return output
 
