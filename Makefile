@@ -65,7 +65,7 @@ check: install ## format, lint, types, fast tests: under a minute
 	$(call say,types)
 	@$(VENV)/bin/mypy
 	$(call say,fast tests)
-	@$(PY) -m pytest -q -n auto -m "not slow and not e2e and not data" $(ARGS)
+	@$(PY) -m pytest -q -n auto --hypothesis-profile=quick -m "not slow and not e2e and not data" $(ARGS)
 
 format: install ## formats and fixes what can be fixed without thinking
 	@$(VENV)/bin/ruff check --quiet --fix-only .

@@ -11,12 +11,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.e2e import components
 from tests.e2e.processes import Processes
 from tests.e2e.site import Binaries
 
 ROOT = Path(__file__).parents[1]
+
+# No deadline: a busy machine is no defect. `make check` takes the quick profile, `make test` the whole one.
+settings.register_profile("whole", deadline=None, print_blob=True)
+settings.register_profile("quick", parent=settings.get_profile("whole"), max_examples=20)
+settings.load_profile("whole")
 
 
 @pytest.fixture(scope="session")
