@@ -104,7 +104,8 @@ class Replay:
         logs = engine.received[Signal.LOGS]
         late = joined["late_spans"] + joined["late_logs"]
         read = sum(rejected.values()) - sum(unread.values())
-        gone = read + joined["orphans"] + late + joined["duplicates"] + joined["oversize"]
+        duplicates = joined["duplicate_spans"] + joined["duplicate_logs"]
+        gone = read + joined["orphans"] + late + duplicates + joined["oversize"]
         return Summary(
             records=spans + logs,
             spans=spans,
@@ -117,7 +118,7 @@ class Replay:
             evicted=dict(engine.joiner.evicted),
             orphans=joined["orphans"],
             late=late,
-            duplicates=joined["duplicates"],
+            duplicates=duplicates,
             oversize=joined["oversize"],
             accounted=spans + logs == engine.records_closed + gone,
             first_unix_nano=self._first_ns,

@@ -11,6 +11,7 @@ Stopping: intake ends, what waits is processed, exporters are flushed, a last ch
 
 from __future__ import annotations
 
+import gc
 import secrets
 import signal
 import sys
@@ -234,7 +235,8 @@ class Service:
             self._health.failed = True
 
     def _replay_journal(self) -> None:
-        """What the journal holds behind the checkpoint, as it came in then."""
+        """Tells exporters what is open, then takes what the journal holds behind the checkpoint, as it came in then."""
+        self._emit(Output(incidents=self.engine.incidents.current()))
         self._health.note = "replaying the journal"
         for position, payload in self.journal.replay(self._position, self._replay_until):
             self._process(position, payload)
@@ -268,7 +270,14 @@ class Service:
         for index, verdicts in enumerate(batches):
             incidents = output.incidents if index == len(batches) - 1 else []
             for exporter in self.exporters.values():
-                exporter.export(verdicts, incidents)
+                try:
+                    exporter.export(verdicts, incidents)
+                except Exception:
+                    # An exporter promises not to raise; one that does must not take the engine with it.
+                    LOG.exception("an exporter failed; its batch is lost to it", exporter=exporter.name)
+                    self.telemetry.count(
+                        "exporter_dropped_total", len(verdicts), exporter=exporter.name, reason="error"
+                    )
             if len(verdicts):
                 self.telemetry.observe("verdict_latency_seconds", (now_ns - verdicts.chains.arrived_ns) / SECOND)
 
@@ -298,6 +307,8 @@ class Service:
             ("logs_joined_total", (("outcome", "business_key"),)): joined["joined_business_key"],
             ("logs_joined_total", (("outcome", "orphan"),)): joined["orphans"],
             ("logs_joined_total", (("outcome", "late"),)): joined["late_logs"],
+            ("records_duplicate_total", (("signal", "traces"),)): joined["duplicate_spans"],
+            ("records_duplicate_total", (("signal", "logs"),)): joined["duplicate_logs"],
             ("records_late_total", (("signal", "traces"),)): joined["late_spans"],
             ("records_late_total", (("signal", "logs"),)): joined["late_logs"],
         }
@@ -399,6 +410,8 @@ def run(config: Config, data: Path) -> None:
         signal.signal(number, lambda *_: done.set())
     service = Service(config, data)
     service.start()
+    gc.freeze()  # modules and kernels stay: a collection need not look at them
+    gc.enable()
     LOG.info("serving", data=str(data), health=service.config.service.health.port)
     while not done.wait(1.0):
         if service.failed:

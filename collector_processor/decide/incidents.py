@@ -158,6 +158,10 @@ class Incidents:
             return int(self.config.soft_hold_s * NS)
         return int(self.config.hold_s * NS)
 
+    def current(self) -> list[Incident]:
+        """Every open incident as it was last told: what exporters are given after a restart."""
+        return [self._incident(case, "updated") for case in self.open if case.told]
+
     def _groups(self, nats: dict[Element, float]) -> list[tuple[int, list[Element]]]:
         """Elements grouped by the service that explains most of what is left, strongest first."""
         left = dict(nats)

@@ -98,7 +98,8 @@ class Joiner:
             "joined_trace": int(state[kernel.JOINED_TRACE]),
             "joined_business_key": int(state[kernel.JOINED_KEY]),
             "orphans": int(state[kernel.ORPHANS]),
-            "duplicates": int(state[kernel.DUPLICATES]),
+            "duplicate_spans": int(state[kernel.DUPLICATE_SPANS]),
+            "duplicate_logs": int(state[kernel.DUPLICATE_LOGS]),
             "cells_dropped": int(state[kernel.CELLS_DROPPED]),
         }
 
@@ -220,7 +221,7 @@ class Joiner:
         closed = self._deadlines[due]
         roots, gaps = self._chains["root"][due], self._chains["gap"][due]
         cells = int(self._state[kernel.CELLS_OPEN])
-        chain_int, chain_hash = np.empty((n, 8), np.int64), np.empty((n, 4), np.uint64)
+        chain_int, chain_hash = np.empty((n, 7), np.int64), np.empty((n, 4), np.uint64)
         offsets = np.empty(n + 1, np.int64)
         record_int, record_time = np.empty((records, 3), np.int32), np.empty(records, np.int64)
         record_float, record_span = np.empty((records, 2), np.float32), np.empty(records, np.uint64)

@@ -77,12 +77,13 @@ OVERSIZE = 9  # records of a chain that is at its limit
 JOINED_TRACE = 10  # logs joined by trace id
 JOINED_KEY = 11  # logs joined by business key
 ORPHANS = 12  # logs that nothing joins
-DUPLICATES = 13
+DUPLICATE_SPANS = 13
 CELLS_TOP = 14
 CELLS_FREE = 15
 CELLS_OPEN = 16
 CELLS_DROPPED = 17
-STATE = 18
+DUPLICATE_LOGS = 18
+STATE = 19
 
 
 @njit(inline="always")
@@ -448,8 +449,8 @@ def find_span(table, mask, span, pool, order):
 
 
 @njit(nogil=True, cache=True)
-def unite(pool, order, n, hashes, table, mask):
-    """Drops copies from the sorted order[:n] and enters each span in `table`. Returns the number that stays."""
+def unite(pool, order, n, table, mask, state):
+    """Drops copies from the sorted order[:n], counts them, and enters each span in `table`. Returns how many stay."""
     for i in range(mask + 1):
         table[i] = 0
     kept = 0
@@ -460,6 +461,7 @@ def unite(pool, order, n, hashes, table, mask):
                 j = order[kept - 1]
                 if pool[j].time == pool[k].time and pool[j].event == pool[k].event and pool[j].parent == pool[k].parent:
                     if pool[j].span == pool[k].span:
+                        state[DUPLICATE_LOGS] += 1
                         continue
             order[kept] = k
             kept += 1
@@ -473,6 +475,7 @@ def unite(pool, order, n, hashes, table, mask):
                 break
             at = (at + 1) & mask
         if copy:
+            state[DUPLICATE_SPANS] += 1
             continue
         order[kept] = k
         kept += 1
@@ -601,7 +604,7 @@ def emit(
 
     hashes uint64[events]: content hash of each event. event_service int32[events]. outlier int64: chains of more
     records than this are sorted with the same code, only memory for them is taken. Out, per chain c: chain_int int64[n,
-    8] (tenant, root row or -1, entry event, start, end, opened, last, records of copies dropped), chain_hash uint64[n,
+    7] (tenant, root row or -1, entry event, start, end, opened, last), chain_hash uint64[n,
     4] (hi, lo, path, sequence), offsets int64[n + 1]. Per record: record_int int32[m, 3] (event, instance, parent row),
     record_time int64[m], record_float float32[m, 2] (duration, self time), record_span uint64[m], record_byte uint8[m,
     3] (kind, status, 1 when the span enters a module). Per attribute value: cell_int int32[k, 2] (row, key),
@@ -640,7 +643,7 @@ def emit(
         while mask + 1 < 2 * n:
             mask = 2 * mask + 1
         sort_records(pool, hashes, order, times, scratch, reach, n)
-        n = unite(pool, order, n, hashes, table, mask)
+        n = unite(pool, order, n, table, mask, state)
         root, top = link_tree(pool, order, n, table, mask, parent, first_child, next_sibling)
         depth_first(n, top, first_child, next_sibling, parent, scratch, place, walk)
         self_times(pool, order, n, walk, parent, covered, reach, alone)
@@ -697,12 +700,10 @@ def emit(
         chain_int[c, 4] = finish_time
         chain_int[c, 5] = chains[s].opened
         chain_int[c, 6] = chains[s].last
-        chain_int[c, 7] = total - n
         chain_hash[c, 0] = chains[s].hi
         chain_hash[c, 1] = chains[s].lo
         chain_hash[c, 2] = mix(path, uint64(entry >= 0))
         chain_hash[c, 3] = sequence
-        state[DUPLICATES] += total - n
         m += n
         offsets[c + 1] = m
         remember_closed(closed, chains[s].hi, chains[s].lo)

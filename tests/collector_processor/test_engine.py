@@ -136,11 +136,12 @@ def test_every_record_is_in_a_chain_or_counted() -> None:
     counted = engine.joiner.counters()
     sent = sum(engine.received.values())
     lost = sum(engine.rejected.values()) + sum(
-        counted[name] for name in ("late_spans", "late_logs", "oversize", "orphans", "duplicates")
+        counted[name]
+        for name in ("late_spans", "late_logs", "oversize", "orphans", "duplicate_spans", "duplicate_logs")
     )
     closed = engine.records_closed
     assert sent == closed + lost
-    assert counted["duplicates"] + counted["late_spans"] > 0
+    assert counted["duplicate_spans"] + counted["late_spans"] > 0
     assert sum(engine.rejected.values()) > 0
 
 
