@@ -165,7 +165,7 @@ class ContextConfig(Section):
     """Surprise from which on a single span is a finding of its own."""
     report: Positive = 5.0
     """-ln of the probability of a window from which on it is a finding."""
-    hold: Positive = 5.0
+    hold: Positive = 8.0
     """-ln of the probability of a window from which on the operation learns no more than samples."""
     kept: Probability = 0.995
     """What the dispersion of an element keeps of its past, an epoch."""

@@ -27,6 +27,7 @@ LOWEST = math.log(1e3)  # 1 us; the last bin ends at 220 s
 GROUPS = 8  # 0 calls, 1-6 span kinds (model.ChainBatch.kind), 7 time in a queue
 QUEUE = 7
 SURPRISE_MAX = 15.0
+STALE = 0.03  # share of a slot's observations that its table may lack
 YOUNG = 50.0  # observations below which an element learns even while it is in alarm
 
 CALL = 1 << 40
@@ -155,7 +156,7 @@ def _surprise(table, position):
 @njit(nogil=True, cache=True)
 def judge(
     n, key, value, chain, group, near, far, material_ns, column, table_keys, table_slots, pools, table, typical, seen,
-    seen_min, cold_table, cold_typical, level, sums, counts, hits, hit_values, hit, chain_value, surprise, slot,
+    seen_min, level, sums, counts, hits, hit_values, hit, chain_value, surprise, slot,
 ):  # fmt: skip
     """Surprise and slot of observations 0..n-1, added to `column` of the windows; per chain three parts of its value.
 
@@ -225,13 +226,13 @@ def medians(histogram, least, out):
 
 @njit(nogil=True, cache=True)
 def learn(
-    n, slot, value, chain, group, allowed, alarmed_ns, closed_ns, histogram, seen, middle, residual, absolute, touched
+    n, slot, value, chain, group, allowed, alarmed_ns, closed_ns, histogram, seen, fresh, middle, residual, touched
 ):  # fmt: skip
     """Adds observations to the histograms, except of chains not `allowed` and of slots in alarm since they closed.
 
-    A slot with few observations learns even then: what alarms about it is more likely its ignorance.
+    A slot with few observations learns even then: what alarms about it is more likely its ignorance. `fresh`
+    float32[slots] counts what the tables do not know yet; `touched` bool[slots] is set where it is time to `refresh`.
 
-    `touched` bool[slots] is set where a histogram changed.
     """
     for i in range(n):
         s = slot[i]
@@ -239,21 +240,20 @@ def learn(
             continue
         b = int(_position(value[i]))
         histogram[s, b] += 1
-        absolute[group[i], b] += 1
         if seen[s] >= 10:
             residual[group[i], min(max(b - middle[s] + BINS, 0), 2 * BINS - 1)] += 1
         seen[s] += 1
-        touched[s] = True
+        fresh[s] += 1
+        touched[s] = fresh[s] >= STALE * seen[s]
 
 
 @njit(nogil=True, cache=True)
 def survival(counts, prior, out):
-    """out[i] = -ln of the share at or beyond bin i, its tail going on exponentially from the 99 % point on.
+    """Fills `out` with the share of `counts` at or beyond each bin, its tail going on exponentially from 99 % on.
 
     `prior` observations fall off by e every 0.7 nats above the middle: what is believed before anything is seen.
     """
     size = counts.size
-    half = size // 2
     total = prior
     for i in range(size):
         total += counts[i]
@@ -262,8 +262,7 @@ def survival(counts, prior, out):
     beyond = 0.0
     for i in range(size - 1, -1, -1):
         above += counts[i]
-        tail = prior * math.exp(-max(i - half, 0) * WIDTH / 0.7)
-        out[i] = (above + tail) / total
+        out[i] = (above + prior * math.exp(-max(i - size // 2, 0) * WIDTH / 0.7)) / total
         if out[i] <= 0.01:
             start = i
             beyond = above
@@ -272,20 +271,22 @@ def survival(counts, prior, out):
         for i in range(start, size):
             mean_excess += (i - start) * counts[i]
         mean_excess /= beyond
-    slope = 1.0 / max(mean_excess, 1.0)
-    at = out[start]
-    for i in range(size):
-        if i > start:
-            out[i] = max(out[i], at * math.exp(-(i - start) * slope))
-    for i in range(size):
-        out[i] = -math.log(min(out[i], 1.0))
+    fall = math.exp(-1.0 / max(mean_excess, 1.0))
+    tail = out[start]
+    for i in range(start + 1, size):
+        tail *= fall
+        out[i] = max(out[i], tail)
 
 
 @njit(nogil=True, cache=True)
-def refresh(slots, histogram, seen, group, residual_table, shrink, middle, typical, table):
-    """Recomputes median and surprise table of `slots` from their histograms and the residuals of their groups."""
+def refresh(slots, histogram, seen, group, share, shrink, fresh, middle, typical, table):
+    """Recomputes median and surprise table of `slots` from their histograms and the residuals of their groups.
+
+    `share` float64[groups, 2 * BINS]: of a group's residuals that reach each bin, BINS being the median.
+    """
     for k in range(slots.size):
         s = slots[k]
+        fresh[s] = 0
         half = seen[s] / 2.0
         below = 0.0
         m = 0
@@ -297,5 +298,5 @@ def refresh(slots, histogram, seen, group, residual_table, shrink, middle, typic
         above = 0.0
         for b in range(BINS - 1, -1, -1):
             above += histogram[s, b]
-            prior = math.exp(-residual_table[group[s], min(max(b - m + BINS, 0), 2 * BINS - 1)])
+            prior = share[group[s], min(max(b - m + BINS, 0), 2 * BINS - 1)]
             table[s, b] = min(-math.log((above + shrink * prior) / (seen[s] + shrink)), SURPRISE_MAX)

@@ -91,7 +91,7 @@ class Online:
         kernel.judge(
             *(n, o.key, o.value, o.chain, o.group, o.near, o.far, self._material(batch), w.column),
             *(w.lookup.keys, w.lookup.values, self.pools, h.table, h.typical, h.seen, self.config.learn_min),
-            *(h.cold_table, h.cold_typical, w.level, w.sums, w.counts, w.hits, w.hit_values, self.config.hit),
+            *(w.level, w.sums, w.counts, w.hits, w.hit_values, self.config.hit),
             *(value, surprise, slot),
         )
         return Scores(in_nats(value), self._chain_findings(o, surprise, slot))
@@ -113,7 +113,7 @@ class Online:
         first = np.searchsorted(o.chain[rows], o.chain[rows])
         rows = rows[np.arange(rows.size) - first < self.config.findings_max]
         out = no_findings(rows.size)
-        typical = np.where(slot[rows] >= 0, self.history.typical[slot[rows]], self.history.cold_typical[o.group[rows]])
+        typical = self.history.typical[slot[rows]]
         key, called = o.key[rows].astype(np.int64), o.far[rows] >= 0
         out["chain"] = o.chain[rows]
         out["kind"] = np.where(called, Kind.SLOW_CALL, Kind.SLOW_OPERATION)
@@ -155,7 +155,7 @@ class Online:
         touched = np.zeros(h.rows, np.bool_)
         kernel.learn(
             *(o.key.size, slot, o.value, o.chain, o.group, normal, w.alarmed_ns, batch.closed_ns),
-            *(h.histogram, h.seen, h.middle, h.residual, h.absolute, touched),
+            *(h.histogram, h.seen, h.fresh, h.middle, h.residual, touched),
         )
         h.reserve_flows(len(self.symbols.flows))
         kernel.learn_chains(np.maximum(batch.flow, 0), batch.end_ns - batch.start_ns, normal, h.flows)

@@ -1,8 +1,8 @@
 """Histograms of how long elements take, and the tables of surprises that follow from them.
 
-How it works. A row per slot of the windows; groups (calls, and each span kind) have two more histograms: of the
-residuals of their elements around their medians, which give a young element its tail, and of absolute durations, by
-which an element without history is judged. `kernels/elements.py` does the work.
+How it works. A row per slot of the windows. Groups (calls, and each span kind) have histograms of the residuals of their
+elements around their medians, which give a young element its tail. Flows have one of whole durations: what a delay is
+compared with. `kernels/elements.py` does the work.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class History:
         ("histogram", np.float32, kernel.BINS),
         ("table", np.float32, kernel.BINS),
         ("seen", np.float32, 0),
+        ("fresh", np.float32, 0),  # observations that the table does not know yet
         ("middle", np.int32, 0),
         ("typical", np.float32, 0),  # median, ns
         ("group", np.uint8, 0),
@@ -32,6 +33,7 @@ class History:
     histogram: Any
     table: Any
     seen: Any
+    fresh: Any
     middle: Any
     typical: Any
     group: Any
@@ -39,7 +41,7 @@ class History:
     def __init__(self, config: OnlineConfig) -> None:
         self.config = config
         self.residual = np.zeros((kernel.GROUPS, 2 * kernel.BINS))
-        self.absolute = np.zeros((kernel.GROUPS, kernel.BINS))
+        self.residual_share = np.zeros((kernel.GROUPS, 2 * kernel.BINS))
         self.flows = np.zeros((0, kernel.BINS), np.float32)
         self.flow_typical = np.zeros(0)
         self.rows = 0
@@ -70,22 +72,16 @@ class History:
 
     def spread(self) -> None:
         """Brings what follows from the histograms of groups and flows up to date."""
-        self.residual_table = np.zeros((kernel.GROUPS, 2 * kernel.BINS))
-        self.cold_table = np.zeros((kernel.GROUPS, kernel.BINS))
         for group in range(kernel.GROUPS):
-            kernel.survival(self.residual[group], self.config.prior, self.residual_table[group])
-            kernel.survival(self.absolute[group], self.config.prior, self.cold_table[group])
-        self.cold_typical = np.zeros(kernel.GROUPS)
-        kernel.medians(self.absolute, 0.0, self.cold_typical)
-        self.flow_typical = np.zeros(self.flows.shape[0])
+            kernel.survival(self.residual[group], self.config.prior, self.residual_share[group])
         kernel.medians(self.flows, FLOW_CHAINS_MIN, self.flow_typical)
 
     def refresh(self, touched: Bool) -> None:
         """Brings the tables of the slots `touched` bool[rows] up to date."""
         slots: I64 = np.flatnonzero(touched)
         kernel.refresh(
-            *(slots, self.histogram, self.seen, self.group, self.residual_table, self.config.shrink),
-            *(self.middle, self.typical, self.table),
+            *(slots, self.histogram, self.seen, self.group, self.residual_share, self.config.shrink),
+            *(self.fresh, self.middle, self.typical, self.table),
         )
 
     def snapshot(self, used: int) -> dict[str, Any]:
@@ -94,7 +90,6 @@ class History:
             "version": 1,
             "slots": {name: getattr(self, name)[:used].copy() for name, _, _ in self.PER_SLOT},
             "residual": self.residual.copy(),
-            "absolute": self.absolute.copy(),
             "flows": self.flows.copy(),
         }
 
@@ -104,6 +99,7 @@ class History:
         self.reserve(max(used, 1))
         for name, array in state["slots"].items():
             getattr(self, name)[:used] = array
-        self.residual, self.absolute = np.array(state["residual"]), np.array(state["absolute"])
+        self.residual = np.array(state["residual"])
         self.flows = np.array(state["flows"], np.float32)
+        self.flow_typical = np.zeros(self.flows.shape[0])
         self.spread()
