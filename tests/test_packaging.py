@@ -77,6 +77,7 @@ def imported(folder: Path) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_what_is_imported_is_declared() -> None:
     run = {canonical(each) for each in project()["project"]["dependencies"]}
     extras = {canonical(each) for extra in project()["project"]["optional-dependencies"].values() for each in extra}

@@ -86,6 +86,7 @@ def run(
     return said.lines
 
 
+@pytest.mark.slow
 def test_two_runs_give_the_same_bytes_whatever_the_seed() -> None:
     payloads = traffic(240, broken_from=200)
     first = run(payloads)

@@ -137,6 +137,7 @@ def test_what_was_acknowledged_survives_a_crash_and_is_said_once(tmp_path: Path)
     assert set(written(second).values()) == {1}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_fits_no_more_means_a_cold_start_not_a_failure(tmp_path: Path) -> None:
     with running(tmp_path) as service, sender(port_of(service)) as send:
         send(TRACES, request(1, 50))

@@ -32,6 +32,7 @@ def trained(n: int = 300, seed: int = 0) -> tuple[Calibrator, ChainBatch]:
     return calibrator, batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["exponential", "normal", "uniform", "lognormal", "integers"])
 def test_one_in_a_hundred_normal_chains_has_a_p_value_of_one_per_cent(shape: str) -> None:
     """The rate of p <= alpha among fresh scores of the same distribution is alpha, for the parts and for the whole."""

@@ -161,6 +161,7 @@ def written(message: Message, choose: Any) -> bytes:
     return json.dumps(as_otlp(plain, choose), **other).encode("utf-8")
 
 
+@pytest.mark.slow
 @few
 @given(st.one_of(traces, logs), st.randoms(use_true_random=False))
 def test_a_request_comes_out_as_the_message_it_was_made_from(message: Message, random: Any) -> None:
@@ -173,6 +174,7 @@ def test_a_request_comes_out_as_the_message_it_was_made_from(message: Message, r
     assert type(message).FromString(request) == message
 
 
+@pytest.mark.slow
 @few
 @given(
     st.one_of(traces, logs), st.randoms(use_true_random=False), st.lists(st.binary(max_size=3), min_size=1, max_size=3)

@@ -94,6 +94,7 @@ digit_words = st.from_regex(r"\A[a-zA-Z_]{0,3}[0-9][a-zA-Z0-9_]{0,6}\Z")
 plain = st.text(alphabet=" abcXY.,:;=[](){}\"'/\\-_@<>*\n\x1b\u00e4", max_size=12)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(plain, digit_words, digit_words), min_size=1, max_size=8))
 def test_bodies_that_the_kernel_takes_for_one_have_one_template(parts: list[tuple[str, str, str]]) -> None:
     one = "".join(f"{text} {first} " for text, first, _ in parts)

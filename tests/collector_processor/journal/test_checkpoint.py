@@ -66,6 +66,7 @@ def states() -> st.SearchStrategy[dict[str, Any]]:
     return st.dictionaries(st.text(max_size=5), values, max_size=5)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(states(), st.integers(0, 2**64 - 1))
 def test_any_state_comes_back(tmp_path_factory: pytest.TempPathFactory, state: dict[str, Any], position: int) -> None:
@@ -174,6 +175,7 @@ def test_every_single_byte_truncation_falls_back_to_the_older_one(tmp_path: Path
     assert position_read(tmp_path, 1) == 1
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_falls_back_to_the_older_one(tmp_path: Path, newest: Path) -> None:
     whole = newest.read_bytes()
     flips = 0

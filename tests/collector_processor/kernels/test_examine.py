@@ -47,6 +47,7 @@ def nearly_utf8() -> st.SearchStrategy[bytes]:
     return st.lists(piece, max_size=6).map(b"".join)
 
 
+@pytest.mark.slow
 @few
 @given(nearly_utf8(), st.binary(max_size=9))
 @example(b"1234567\xc3", b"\xa9")
