@@ -1,4 +1,7 @@
-"""Which exporters there are: name -> how to build it. The name is also its section in `config.exporters`."""
+"""Which exporters there are: name -> how to build it. The name is also its section in `config.exporters`.
+
+How it works. What needs a client library of its own is imported when it is built: a start does not pay for the others.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,7 @@ from pathlib import Path
 
 from collector_processor.config import ExportersConfig
 from collector_processor.rows import Rows
-from exporters.alertmanager.exporter import AlertmanagerExporter
 from exporters.file.exporter import FileExporter
-from exporters.otlp.exporter import OtlpExporter
 from exporters.prometheus.exporter import PrometheusExporter
 from exporters.prometheus.telemetry import Telemetry
 from exporters.protocol import Exporter
@@ -32,10 +33,22 @@ class Surroundings:
         return self.data / "queues"
 
 
+def _otlp(s: Surroundings) -> Exporter:
+    from exporters.otlp.exporter import OtlpExporter
+
+    return OtlpExporter(s.config.otlp, s.queues, s.rows, s.telemetry, s.version)
+
+
+def _alertmanager(s: Surroundings) -> Exporter:
+    from exporters.alertmanager.exporter import AlertmanagerExporter
+
+    return AlertmanagerExporter(s.config.alertmanager, s.queues, s.rows, s.telemetry)
+
+
 EXPORTERS: dict[str, Callable[[Surroundings], Exporter]] = {
     "prometheus": lambda s: PrometheusExporter(s.config.prometheus, s.telemetry),
-    "otlp": lambda s: OtlpExporter(s.config.otlp, s.queues, s.rows, s.telemetry, s.version),
-    "alertmanager": lambda s: AlertmanagerExporter(s.config.alertmanager, s.queues, s.rows, s.telemetry),
+    "otlp": _otlp,
+    "alertmanager": _alertmanager,
     "file": lambda s: FileExporter(s.config.file, s.data, s.rows, s.telemetry),
 }
 

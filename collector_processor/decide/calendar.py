@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
-import holidays
 import numpy as np
 
 from collector_processor.config import CalendarConfig, PeriodConfig
@@ -125,6 +124,8 @@ def _holidays(name: str | None) -> Callable[[date], str | None]:
     """Date -> the name of the holiday or None, for `DE`, `DE-BY` or a market such as `XNYS`."""
     if name is None:
         return lambda _: None
+    import holidays
+
     try:
         if len(name) == 4:
             found = holidays.financial_holidays(name)

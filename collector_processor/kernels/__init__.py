@@ -4,3 +4,23 @@ own.
 `NUMBA_DISABLE_JIT=1` runs them as plain Python, so that a debugger and coverage see them. `python -m
 collector_processor.warmup` compiles all of them into numba's on-disk cache.
 """
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+
+def _without_blas() -> None:
+    """Loads numba's array functions without scipy's linear algebra: numba imports it only to see whether it is there,
+    which takes as long as a third of all other imports, and no kernel multiplies matrices."""
+    if "scipy.linalg" in sys.modules or "numba.np.arraymath" in sys.modules:
+        return
+    sys.modules["scipy.linalg"] = None  # type: ignore[assignment]  # how Python is told that there is none
+    try:
+        importlib.import_module("numba.np.arraymath")
+    finally:
+        del sys.modules["scipy.linalg"]
+
+
+_without_blas()
