@@ -6,7 +6,6 @@ How it works. `as_dict` is the one place that names the measures; tables and JSO
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from collector_processor.evaluation.faults import FaultReport
 from collector_processor.evaluation.labels import NS, Labels
 from collector_processor.evaluation.measures import Decisions
 from collector_processor.evaluation.run import ChainMeasures, Report
+from collector_processor.evaluation.sets import SetReport
 
 
 def as_dict(report: Report) -> dict[str, Any]:
@@ -142,11 +142,15 @@ def _chain_table(title: str, report: Report) -> Table:
         f"P99 latency {report.p99_s * 1e3:.1f} ms, J {report.j:.3f}, {report.records_per_second:,.0f} records/s,"
         f" {report.flagged_outside:.2%} flagged outside faults"
     )
-    table = Table(title=f"{title}: chains", caption=caption, title_justify="left", caption_justify="left")
-    for name in ("judge", "chains", "anomalous", "precision", "recall", "F1", "AUC-PR", "ROC AUC"):
-        table.add_column(name, justify="left" if name == "judge" else "right")
     rows = [(f"spanchain, {name} chains", measures) for name, measures in report.selections.items()]
     rows += [(f"{name} (best threshold)", measures) for name, measures in report.baselines.items()]
+    return _judges(f"{title}: chains", caption, rows)
+
+
+def _judges(title: str, caption: str | None, rows: list[tuple[str, ChainMeasures]]) -> Table:
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    for name in ("judge", "chains", "anomalous", "precision", "recall", "F1", "AUC-PR", "ROC AUC"):
+        table.add_column(name, justify="left" if name == "judge" else "right")
     for name, measures in rows:
         made = measures.decisions
         ranked = ["-" if v is None else f"{v:.3f}" for v in (measures.auc_pr, measures.roc_auc)]
@@ -233,8 +237,23 @@ def recording_files(folder: Path) -> tuple[list[Path], list[Path]]:
     return [path for path in every if path not in labels and ".jsonl" in path.name], labels
 
 
-def print_json(reports: Iterable[tuple[str, Report]]) -> bytes:
-    """One JSON object, recording name -> measures."""
-    import orjson
+def set_as_dict(report: SetReport) -> dict[str, Any]:
+    """The measures of one offline or live set, JSON-able."""
+    return {
+        "train_cases": report.train_cases,
+        "cases": {name: chain_measures(measures) for name, measures in report.selections.items()},
+        "by_type": {
+            kind: {"flagged": flagged, "anomalous": every} for kind, (flagged, every) in report.recall_by_type.items()
+        },
+        "baselines": {name: chain_measures(measures) for name, measures in report.baselines.items()},
+    }
 
-    return orjson.dumps({name: as_dict(report) for name, report in reports}, option=orjson.OPT_INDENT_2)
+
+def set_table(report: SetReport) -> Table:
+    """The measures of one set for a person."""
+    by_type = ", ".join(f"{kind} {hit}/{every}" for kind, (hit, every) in sorted(report.recall_by_type.items()))
+    rows = [(f"spanchain, {name} cases", measures) for name, measures in report.selections.items()]
+    rows += [(f"{name} (best threshold)", measures) for name, measures in report.baselines.items()]
+    return _judges(
+        f"{report.name}: {report.train_cases} cases before", f"flagged: {by_type}" if by_type else None, rows
+    )
