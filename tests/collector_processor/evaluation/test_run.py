@@ -85,7 +85,7 @@ def test_chains_are_told_apart(report: Report) -> None:
     assert report.recall_by_type["slow"][1] == every.anomalous
     assert report.selections["distinct"].chains == 2
     assert report.j == pytest.approx(every.decisions.f1 + every.decisions.recall - report.p99_s)
-    assert report.flagged_outside < 0.05
+    assert report.flagged_outside < 0.1
 
 
 def test_baselines_stand_beside_it(report: Report) -> None:
