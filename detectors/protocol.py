@@ -73,6 +73,18 @@ def no_scores(batch: ChainBatch) -> Scores:
     return Scores(np.zeros(len(batch)), no_findings())
 
 
+LEARNED_MAX = 512  # chains of one epoch that elements learn from
+
+
+def sampled(batch: ChainBatch, normal: Bool, most: int = LEARNED_MAX) -> tuple[ChainBatch, Bool]:
+    """At most `most` chains of an epoch, evenly spaced, and their `normal`: shares and quantiles need no more."""
+    step = -(-len(batch) // most)
+    if step <= 1:
+        return batch, normal
+    chosen = np.arange(0, len(batch), step)
+    return batch.take(chosen), normal[chosen]
+
+
 class Detector(Protocol):
     """One way of seeing that something is unusual."""
 

@@ -93,6 +93,7 @@ class Incidents:
         self.open: list[Case] = []
         self.since: dict[Element, int] = {}  # the boundary from which on an element is beyond half the threshold
         self.calls: set[tuple[int, int]] = set()  # (caller, callee)
+        self.known_paths = np.zeros(64, np.bool_)  # whose calls have been noted
         self.recent: deque[tuple[int, Any]] = deque()
 
     def threshold(self) -> float:
@@ -117,14 +118,21 @@ class Incidents:
             self.recent.popleft()
 
     def _learn_calls(self, chains: ChainBatch) -> None:
-        """Notes which service calls which."""
+        """Notes which service calls which, from chains that go a way not seen before."""
+        have, need = self.known_paths.size, len(self.symbols.paths)
+        if need > have:
+            self.known_paths = np.concatenate([self.known_paths, np.zeros(max(need, 2 * have) - have, np.bool_)])
+        new = np.flatnonzero(~self.known_paths[chains.path])
+        if not new.size or len(self.calls) >= CALLS_MAX:
+            return
+        self.known_paths[chains.path[new]] = True
+        chains = chains.take(new)
         inside = np.flatnonzero(chains.parent >= 0)
         service = self.symbols.events.column("service")
         callee = service[chains.event[inside]].astype(np.int64)
         caller = service[chains.event[chains.parent[inside]]].astype(np.int64)
         codes = np.unique((caller << 32 | callee)[caller != callee])
-        if len(self.calls) < CALLS_MAX:
-            self.calls.update((code >> 32, code & 0xFFFFFFFF) for code in codes.tolist())
+        self.calls.update((code >> 32, code & 0xFFFFFFFF) for code in codes.tolist())
 
     def _near(self, group: set[int], case: Case) -> bool:
         """Whether a service of the group is one of the case's, calls one of those or is called by one."""
@@ -336,6 +344,7 @@ class Incidents:
                 }
                 for case in self.open
             ],
+            "known_paths": self.known_paths.copy(),
             "calls": [list(pair) for pair in sorted(self.calls)],
             "since": [[list(element), since] for element, since in self.since.items()],
             "recent": [[closed, seen.copy()] for closed, seen in self.recent],
@@ -352,6 +361,7 @@ class Incidents:
             case.examples, case.told = list(saved["examples"]), tuple(saved["told"])
             case.explanation = saved["explanation"]
             self.open.append(case)
+        self.known_paths = np.array(state["known_paths"], np.bool_)
         self.calls = {(int(caller), int(callee)) for caller, callee in state["calls"]}
         self.since = {_tuple(element): int(since) for element, since in state["since"]}
         self.recent = deque((int(closed), np.array(seen, SEEN)) for closed, seen in state["recent"])

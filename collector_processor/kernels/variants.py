@@ -2,8 +2,8 @@
 
 How it works. A *variant* is a multiset: the log templates of one span, or its calls, each counted as one or many, so
 that neither the order of concurrent branches nor the length of a loop makes a new one. A call is a child span, or, when
-that has a child in another service, that child: what was called, not how. The hash of a variant is a sum over its members;
-the lowest bit of a hash of logs says that an error is among them. An element is (operation, logs or calls);
+that has a child in another service, that child: what was called, not how. The hash of a variant is a sum over its
+members; the lowest bit of a hash of logs says that an error is among them. An element is (operation, logs or calls);
 it keeps a count per variant. A variant's surprise is -ln of the share of the element's history that is at most as
 frequent; for an unseen one, of the share of history that was seen once, shrunk towards the rate at which elements show
 anything new at all.
@@ -26,6 +26,7 @@ SIBLINGS_MAX = 32  # looked back upon to tell the first of a kind from a further
 ERROR_LOG = 17  # OTLP severity number from which on a log is an error
 WARNING_LOG = 13
 ERROR_SPAN = 2
+STALE = 0.03  # share of an element's observations that its surprises may lack
 YOUNG = 50.0  # observations below which an element learns even while it is in alarm
 VARIANTS_MAX = 64  # of one element; further ones are only counted
 _MANY = 0x5851F42D4C957F2D
@@ -188,14 +189,16 @@ def _named_by(r, kind, status, event, last, sibling, named):
 
 @njit(nogil=True, cache=True)
 def learn(
-    offsets, event, kind, logs, calls, allowed, closed_ns, alarmed_ns, audited_ns, audit_ns, slot, variant_keys,
-    variant_rows, count, first, following, distinct, seen, excess, novelty, kept, touched, rows_used, rows_max, new_row,
+    offsets, event, kind, logs, calls, allowed, closed_ns, alarmed_ns, audited_ns, audit_ns, table_keys, table_slots,
+    variant_keys, variant_rows, count, first, following, distinct, seen, fresh, excess, novelty, kept, touched,
+    rows_used, rows_max, new_row,
 ):  # fmt: skip
     """Counts variants; returns how many variant rows are in use then.
 
     Not learned are chains not `allowed` and elements in alarm since the chain closed, but for one each `audit_ns`
     unless it holds an error. `new_row` int32[m, 2] gets the row of a variant first seen here, else -1.
-    `novelty` float64[2]: new variants and observations of elements with history, fading by `kept`.
+    `novelty` float64[2]: new variants and observations of elements with history, fading by `kept`. `fresh` counts what
+    the surprises do not know yet; `touched` bool[slots] is set where it is time to `refresh`.
     """
     for c in range(offsets.size - 1):
         for r in range(offsets[c], offsets[c + 1]):
@@ -204,7 +207,7 @@ def learn(
             if kind[r] == 0 or not allowed[c]:
                 continue
             for what in range(2):
-                s = slot[r, what]
+                s = _find(table_keys, table_slots, uint64(2 * event[r] + what + 1))
                 if s < 0:
                     continue
                 variant = logs[r] if what == 0 else calls[r]
@@ -234,15 +237,28 @@ def learn(
                 if row >= 0:
                     count[row] += 1
                 seen[s] += 1
-                touched[s] = True
+                fresh[s] += 1
+                touched[s] = touched[s] or new_row[r, what] >= 0 or fresh[s] >= STALE * seen[s]
     return rows_used
 
 
 @njit(nogil=True, cache=True)
-def refresh(slots, first, following, count, seen, excess, rate, shrink, nats, new_nats):
+def unknown(event, kind, table_keys, table_slots, out):
+    """Fills `out` with the rows of spans whose operation has no slot, and returns how many there are."""
+    n = 0
+    for r in range(event.size):
+        if kind[r] != 0 and _find(table_keys, table_slots, uint64(2 * event[r] + 1)) < 0:
+            out[n] = r
+            n += 1
+    return n
+
+
+@njit(nogil=True, cache=True)
+def refresh(slots, first, following, count, seen, fresh, excess, rate, shrink, nats, new_nats):
     """Recomputes the surprises of every variant of `slots`. `rate` is the share of observations that are new at all."""
     for k in range(slots.size):
         s = slots[k]
+        fresh[s] = 0
         total = seen[s] + shrink
         once = excess[s]
         a = first[s]

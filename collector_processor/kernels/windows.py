@@ -45,7 +45,7 @@ def exponent(total, n, mean, dispersion, piece):
 
 
 @njit(nogil=True, cache=True)
-def judge_slots(used, sums, counts, mean, dispersion, memory, piece, out):
+def judge_slots(used, sums, counts, mean, dispersion, memory, piece, hold, now_ns, level, alarmed_ns, out):
     """Fills `out` float32[used] with the exponent of each slot's window without its greatest epoch."""
     for s in range(used):
         n = 0.0
@@ -63,25 +63,39 @@ def judge_slots(used, sums, counts, mean, dispersion, memory, piece, out):
         total -= sums[s, at]
         burst = max(piece, memory[s, 4]) if piece > 0.0 else 0.0
         out[s] = exponent(total, n, mean[s], dispersion[s], burst) if n > 0 else 0.0
+        level[s] = min(out[s], LEVEL_MAX)
+        if out[s] >= hold:
+            alarmed_ns[s] = now_ns
 
 
 @njit(nogil=True, cache=True)
-def teach(used, column, sums, counts, silent, young, kept, prior, memory, mean, dispersion):
-    """Takes the epoch `column`, which leaves the window, into mean and dispersion of the slots that are not `silent`.
+def teach(
+    used, column, sums, counts, hits, hit_values, alarmed_ns, silent_ns, kept, prior, memory, mean, dispersion
+):  # fmt: skip
+    """Takes the epoch `column`, which leaves the window, into mean and dispersion, and clears it.
+
+    Slots that have been in alarm since `silent_ns` do not learn, except those with less than YOUNG observations: what
+    alarms about them is more likely their ignorance.
 
     `memory` float64[slots, 5]: surprises, observations, squared deviations over n, epochs, greatest excess of an
     epoch; all fade by `kept` an epoch in which the slot was seen.
     `prior` float64[4]: what is believed before anything is seen: mean, its weight in observations, dispersion, its
-    weight in epochs. A slot that has learned less than `young` observations is never silent: what alarms about it is
-    more likely its ignorance.
+    weight in epochs.
     """
     for s in range(used):
         n = counts[s, column]
-        if n == 0 or (silent[s] and memory[s, 1] >= young):
+        if n == 0:
+            continue
+        total = sums[s, column]
+        sums[s, column] = 0.0
+        counts[s, column] = 0
+        hits[s, column] = 0
+        hit_values[s, column] = 0.0
+        if alarmed_ns[s] >= silent_ns and memory[s, 1] >= YOUNG:
             continue
         usual = n * mean[s]
-        deviation = min((sums[s, column] - usual) ** 2 / n, DEVIATION_MAX * dispersion[s])
-        total = min(sums[s, column], usual + DEVIATION_MAX * math.sqrt(n * dispersion[s]))
+        deviation = min((total - usual) ** 2 / n, DEVIATION_MAX * dispersion[s])
+        total = min(total, usual + DEVIATION_MAX * math.sqrt(n * dispersion[s]))
         memory[s, 0] = memory[s, 0] * kept + total
         memory[s, 1] = memory[s, 1] * kept + n
         memory[s, 2] = memory[s, 2] * kept + deviation
@@ -91,15 +105,19 @@ def teach(used, column, sums, counts, silent, young, kept, prior, memory, mean, 
         dispersion[s] = (memory[s, 2] + prior[2] * prior[3]) / (memory[s, 3] + prior[3])
 
 
-def in_nats(chain_value: Any) -> Any:
+@njit(nogil=True, cache=True)
+def in_nats(chain_value):
     """float64[n]: about -ln P(a normal chain looks so unusual), by Fisher's rule for two pieces of evidence.
 
     `chain_value` float64[n, 3] has the greatest surprise of each chain's elements, how many there were (of so many the
     greatest is large by chance: Bonferroni), and the greatest level that an element it passed had at the last boundary.
     """
-    own = np.maximum(chain_value[:, 0] - np.log(np.maximum(chain_value[:, 1], 1.0)), 0.0)
-    both = own + chain_value[:, 2]
-    return both - np.log1p(both)
+    out = np.empty(chain_value.shape[0])
+    for c in range(out.size):
+        own = max(chain_value[c, 0] - math.log(max(chain_value[c, 1], 1.0)), 0.0)
+        both = own + chain_value[c, 2]
+        out[c] = both - math.log1p(both)
+    return out
 
 
 class Windows:
@@ -185,10 +203,11 @@ class Windows:
 
     def judge(self, now_ns: int, hold: float) -> Any:
         """float32[used]: the exponent of each slot's window at the boundary `now_ns`; from `hold` on it is in alarm."""
-        out = np.zeros(self.used, np.float32)
-        judge_slots(self.used, self.sums, self.counts, self.mean, self.dispersion, self.memory, self.piece, out)
-        self.level[: self.used] = np.minimum(out, LEVEL_MAX)
-        self.alarmed_ns[: self.used][out >= hold] = now_ns
+        out = np.empty(self.used, np.float32)
+        judge_slots(
+            *(self.used, self.sums, self.counts, self.mean, self.dispersion, self.memory, self.piece, hold, now_ns),
+            *(self.level, self.alarmed_ns, out),
+        )
         return out
 
     def turn(self, now_ns: int) -> None:
@@ -197,14 +216,11 @@ class Windows:
         self.boundary_ns = now_ns
         for _ in range(min(max(steps, 1), self.columns)):
             self.column = (self.column + 1) % self.columns
-            silent = self.alarmed_ns[: self.used] >= now_ns - self.columns * self.epoch_ns
             teach(
-                *(self.used, self.column, self.sums, self.counts, silent, YOUNG, self.kept, self.prior),
+                *(self.used, self.column, self.sums, self.counts, self.hits, self.hit_values),
+                *(self.alarmed_ns, now_ns - self.columns * self.epoch_ns, self.kept, self.prior),
                 *(self.memory, self.mean, self.dispersion),
             )
-            for name, _, ring in self.PER_SLOT:
-                if ring:
-                    getattr(self, name)[: self.used, self.column] = 0
 
     def snapshot(self) -> dict[str, Any]:
         return {

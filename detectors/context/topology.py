@@ -32,7 +32,7 @@ from collector_processor.model import (
     Symbols,
     no_findings,
 )
-from detectors.protocol import Scores
+from detectors.protocol import Scores, sampled
 
 NS = 1_000_000_000
 PRIOR = (0.05, 30.0, 0.2, 30.0)  # of surprises: mean, its weight, dispersion, its weight; see `windows.teach`
@@ -262,23 +262,17 @@ class Topology:
         return rows
 
     def learn(self, batch: ChainBatch, normal: Bool) -> None:
+        batch, normal = sampled(batch, normal)
         o, w = self._observe(batch), self.windows
-        spans = np.flatnonzero(batch.kind > 0)
-        keys = (2 * batch.event[spans].astype(np.uint64))[:, None] + np.array([1, 2], np.uint64)
-        slot = np.full((batch.records, 2), NONE, np.int32)
-        found = np.empty(keys.size, np.int32)
-        if w.find(keys.ravel(), found):
-            self._new_slots(batch.event[spans])
-            w.find(keys.ravel(), found)
-        slot[spans] = found.reshape(-1, 2)
+        self._new_slots(batch)
         s, v = self.slots, self.rows
         touched = np.zeros(w.size, np.bool_)
         new_row = np.empty((batch.records, 2), np.int32)
         self.rows_used = kernel.learn(
             *(batch.offsets, batch.event, batch.kind, o.logs, o.calls, normal, batch.closed_ns, w.alarmed_ns),
-            *(s["audited_ns"], w.epoch_ns, slot, self.variant_keys, self.variant_rows, v["count"], s["first"]),
-            *(v["following"], s["distinct"], s["seen"], s["excess"], self.novelty, NOVELTY_KEPT, touched),
-            *(self.rows_used, v["count"].size, new_row),
+            *(s["audited_ns"], w.epoch_ns, w.lookup.keys, w.lookup.values, self.variant_keys, self.variant_rows),
+            *(v["count"], s["first"], v["following"], s["distinct"], s["seen"], s["fresh"], s["excess"]),
+            *(self.novelty, NOVELTY_KEPT, touched, self.rows_used, v["count"].size, new_row),
         )
         for k in np.flatnonzero(new_row.ravel() >= 0).tolist():
             members = self._members(batch, o, k // 2, k % 2)
@@ -286,24 +280,30 @@ class Topology:
         self._grow_rows()
         rate = (self.novelty[0] + 1.0) / (self.novelty[1] + 50.0)
         kernel.refresh(
-            *(np.flatnonzero(touched), s["first"], v["following"], v["count"], s["seen"], s["excess"], rate),
+            *(
+                np.flatnonzero(touched),
+                s["first"],
+                v["following"],
+                v["count"],
+                s["seen"],
+                s["fresh"],
+                s["excess"],
+                rate,
+            ),
             *(self.config.shrink, v["nats"], s["new_nats"]),
         )
 
-    def _new_slots(self, events: I32) -> None:
-        """Slots for the logs and calls of operations never learned before, and for the pools of their services."""
+    def _new_slots(self, batch: ChainBatch) -> None:
+        """Slots for the logs and calls of operations never learned before, and for their services."""
         w = self.windows
-        _, first = np.unique(events, return_index=True)
-        for i in np.sort(first).tolist():
-            event = int(events[i])
+        rows = np.empty(batch.records, np.int64)
+        events = batch.event[rows[: kernel.unknown(batch.event, batch.kind, w.lookup.keys, w.lookup.values, rows)]]
+        for event in dict.fromkeys(events.tolist()):
             service = int(self.symbols.events.column("service")[event])
             if self.blamed[service] < 0:
                 self.blamed[service] = self._add(BLAMED | service, service)
-            known = np.empty(2, np.int32)
-            w.find(np.array([2 * event + 1, 2 * event + 2], np.uint64), known)
-            if known[0] < 0:
-                self._add(2 * event + 1, service)
-                self._add(2 * event + 2, service)
+            self._add(2 * event + 1, service)
+            self._add(2 * event + 2, service)
 
     def _add(self, key: int, service: int) -> int:
         slot = self.windows.add(key, service, NONE)
@@ -397,6 +397,7 @@ SLOTS = {
     "first": np.int32,
     "distinct": np.int32,
     "seen": np.float32,
+    "fresh": np.float32,  # observations that the surprises do not know yet
     "excess": np.float32,
     "new_nats": np.float32,
     "audited_ns": np.int64,

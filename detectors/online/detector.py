@@ -35,7 +35,7 @@ from collector_processor.model import (
     no_findings,
 )
 from detectors.online.history import History
-from detectors.protocol import Scores
+from detectors.protocol import Scores, sampled
 
 NS = 1_000_000_000
 CHAIN_NS_MAX = 10e9  # a chain may take hours and yet be late by seconds
@@ -134,6 +134,8 @@ class Online:
     def _window_findings(self, slots: I64, exponent: F32) -> Findings:
         w = self.windows
         rows = no_findings(slots.size)
+        if not slots.size:
+            return rows
         key = w.key[slots].astype(np.int64)
         kind = key & kernel.KIND
         hits = w.hits[slots].sum(1)
@@ -148,6 +150,7 @@ class Online:
         return rows
 
     def learn(self, batch: ChainBatch, normal: Bool) -> None:
+        batch, normal = sampled(batch, normal)
         o, w, h = self._observations(batch), self.windows, self.history
         slot = np.empty(o.key.size, np.int32)
         if w.find(o.key, slot):

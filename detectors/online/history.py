@@ -1,8 +1,8 @@
 """Histograms of how long elements take, and the tables of surprises that follow from them.
 
-How it works. A row per slot of the windows. Groups (calls, and each span kind) have histograms of the residuals of their
-elements around their medians, which give a young element its tail. Flows have one of whole durations: what a delay is
-compared with. `kernels/elements.py` does the work.
+How it works. A row per slot of the windows. Groups (calls, and each span kind) have histograms of the residuals of
+their elements around their medians, which give a young element its tail. Flows have one of whole durations: what a
+delay is compared with. `kernels/elements.py` does the work.
 """
 
 from __future__ import annotations
