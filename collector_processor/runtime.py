@@ -35,6 +35,7 @@ from collector_processor.engine import Engine, Output
 from collector_processor.ingest.answers import Counters, RetryLaterError
 from collector_processor.ingest.auth import InsecureAddressError
 from collector_processor.ingest.receivers import Receivers
+from collector_processor.journal.checkpoint import Counters as CheckpointCounters
 from collector_processor.journal.checkpoint import read_checkpoint, write_checkpoint
 from collector_processor.journal.wal import Journal, JournalUnavailableError
 from collector_processor.model import Payload, Signal
@@ -45,8 +46,15 @@ from exporters.registry import Surroundings, build
 
 LOG = structlog.get_logger(__name__)
 SECOND = 1_000_000_000
-EXPORTED_COUNTERS = ("records_received_total", "records_rejected_total")
+EXPORTED_COUNTERS = (
+    "records_received_total",
+    "records_rejected_total",
+    "records_repaired_total",
+    "requests_refused_total",
+)
 """Counters of ingest that are public metrics; the others are for tests."""
+Totals = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+"""(metric, its labels) -> count since the start."""
 
 
 def _json_to_protobuf(data: bytes, kind: Signal) -> bytes:
@@ -133,6 +141,7 @@ class Service:
         self._started: list[Exporter] = []
         self.receivers: Receivers | None = None
         self._journal: Journal | None = None
+        self._checkpoints = CheckpointCounters()
         self._health = Health(config.service.health)
         self._thread: threading.Thread | None = None
         self._counted: dict[Any, float] = {}
@@ -169,7 +178,7 @@ class Service:
 
     def _restored(self, folder: Path) -> tuple[Engine, int]:
         """An engine as the newest usable checkpoint left it, and the journal position from which to go on."""
-        found = read_checkpoint(folder)
+        found = read_checkpoint(folder, self._checkpoints)
         if found is not None:
             position, state = found
             try:
@@ -286,10 +295,12 @@ class Service:
         state, position = self.engine.snapshot(), self._position
         safe = [exporter.flush(5.0) for exporter in self.exporters.values()]
         if not all(safe):
+            self._checkpoints.failures += 1
             LOG.warning("an exporter could not be flushed; the last checkpoint stays")
             return
+        folder = self.data / self.config.journal.dir
         try:
-            self.journal.truncate(write_checkpoint(self.data / self.config.journal.dir, position, state))
+            self.journal.truncate(write_checkpoint(folder, position, state, self._checkpoints))
         except OSError as error:
             LOG.warning("checkpoint not written; the last one stays", error=str(error))
             return
@@ -299,10 +310,21 @@ class Service:
     # -- numbers -----------------------------------------------------------------------------------------------------
 
     def _report(self) -> None:
-        """Passes the engine's and the receivers' counts on to the metrics."""
-        joined = self.engine.joiner.counters()
+        """Passes on what the engine, the receivers and the journal have counted to the metrics."""
         self.telemetry.set("open_chains", self.engine.joiner.open_chains)
-        totals: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {
+        self.telemetry.set("journal_size_bytes", self.journal.size_bytes)
+        for key, total in (self._totals() | self._journal_totals()).items():
+            more = total - self._counted.get(key, 0)
+            if more > 0:
+                self.telemetry.count(key[0], more, **dict(key[1]))
+                self._counted[key] = total
+        for name, detector in self.engine.detectors.items():
+            self.telemetry.set("model_info", 1, model=name, version=detector.version())
+
+    def _totals(self) -> Totals:
+        """What came in, by what became of it."""
+        joined = self.engine.joiner.counters()
+        totals: Totals = {
             ("logs_joined_total", (("outcome", "trace"),)): joined["joined_trace"],
             ("logs_joined_total", (("outcome", "business_key"),)): joined["joined_business_key"],
             ("logs_joined_total", (("outcome", "orphan"),)): joined["orphans"],
@@ -312,14 +334,23 @@ class Service:
             ("records_late_total", (("signal", "traces"),)): joined["late_spans"],
             ("records_late_total", (("signal", "logs"),)): joined["late_logs"],
         }
-        totals |= {key: count for key, count in self.counters.snapshot().items() if key[0] in EXPORTED_COUNTERS}
-        for key, total in totals.items():
-            more = total - self._counted.get(key, 0)
-            if more > 0:
-                self.telemetry.count(key[0], more, **dict(key[1]))
-                self._counted[key] = total
-        for name, detector in self.engine.detectors.items():
-            self.telemetry.set("model_info", 1, model=name, version=detector.version())
+        return totals | {key: count for key, count in self.counters.snapshot().items() if key[0] in EXPORTED_COUNTERS}
+
+    def _journal_totals(self) -> Totals:
+        """What was written to the disk, and what was found damaged there."""
+        written, read, checkpoints = self.journal.counters, self.journal.read_counters, self._checkpoints
+        return {
+            ("journal_appended_total", ()): written.appended,
+            ("journal_appended_bytes_total", ()): written.appended_bytes,
+            ("journal_syncs_total", ()): written.syncs,
+            ("journal_failures_total", ()): written.failures,
+            ("journal_damaged_total", (("kind", "corrupt"),)): read.corrupt,
+            ("journal_damaged_total", (("kind", "torn"),)): read.torn,
+            ("journal_damaged_total", (("kind", "unreadable"),)): read.unreadable_files,
+            ("checkpoints_total", (("outcome", "written"),)): checkpoints.written,
+            ("checkpoints_total", (("outcome", "failed"),)): checkpoints.failures,
+            ("checkpoints_total", (("outcome", "corrupt"),)): checkpoints.corrupt,
+        }
 
 
 class Health:

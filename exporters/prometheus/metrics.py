@@ -101,6 +101,18 @@ METRICS: dict[str, Metric] = {
             ("signal", "reason"),
         ),
         Metric(
+            "records_repaired_total",
+            "counter",
+            "Records and resources that were changed to be acceptable.",
+            ("signal", "reason"),
+        ),
+        Metric(
+            "requests_refused_total",
+            "counter",
+            "Requests not taken. With reason backlog, disk_full, io_error, journal_full, stopping they come again.",
+            ("transport", "reason"),
+        ),
+        Metric(
             "records_duplicate_total",
             "counter",
             "Spans and log records that had already been received.",
@@ -152,6 +164,31 @@ METRICS: dict[str, Metric] = {
             "counter",
             "What was given up. reason: queue_full, refused, rejected (in part), too_large, rate, shutdown, error.",
             ("exporter", "reason"),
+        ),
+        Metric("journal_appended_total", "counter", "Requests written to the journal.", starts_at=((),)),
+        Metric("journal_appended_bytes_total", "counter", "Bytes of requests written to the journal.", starts_at=((),)),
+        Metric("journal_syncs_total", "counter", "Syncs of the journal; one may serve many requests.", starts_at=((),)),
+        Metric(
+            "journal_failures_total",
+            "counter",
+            "Writes and syncs of the journal that failed; the requests were refused as retryable.",
+            starts_at=((),),
+        ),
+        Metric("journal_size_bytes", "gauge", "Bytes of the journal on the disk.", starts_at=((),)),
+        Metric(
+            "journal_damaged_total",
+            "counter",
+            "Damage passed over while the journal was read. kind: corrupt (frames), torn (unfinished ends), "
+            "unreadable (files).",
+            ("kind",),
+            starts_at=(("corrupt",), ("torn",), ("unreadable",)),
+        ),
+        Metric(
+            "checkpoints_total",
+            "counter",
+            "Checkpoints by outcome: written, failed (the last one stays), corrupt (found at the start, passed over).",
+            ("outcome",),
+            starts_at=(("written",), ("failed",), ("corrupt",)),
         ),
         Metric("model_info", "gauge", "1 for each model in use.", ("model", "version")),
         Metric(

@@ -147,6 +147,39 @@ def test_a_checkpoint_that_fits_no_more_means_a_cold_start_not_a_failure(tmp_pat
         assert eventually(lambda: f"{1000:032x}" in written(tmp_path))
 
 
+def shown(service: Service, name: str, **labels: str) -> float | None:
+    """A sample as `/metrics` has it."""
+    return service.telemetry.registry.get_sample_value(f"spanchain_{name}", labels)
+
+
+def test_the_journal_and_its_refusals_are_in_the_metrics(tmp_path: Path) -> None:
+    settings = config(journal={"bytes_max": 1 << 20, "segment_bytes_max": 1 << 20})
+    with running(tmp_path, settings) as service, sender(port_of(service)) as send:
+        send(TRACES, request(1))
+        assert eventually(lambda: shown(service, "journal_appended_total") == 1)
+        assert shown(service, "journal_appended_bytes_total") == len(request(1))
+        assert shown(service, "journal_size_bytes") == service.journal.size_bytes
+        assert shown(service, "journal_failures_total") == 0
+        with pytest.raises(grpc.RpcError, match="limit"):
+            send(LOGS, logs(log("x" * (2 << 20), 1, 1)))
+        assert eventually(
+            lambda: shown(service, "requests_refused_total", transport="grpc", reason="journal_full") == 1
+        )
+        assert eventually(lambda: shown(service, "journal_failures_total") == 1)
+
+
+def test_a_damaged_checkpoint_is_counted_and_the_start_goes_on(tmp_path: Path) -> None:
+    with running(tmp_path) as service, sender(port_of(service)) as send:
+        send(TRACES, request(1))
+        assert eventually(lambda: len(written(tmp_path)) == 5)
+    (newest,) = (tmp_path / "journal").glob("checkpoint-*.bin")
+    newest.write_bytes(newest.read_bytes()[:-1])
+    with running(tmp_path) as service:
+        assert eventually(lambda: shown(service, "checkpoints_total", outcome="corrupt") == 1)
+        assert service._health.answer("/readyz") == (200, "ready")
+    assert set(written(tmp_path).values()) == {1}
+
+
 def test_a_full_backlog_is_a_retryable_refusal() -> None:
     intake = Intake(10, time.time_ns)
     payload = Payload(Signal.TRACES, "default", b"x" * 11, 0)
