@@ -65,6 +65,14 @@ def distances(event, level, pool_event, pool_level, start, length, rows, weight,
 
 
 @njit(cache=True, nogil=True)
+def count_events(rows, event, start, length, seen_in):
+    """Adds 1 to `seen_in` of each event of each chain's row."""
+    for c in range(rows.size):
+        for k in range(start[rows[c]], start[rows[c]] + length[rows[c]]):
+            seen_in[event[k]] += 1.0
+
+
+@njit(cache=True, nogil=True)
 def slot_of(keys, key):
     """Index of `key` in an open-addressing table, or of the empty slot where it would go."""
     mask = uint64(keys.size - 1)

@@ -134,9 +134,9 @@ class BagTable:
         only_mine, only_theirs = np.flatnonzero(theirs == 0), np.flatnonzero(mine == 0)
         if only_mine.size and only_theirs.size:
             texts = self.symbols.events.text
-            alike = (
-                self.vectors.of(both[only_mine].tolist(), texts) @ self.vectors.of(both[only_theirs].tolist(), texts).T
-            )
+            extra = self.vectors.of(both[only_mine].tolist(), texts)
+            missing = self.vectors.of(both[only_theirs].tolist(), texts)
+            alike = np.einsum("ik,jk->ij", extra, missing)  # without BLAS, whose threads cost more than so little work
             alike = np.clip(alike, 0.0, 1.0).astype(np.float64)
             cost[only_mine] *= 1.0 - alike.max(axis=1)
             cost[only_theirs] *= 1.0 - alike.max(axis=0)
@@ -148,10 +148,9 @@ class BagTable:
     def learn(self, rows: I32, batch: ChainBatch, normal: Bool, odd: F64) -> bool:
         """Counts chains; True when a bag became known, or stopped being so, or weights changed."""
         changed = self.familiarity.learn(rows, batch, normal, odd)
-        counted = np.bincount(rows[normal & (batch.outcome != Outcome.EVICTED)], minlength=self.size)
-        for row in np.flatnonzero(counted).tolist():
-            self.seen_in[self.bag(row)[0]] += counted[row]
-        self.chains += float(counted.sum())
+        counted = rows[normal & (batch.outcome != Outcome.EVICTED)]
+        kernels.count_events(counted, self.event, self.start, self.length, self.seen_in)
+        self.chains += float(counted.size)
         if self.chains > WEIGHTS_GROWTH * self.weighted_at:
             self.weight = self._weight_of(self.seen_in)
             self.weighted_at = self.chains

@@ -13,19 +13,17 @@ import math
 import re
 from pathlib import Path
 from typing import Any, Protocol
-from zlib import crc32
 
 import numpy as np
 import onnxruntime
 
 from collector_processor.model import F32
+from detectors.hashing import folded, ngrams
 
 DIMENSIONS = 256
 BUCKETS = 4096  # of n-grams, for their document frequency
-TRIGRAM_WEIGHT = 0.5
 TOKENS_MAX = 64  # word pieces of a text that a model gets
 PIECE_MAX = 100  # characters of a word that is cut into pieces
-WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+|[^\W\d_]+")
 
 
 class Embedder(Protocol):
@@ -49,35 +47,17 @@ class HashedEmbedder:
 
     def embed(self, text: str) -> F32:
         """float32[DIMENSIONS] of length 1 (0 for a text without words); counts the text for the IDF of later ones."""
-        grams = ngrams(text)
+        hashes, weights = ngrams(text)
         self.texts += 1
-        vector = np.zeros(DIMENSIONS, np.float32)
-        if not grams:
-            return vector
-        hashes = np.array([crc32(gram.encode()) for gram in grams], np.int64)
-        self.seen_in[np.unique(hashes % BUCKETS)] += 1
-        idf = np.log((1.0 + self.texts) / self.seen_in[hashes % BUCKETS]) + 1.0
-        kind = np.array([1.0 if gram[0] == " " else TRIGRAM_WEIGHT for gram in grams])
-        sign = np.where((hashes >> 20) & 1, 1.0, -1.0)
-        np.add.at(vector, (hashes >> 8) % DIMENSIONS, (idf * kind * sign).astype(np.float32))
-        norm = float(np.linalg.norm(vector))
-        return vector / np.float32(norm) if norm else vector
+        buckets = hashes % BUCKETS
+        self.seen_in[np.unique(buckets)] += 1
+        return folded(hashes, weights * (np.log((1.0 + self.texts) / self.seen_in[buckets]) + 1.0), DIMENSIONS)
 
     def snapshot(self) -> dict[str, Any]:
         return {"texts": self.texts, "seen_in": self.seen_in.copy()}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.texts, self.seen_in = int(state["texts"]), np.array(state["seen_in"], np.int32)
-
-
-def ngrams(text: str) -> list[str]:
-    """Words (with a leading blank) and character trigrams of `text`, lower case, camelCase split, sorted, each once."""
-    words = [word.lower() for word in WORDS.findall(text)]
-    grams = {f" {word}" for word in words}
-    for word in words:
-        padded = f"^{word}$"
-        grams.update(padded[i : i + 3] for i in range(len(padded) - 2))
-    return sorted(grams)
 
 
 class OnnxEmbedder:
