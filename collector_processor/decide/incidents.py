@@ -24,6 +24,7 @@ import numpy as np
 from collector_processor.config import DecideConfig
 from collector_processor.decide import explain
 from collector_processor.decide.fuse import CATEGORY, DAMAGE
+from collector_processor.kernels.windows import patient
 from collector_processor.model import (
     FINDING,
     NONE,
@@ -91,6 +92,8 @@ class Incidents:
         self.sources = tuple(detectors.values())
         self.window_ns = int(config.quarantine_s * NS)
         self.open: list[Case] = []
+        self.first_ns = 0  # when the first chain was closed
+        self.now_ns = 0  # the last boundary
         self.since: dict[Element, int] = {}  # the boundary from which on an element is beyond half the threshold
         self.calls: set[tuple[int, int]] = set()  # (caller, callee)
         self.known_paths = np.zeros(64, np.bool_)  # whose calls have been noted
@@ -104,6 +107,8 @@ class Incidents:
     def observe(self, verdicts: VerdictBatch) -> None:
         """Remembers, for one window, which chains had findings about which services."""
         chains = verdicts.chains
+        if not self.first_ns and len(chains):
+            self.first_ns = int(chains.closed_ns[0])
         self._learn_calls(chains)
         found = verdicts.findings
         if found.size == 0:
@@ -143,6 +148,7 @@ class Incidents:
 
     def judge(self, now_ns: int, findings: Findings) -> list[Incident]:
         """Incidents opened, changed or resolved at the boundary `now_ns`, given the windows' findings."""
+        self.now_ns = now_ns
         changed: dict[int, Case] = {}
         threshold = self.threshold()
         rows = {_element(row): row for row in findings}
@@ -155,8 +161,12 @@ class Incidents:
         return out + self._resolved(now_ns)
 
     def suspected(self) -> list[int]:
-        """The services that open incidents suspect first."""
-        return sorted({case.root for case in self.open if case.root >= 0})
+        """The services that open incidents suspect first, while the incident is one to be patient with."""
+        return sorted({case.root for case in self.open if case.root >= 0 and self._is_warranted(case)})
+
+    def _is_warranted(self, case: Case) -> bool:
+        """Whether what had been seen when it opened warrants that chains through its suspect still do not train."""
+        return bool(patient(case.opened_ns - self.first_ns, case.opened_ns, self.now_ns))
 
     def _patience_ns(self, element: Element) -> int:
         """How long the element must have been in alarm before it may open an incident."""
@@ -344,6 +354,8 @@ class Incidents:
                 }
                 for case in self.open
             ],
+            "first_ns": self.first_ns,
+            "now_ns": self.now_ns,
             "known_paths": self.known_paths.copy(),
             "calls": [list(pair) for pair in sorted(self.calls)],
             "since": [[list(element), since] for element, since in self.since.items()],
@@ -361,6 +373,7 @@ class Incidents:
             case.examples, case.told = list(saved["examples"]), tuple(saved["told"])
             case.explanation = saved["explanation"]
             self.open.append(case)
+        self.first_ns, self.now_ns = int(state["first_ns"]), int(state["now_ns"])
         self.known_paths = np.array(state["known_paths"], np.bool_)
         self.calls = {(int(caller), int(callee)) for caller, callee in state["calls"]}
         self.since = {_tuple(element): int(since) for element, since in state["since"]}

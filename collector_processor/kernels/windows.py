@@ -3,7 +3,9 @@
 How it works. A slot belongs to one element (an operation, a call, a pool of several). Within an epoch its surprises are
 added to the current column of a ring. At each boundary `judge` asks how improbable every slot's ring is *without its
 greatest epoch*, so that one burst alone never alarms; then the next column, the oldest one, teaches the slot its mean
-and dispersion and is cleared. Slots in alarm teach nothing.
+and dispersion and is cleared. Slots in alarm teach nothing, for as long as what is known of them warrants: an alarm
+after a short acquaintance is more likely ignorance than trouble, so it holds learning up for the square of the
+acquaintance over PATIENCE_S: two minutes after two, a day after an hour.
 
 A sum of n surprises has mean n m and variance n d; d is larger than the variance of one surprise when they come in
 bursts. Two large deviation exponents, by what the surprises are:
@@ -25,6 +27,7 @@ from collector_processor.kernels.table import LookupTable, find_many
 
 FIRST_SLOTS = 64
 DEVIATION_MAX = 16.0  # of one epoch, in dispersions: what is further out teaches no more than this
+PATIENCE_S = 150.0
 YOUNG = 50.0  # observations below which an element learns even while it is in alarm
 LEVEL_MAX = 30.0
 NEVER = np.iinfo(np.int64).min
@@ -45,8 +48,21 @@ def exponent(total, n, mean, dispersion, piece):
 
 
 @njit(nogil=True, cache=True)
-def judge_slots(used, sums, counts, mean, dispersion, memory, piece, hold, now_ns, level, alarmed_ns, out):
-    """Fills `out` float32[used] with the exponent of each slot's window without its greatest epoch."""
+def patient(known_ns, since_ns, now_ns):
+    """Whether an alarm since `since_ns` about what was known for `known_ns` still holds learning up at `now_ns`."""
+    known_s = known_ns * 1e-9
+    return (now_ns - since_ns) * 1e-9 <= known_s * known_s / PATIENCE_S
+
+
+@njit(nogil=True, cache=True)
+def judge_slots(
+    used, sums, counts, mean, dispersion, memory, piece, hold, now_ns, window_ns, level, born_ns, since_ns, loud_ns,
+    alarmed_ns, out,
+):  # fmt: skip
+    """Fills `out` float32[used] with the exponent of each slot's window without its greatest epoch.
+
+    loud_ns: the last boundary beyond `hold`; since_ns: the first of them without a whole window of quiet in between;
+    alarmed_ns: the last one at which the alarm still held learning up."""
     for s in range(used):
         n = 0.0
         total = 0.0
@@ -65,7 +81,11 @@ def judge_slots(used, sums, counts, mean, dispersion, memory, piece, hold, now_n
         out[s] = exponent(total, n, mean[s], dispersion[s], burst) if n > 0 else 0.0
         level[s] = min(out[s], LEVEL_MAX)
         if out[s] >= hold:
-            alarmed_ns[s] = now_ns
+            if loud_ns[s] < now_ns - window_ns:
+                since_ns[s] = now_ns
+            loud_ns[s] = now_ns
+            if patient(since_ns[s] - born_ns[s], since_ns[s], now_ns):
+                alarmed_ns[s] = now_ns
 
 
 @njit(nogil=True, cache=True)
@@ -137,7 +157,10 @@ class Windows:
         ("mean", np.float32, False),
         ("dispersion", np.float32, False),
         ("level", np.float32, False),  # exponent at the last boundary
-        ("alarmed_ns", np.int64, False),  # the last boundary at which the slot was in alarm
+        ("born_ns", np.int64, False),  # the boundary after which the slot was given
+        ("since_ns", np.int64, False),  # the boundary at which the present or last alarm began
+        ("loud_ns", np.int64, False),  # the last boundary in alarm
+        ("alarmed_ns", np.int64, False),  # the last boundary at which an alarm held learning up
     )
 
     key: Any
@@ -150,6 +173,9 @@ class Windows:
     mean: Any
     dispersion: Any
     level: Any
+    born_ns: Any
+    since_ns: Any
+    loud_ns: Any
     alarmed_ns: Any
 
     def __init__(
@@ -197,7 +223,8 @@ class Windows:
         self.used += 1
         self.key[slot], self.near[slot], self.far[slot] = key, near, far
         self.mean[slot], self.dispersion[slot] = self.prior[0], self.prior[2]
-        self.alarmed_ns[slot] = NEVER
+        self.born_ns[slot] = self.boundary_ns
+        self.since_ns[slot] = self.loud_ns[slot] = self.alarmed_ns[slot] = NEVER
         self.lookup.put(key, slot)
         return slot
 
@@ -206,7 +233,8 @@ class Windows:
         out = np.empty(self.used, np.float32)
         judge_slots(
             *(self.used, self.sums, self.counts, self.mean, self.dispersion, self.memory, self.piece, hold, now_ns),
-            *(self.level, self.alarmed_ns, out),
+            *(self.columns * self.epoch_ns, self.level),
+            *(self.born_ns, self.since_ns, self.loud_ns, self.alarmed_ns, out),
         )
         return out
 
