@@ -29,7 +29,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("names", nargs="*", help="recordings and sets; all that are there when none is named")
     default = Path(os.environ.get("SPANCHAIN_DATA") or Path("..") / "shared" / "data")
     parser.add_argument("--data", type=Path, default=default, help="folder of the labelled data")
-    parser.add_argument("--out", type=Path, default=Path("spanchain-evaluation"), help="folder for results.json and figures")
+    parser.add_argument(
+        "--out", type=Path, default=Path("spanchain-evaluation"), help="folder for results.json and figures"
+    )
     parser.add_argument("--config", type=Path, help="YAML file; the defaults without one")
     chosen = parser.parse_args(arguments)
     config = load_config(chosen.config) if chosen.config else Config()

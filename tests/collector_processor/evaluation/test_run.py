@@ -4,61 +4,23 @@ from __future__ import annotations
 
 import io
 import json
-import math
 from pathlib import Path
 
-import numpy as np
 import orjson
 import pytest
 from rich.console import Console
 
 from collector_processor.config import Config
-from collector_processor.evaluation import cases, show
-from collector_processor.evaluation.cases import NS, SERVER, Case, Log, Span
+from collector_processor.evaluation import show
 from collector_processor.evaluation.labels import Labels, load
 from collector_processor.evaluation.run import Report, evaluate
-
-START = 1_700_000_000 * NS
-FAULT_S = (900, 1020)
-LENGTH_S = 1200
-
-
-def payment(number: int, rng: np.random.Generator) -> Case:
-    """One payment a second; while the fault runs the ledger is slow and logs an error."""
-    start = START + number * NS
-    broken = FAULT_S[0] <= number <= FAULT_S[1]
-
-    def ns(typical_ms: float) -> int:
-        return int(typical_ms * 1e6 * math.exp(rng.normal(0, 0.15)))
-
-    book = ns(2000 if broken else 8)
-    spans = (
-        Span("gateway", "pay", start, book + 60_000_000),
-        Span("risk", "check", start + 5_000_000, ns(10), 0, SERVER),
-        Span("ledger", "book", start + 40_000_000, book, 0, SERVER),
-    )
-    text = "posting failed: connection reset" if broken else "posted entry"
-    logs = (Log(1, "checked order", start + 6_000_000), Log(2, text, start + 41_000_000, 17 if broken else 9))
-    return Case(f"{number:032x}", broken, spans, logs, "slow" if broken else None)
+from tests.collector_processor.evaluation.small_recording import FAULT_S, LENGTH_S, write
 
 
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(recording, labels)"""
-    folder = tmp_path_factory.mktemp("recording")
-    rng = np.random.default_rng(0)
-    lines = [{"fault_id": "f1", "service": "ledger", "type": "slow"}]
-    lines[0] |= {"start_unix_nano": START + FAULT_S[0] * NS, "end_unix_nano": START + FAULT_S[1] * NS}  # type: ignore[dict-item]
-    with (folder / "otlp").open("wb") as out:
-        for number in range(LENGTH_S):
-            case = payment(number, rng)
-            for request in (cases._traces(case), cases._logs(case)):
-                data = request.SerializeToString()
-                out.write(len(data).to_bytes(4, "big") + data)
-            if number > 600:
-                lines.append({"trace_id": case.case_id, "anomalous": case.anomalous})  # type: ignore[dict-item]
-    (folder / "labels.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    return folder / "otlp", folder / "labels.jsonl"
+    return write(tmp_path_factory.mktemp("recording"))
 
 
 @pytest.fixture(scope="module")
