@@ -9,7 +9,7 @@ first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -33,12 +33,13 @@ class FaultResult:
 
 @dataclass(frozen=True, slots=True)
 class FaultReport:
-    """All faults of a recording. Hours are observed hours outside fault windows."""
+    """All faults of a recording. `hours` are observed hours outside fault windows, `covered_hours` all observed."""
 
     results: tuple[FaultResult, ...]
     incidents: int
     false: tuple[Incident, ...]
     hours: float
+    covered_hours: float
 
     @property
     def found(self) -> int:
@@ -64,6 +65,10 @@ class FaultReport:
         return len(self.false) / self.hours if self.hours > 0 else float(len(self.false) > 0)
 
     @property
+    def false_per_covered_hour(self) -> float:
+        return len(self.false) / self.covered_hours if self.covered_hours > 0 else float(len(self.false) > 0)
+
+    @property
     def time_to_detect_s(self) -> float | None:
         """Median over the faults found."""
         times = [r.found_after_s for r in self.results if r.found_after_s is not None]
@@ -83,12 +88,14 @@ class FaultReport:
         return out
 
 
-def judge(incidents: Sequence[Incident], faults: Sequence[Fault], hours: float) -> FaultReport:
-    """The report on `incidents`, each given once in its last state."""
+def judge(incidents: Sequence[Incident], faults: Sequence[Fault], minutes: Iterable[int]) -> FaultReport:
+    """The report on `incidents`, each given once; `minutes` since 1970 are those in which chains began."""
     ordered = sorted(incidents, key=lambda incident: (incident.detected_unix_nano, incident.incident_id))
     results = tuple(_result(fault, ordered) for fault in faults)
     false = tuple(i for i in ordered if not any(fault.excuses(i.detected_unix_nano) for fault in faults))
-    return FaultReport(results, len(ordered), false, hours)
+    covered = set(minutes)
+    outside = sum(not any(fault.excuses((minute * 60 + 30) * NS) for fault in faults) for minute in covered)
+    return FaultReport(results, len(ordered), false, outside / 60.0, len(covered) / 60.0)
 
 
 def suspects(incident: Incident) -> tuple[str, ...]:
@@ -105,8 +112,3 @@ def _result(fault: Fault, incidents: Sequence[Incident]) -> FaultResult:
     after = max(0.0, (hits[naming[0]].detected_unix_nano - fault.start_ns) / NS) if naming else None
     rank = first.index(fault.service) + 1 if fault.service in first else None
     return FaultResult(fault, len(hits), bool(naming), rank, after, first)
-
-
-def hours_outside(minutes_with_traffic: Sequence[int], faults: Sequence[Fault]) -> float:
-    """Observed hours outside fault windows: minutes since 1970 in which chains began, less those of a fault."""
-    return sum(not any(f.excuses((m * 60 + 30) * NS) for f in faults) for m in set(minutes_with_traffic)) / 60.0

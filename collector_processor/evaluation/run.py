@@ -20,7 +20,7 @@ from collector_processor.config import Config
 from collector_processor.decode import otlp_json
 from collector_processor.engine import Engine, Output
 from collector_processor.evaluation.baselines import baselines
-from collector_processor.evaluation.faults import FaultReport, hours_outside, judge
+from collector_processor.evaluation.faults import FaultReport, judge
 from collector_processor.evaluation.labels import NS, Labels
 from collector_processor.evaluation.measures import Decisions, auc_pr, best_threshold, decisions, j_value, roc_auc
 from collector_processor.evaluation.prequential import Prequential
@@ -203,9 +203,9 @@ def report(observed: Observed, labels: Labels) -> Report:
         0.5,
     )
     outside = np.array([labels.fault_at(int(ns)) is None for ns in seen.start_ns], np.bool_)
-    hours = hours_outside((seen.start_ns // (60 * NS)).tolist(), labels.faults)
-    judged = judge(list(observed.last.values()), labels.faults, hours) if labels.faults else None
-    at_once = judge(list(observed.opened.values()), labels.faults, hours) if labels.faults else None
+    minutes = (seen.start_ns // (60 * NS)).tolist()
+    judged = judge(list(observed.last.values()), labels.faults, minutes) if labels.faults else None
+    at_once = judge(list(observed.opened.values()), labels.faults, minutes) if labels.faults else None
     if labels.chains:
         f1, recall = selections["all"].decisions.f1, selections["all"].decisions.recall
     else:

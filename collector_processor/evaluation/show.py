@@ -82,6 +82,8 @@ def _fault_measures(judged: FaultReport) -> dict[str, Any]:
         "false": len(judged.false),
         "false_per_hour": _round(judged.false_per_hour),
         "hours_outside_faults": _round(judged.hours),
+        "false_per_covered_hour": _round(judged.false_per_covered_hour),
+        "covered_hours": _round(judged.covered_hours),
         "time_to_detect_s": _round(judged.time_to_detect_s),
         "root_cause": _named(judged),
         "by_type": {kind: {"found": found, "faults": every} for kind, (found, every) in judged.by_type().items()},
@@ -133,7 +135,9 @@ def _caption(judged: FaultReport) -> str:
     if judged.time_to_detect_s is not None:
         named = [f"top-{k} {share:.0%}" for k in (1, 3, 5) if (share := judged.named_first(k)) is not None]
         parts += [f"median time to detect {judged.time_to_detect_s:.0f} s", "root cause " + ", ".join(named)]
-    parts.append(f"{judged.false_per_hour:.2f} false per hour")
+    parts.append(
+        f"{judged.false_per_hour:.2f} false per hour outside faults, {judged.false_per_covered_hour:.2f} of all"
+    )
     return "; ".join(parts)
 
 

@@ -21,7 +21,7 @@ import yaml
 from pydantic import ValidationError
 
 from collector_processor.config import Config
-from collector_processor.evaluation.faults import hours_outside, judge
+from collector_processor.evaluation.faults import judge
 from collector_processor.evaluation.labels import NS, Labels
 from collector_processor.evaluation.measures import decisions, j_value
 from collector_processor.evaluation.run import Observed, Observer
@@ -165,7 +165,7 @@ def worth(observed: Observed, labels: Labels, goal: Goal, from_ns: int | None, u
     faults = [fault for fault in labels.faults if low <= fault.start_ns < high]
     incidents = [i for i in observed.last.values() if low <= i.detected_unix_nano < high]
     minutes = (seen.start_ns[(seen.start_ns >= low) & (seen.start_ns < high)] // (60 * NS)).tolist()
-    judged = judge(incidents, faults, hours_outside(minutes, faults))
+    judged = judge(incidents, faults, minutes)
     if faults:
         parts.append((judged.f1, judged.recall))
     f1, recall = (float(np.mean(values)) for values in zip(*parts, strict=True)) if parts else (0.0, 0.0)

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from collector_processor.decide.verdicts import incident_row
-from collector_processor.evaluation.faults import hours_outside, judge, suspects
+from collector_processor.evaluation.faults import judge, suspects
 from collector_processor.evaluation.labels import NS, Fault
 from collector_processor.model import Incident
 
@@ -36,7 +36,7 @@ def test_found_named_and_false_by_hand() -> None:
         incident(2165, "b"),  # after the window for finding, but excused
         incident(2230, "b"),  # false
     ]
-    report = judge(given_incidents, FAULTS, hours=2.0)
+    report = judge(given_incidents, FAULTS, range(100, 220))
     first, second = report.results
     assert (first.found, first.incidents, first.first_rank, first.found_after_s) == (True, 2, 4, 30.0)
     assert (second.found, second.incidents, second.first_rank, second.found_after_s) == (False, 0, None, None)
@@ -49,7 +49,7 @@ def test_found_named_and_false_by_hand() -> None:
 
 
 def test_nothing_at_all() -> None:
-    report = judge([], FAULTS, hours=1.0)
+    report = judge([], FAULTS, [])
     assert (report.found, report.precision, report.f1, report.false_per_hour) == (0, 0.0, 0.0, 0.0)
     assert report.time_to_detect_s is None
     assert report.named_first(1) is None
@@ -61,9 +61,11 @@ def test_the_subject_stands_in_for_suspects() -> None:
     assert suspects(incident(1, "a", "a", "b")) == ("a", "b")
 
 
-def test_hours_are_minutes_with_traffic_outside_windows() -> None:
+def test_hours_are_minutes_with_traffic() -> None:
     minutes = [10, 10, 11, 12, 17, 18, 40]  # f1 reaches from 980 s to 1220 s: minutes 16.3 to 20.3
-    assert hours_outside(minutes, FAULTS) == 4 / 60
+    report = judge([incident(50, "a")], FAULTS, minutes)
+    assert (report.hours, report.covered_hours) == (4 / 60, 6 / 60)
+    assert (report.false_per_hour, report.false_per_covered_hour) == (pytest.approx(15.0), pytest.approx(10.0))
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +105,7 @@ def test_the_reference_agrees(reference: Any, found: list[Incident], early: floa
         for f in faults
     ]
     theirs, their_rows, false = reference.score([incident_row(i) for i in found], rows, 2.0)
-    ours = judge(found, faults, 2.0)
+    ours = judge(found, faults, [])
     assert (ours.found, ours.incidents, len(ours.false)) == (theirs["found"], theirs["incidents"], len(false))
     for mine, row in zip(ours.results, their_rows, strict=True):
         assert (mine.found, mine.incidents) == (row["found"], row["alarms"])
