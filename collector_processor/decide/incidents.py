@@ -47,7 +47,9 @@ SUSPECTS_MAX = 5
 FLOWS_MAX = 20
 ELEMENTS_MAX = 256  # of one incident
 SOFT = frozenset((Kind.UNUSUAL_CALLS, Kind.NEW_SEQUENCE, Kind.UNUSUAL_CONTENT, Kind.UNLIKELY_SEQUENCE))
+POOLS = 3  # independent subjects of a service: calls into it, itself, calls out of it
 SOFT_SHARE = 0.2  # of the evidence of soft kinds: they are the cause less often than a symptom
+UNANSWERED = frozenset((Kind.ERROR, Kind.UNUSUAL_CALLS, Kind.INTERRUPTED_SEQUENCE))  # about calls: a peer is not there
 CALLER_SHARE = 0.5  # of a call's evidence that speaks for its caller
 
 CALLS_MAX = 65_536
@@ -101,7 +103,7 @@ class Incidents:
 
     def threshold(self) -> float:
         """-ln p from which on an element opens an incident."""
-        looks = DAY_S * NS / self.window_ns * len(self.symbols.services)
+        looks = DAY_S * NS / self.window_ns * POOLS * len(self.symbols.services)
         return math.log(looks / self.config.alerts_per_day)
 
     def observe(self, verdicts: VerdictBatch) -> None:
@@ -170,7 +172,7 @@ class Incidents:
 
     def _patience_ns(self, element: Element) -> int:
         """How long the element must have been in alarm before it may open an incident."""
-        if element[1] == Level.EDGE and element[0] in (Kind.ERROR, Kind.UNUSUAL_CALLS):
+        if element[1] == Level.EDGE and element[0] in UNANSWERED:
             return int(self.config.restart_hold_s * NS)
         if element[0] in SOFT:
             return int(self.config.soft_hold_s * NS)
@@ -395,7 +397,8 @@ def _touches(element: Element, service: int) -> bool:
 
 def _is_soft(element: Element) -> bool:
     """Whether the element alone has to hold for a while before it opens an incident."""
-    return (element[0] in SOFT and element[1] != Level.EDGE) or (element[0] == Kind.ERROR and element[1] == Level.EDGE)
+    edge = element[1] == Level.EDGE
+    return (element[0] in SOFT and not edge) or (element[0] == Kind.ERROR and edge)
 
 
 def _mass(nats: dict[Element, float]) -> dict[int, float]:
