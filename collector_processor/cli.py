@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 it ran and found something wrong, 2 it was called wrongly 
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -21,6 +22,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from collector_processor.config import Config
+    from collector_processor.evaluation.labels import Labels
     from collector_processor.replay import Summary
 
 app = typer.Typer(
@@ -176,6 +178,157 @@ def doctor(config: ConfigFile = None, data: DataDir = Path("spanchain-data")) ->
         mark = "[green]✓[/green]" if finding.well else "[red]✗[/red]"
         out.print(f"{mark} {escape(finding.what)}: {escape(finding.detail)}", highlight=False)
     raise typer.Exit(0 if sound else 1)
+
+
+LabelFile = Annotated[
+    Path, typer.Option("--labels", help="JSON lines: faults with their windows, and traces with `anomalous`.")
+]
+ModelFolder = Annotated[Path, typer.Option("--models", help="Folder of trained models.")]
+MODELS = Path("spanchain-data") / "models"
+
+
+@app.command()
+def evaluate(
+    paths: Recordings,
+    labels: LabelFile,
+    config: ConfigFile = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print every measure as JSON.")] = False,
+    figures: Annotated[Path | None, typer.Option(help="Folder for figures of scores against faults.")] = None,
+) -> None:
+    """Replays labelled recordings and measures what was found, missed and said falsely, beside trivial baselines."""
+    import orjson
+
+    from collector_processor.evaluation import show
+    from collector_processor.evaluation.run import evaluate as measure
+
+    settings, known = load_config(config), load_labels(labels)
+    try:
+        report = measure(paths, known, settings)
+    except OSError as error:
+        fail(str(error), 1)
+    if as_json:
+        sys.stdout.write(orjson.dumps(show.as_dict(report), option=orjson.OPT_INDENT_2).decode() + "\n")
+    else:
+        for table in show.tables(labels.parent.name, report):
+            out.print(table)
+    if figures is not None:
+        figures.mkdir(parents=True, exist_ok=True)
+        for path in show.figures(report, known, figures, labels.parent.name):
+            err.print(f"figure: {path}", highlight=False, markup=False)
+
+
+def load_labels(path: Path) -> Labels:
+    """The labels in `path`; ends the command when they are not readable."""
+    from collector_processor.evaluation import labels
+
+    try:
+        return labels.load([path])
+    except (OSError, labels.LabelsError) as error:
+        fail(str(error))
+
+
+@app.command()
+def tune(
+    paths: Recordings,
+    labels: LabelFile,
+    config: ConfigFile = None,
+    written: Annotated[Path, typer.Option("--out", help="Config file to write.")] = Path("spanchain-tuned.yaml"),
+    trials: Annotated[int, typer.Option(min=1, help="Replays to spend.")] = 30,
+) -> None:
+    """Searches weights, thresholds and detector settings on the first part of a labelled recording, judges the rest."""
+    from collector_processor.evaluation.tune import as_yaml
+    from collector_processor.evaluation.tune import tune as search
+
+    settings, known = load_config(config), load_labels(labels)
+    try:
+        with err.status("replaying with the present settings") as status:
+            tuned = search(
+                paths,
+                known,
+                settings,
+                trials=trials,
+                progress=lambda trial, of, best: status.update(f"trial {trial} of {of}: best J {best:.3f}"),
+            )
+        written.write_text(as_yaml(tuned, paths))
+    except (OSError, ValueError) as error:
+        fail(str(error), 1)
+    for name, (before, after) in tuned.changed.items():
+        out.print(f"{name}: {before} -> {after}", highlight=False, markup=False)
+    judged = "pays" if tuned.better else "does not pay"
+    out.print(f"{tuned.tried} trials; the change {judged} on the part that had no say; written to {written}")
+
+
+@app.command()
+def train(
+    paths: Recordings,
+    config: ConfigFile = None,
+    models: ModelFolder = MODELS,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of training.")] = None,
+) -> None:
+    """Trains a sequence model on recorded chains (needs the extra `train`); `models promote` takes it into use."""
+    try:
+        from collector_processor.training.train import STEPS, TooLittleError
+        from collector_processor.training.train import train as fit
+    except ImportError as error:
+        fail(f"{error}; training needs PyTorch: pip install 'spanchain[train]'", 1)
+    settings = load_config(config)
+    try:
+        with err.status("reading the recording") as status:
+            facts = fit(
+                paths,
+                models,
+                settings,
+                steps=steps or STEPS,
+                report=lambda step, loss: status.update(f"step {step}: loss {loss:.3f}"),
+            )
+    except (OSError, TooLittleError) as error:
+        fail(str(error), 1)
+    for name, value in facts.items():
+        out.print(f"{name}: {value}", highlight=False, markup=False)
+
+
+models_app = typer.Typer(help="Trained models: what there is, and which is in use.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+
+
+@models_app.command("list")
+def models_list(models: ModelFolder = MODELS) -> None:
+    """The trained models; a star marks the one in use."""
+    from collector_processor.training.registry import versions
+
+    found = versions(models)
+    for version in found:
+        out.print(f"{'*' if version.current else ' '} {version.version}", highlight=False, markup=False)
+    if not any(version.current for version in found):
+        out.print("in use: the model that ships with spanchain")
+
+
+@models_app.command("promote")
+def models_promote(
+    version: Annotated[str, typer.Argument(help="As `models list` shows it.")],
+    models: ModelFolder = MODELS,
+    force: Annotated[bool, typer.Option(help="Even if it is no better than the n-gram model.")] = False,
+) -> None:
+    """Takes a model into use from the next start on, after a trial in a limited process."""
+    from collector_processor.training.registry import ModelError, promote
+
+    try:
+        promote(models, version, force=force)
+    except ModelError as error:
+        fail(str(error), 1)
+    out.print(f"{version} is in use from the next start on", highlight=False, markup=False)
+
+
+@models_app.command("rollback")
+def models_rollback(models: ModelFolder = MODELS) -> None:
+    """Goes back to the model before."""
+    from collector_processor.training.registry import ModelError, rollback
+
+    try:
+        version = rollback(models)
+    except ModelError as error:
+        fail(str(error), 1)
+    out.print(f"in use from the next start on: {version or 'the model that ships with spanchain'}", highlight=False)
 
 
 def main() -> None:
