@@ -16,7 +16,7 @@ ARGS ?=
 
 say = @printf '\033[1m==> %s\033[0m\n' "$(1)"
 
-.PHONY: help install components wanted-components demo test check format bench evaluate soak lock docs clean
+.PHONY: help install components wanted-components demo test check format bench evaluate soak lock docs picture clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) \
@@ -91,11 +91,16 @@ lock: ## rewrites requirements.lock from pyproject.toml: hashes, no index addres
 	@$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-annotate --custom-compile-command "make lock" --group dev --upgrade pyproject.toml -o requirements.lock
 
-docs: install ## rewrites the generated parts of docs/ and dashboards/
-	$(call say,writing the generated parts of docs/ and dashboards/)
+docs: install ## rewrites the generated parts of docs/, configs/ and dashboards/
+	$(call say,writing the generated parts of docs/ configs/ and dashboards/)
 	@$(PY) -m collector_processor.config_reference > docs/configuration.md
 	@$(PY) -m exporters.prometheus.metrics > docs/metrics.md
 	@$(PY) -m dashboards.build
+	@$(PY) -m collector_processor.demo settings > configs/demo.yaml
+
+picture: install ## runs the demo for two minutes and keeps its screen as docs/demo.svg
+	$(call say,running the demo for its picture)
+	@$(PY) -m collector_processor.demo picture docs/demo.svg
 
 clean: ## removes .venv, caches and what runs left behind
 	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist spanchain-data

@@ -63,5 +63,5 @@ def test_overrides_lie_on_top():
 
 def test_the_example_file_says_the_same(repository: Path):
     written = (repository / "configs" / "demo.yaml").read_text()
-    assert written == as_file(), "write it anew: python -m collector_processor.demo settings > configs/demo.yaml"
+    assert written == as_file(), "it is stale: make docs"
     assert load(repository / "configs" / "demo.yaml") == demo_config()
