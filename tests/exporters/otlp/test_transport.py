@@ -123,13 +123,16 @@ def test_a_receiver_that_hangs_or_is_gone_is_tried_again(sink: Sink, transport: 
         ("12", 12, 12),
         ("soon", 0, 0),
         ("-5", 0, 0),
-        (format_datetime(datetime.now(UTC) + timedelta(seconds=500)), 300, 500),
         ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0),
     ],
-    ids=["absent", "seconds", "words", "negative", "date to come", "date gone by"],
+    ids=["absent", "seconds", "words", "negative", "date gone by"],
 )
 def test_retry_after_is_seconds_or_a_date(header: str | None, least: float, most: float) -> None:
     assert least <= retry_after_s(header) <= most
+
+
+def test_retry_after_is_a_date_to_come() -> None:
+    assert 300 <= retry_after_s(format_datetime(datetime.now(UTC) + timedelta(seconds=500))) <= 500
 
 
 @pytest.fixture(scope="module")
