@@ -179,10 +179,10 @@ def _verdicts(scene: Scene, rows: int) -> RenderableType:
 def _table(scene: Scene, size: int, wide: bool) -> RenderableType:
     table = Table(box=box.SIMPLE_HEAD, expand=True, padding=(0, 1), header_style="dim")
     table.add_column("at", no_wrap=True)
-    table.add_column("what we broke", no_wrap=True, overflow="ellipsis", ratio=4, min_width=34 if wide else 20)
+    table.add_column("what we broke", no_wrap=True, overflow="ellipsis", width=36 if wide else 20)
     table.add_column("", no_wrap=True, width=8)
     table.add_column("severity", no_wrap=True, width=8)
-    table.add_column("what spanchain says", no_wrap=True, overflow="ellipsis", ratio=5)
+    table.add_column("what spanchain says", no_wrap=True, overflow="ellipsis", ratio=1)
     table.add_column("suspect", no_wrap=True, width=12)
     rows = [(entry.fault.start_ns, _fault_row(entry, scene)) for entry in scene.board.begun(scene.now_ns)]
     rows += [(incident.detected_unix_nano, _false_row(incident)) for incident in scene.board.false.values()]
