@@ -12,7 +12,7 @@ from rich.console import Console
 from collector_processor.demo.run import save_picture
 from collector_processor.demo.screen import SERVICES, Scene, draw, plain, sentence, sparkline, summary
 from collector_processor.demo.watcher import Unusual
-from collector_processor.simulator.faults import SECOND_NS
+from collector_processor.simulator.faults import RECIPES, SECOND_NS
 
 
 def text(renderable, width=130) -> str:
@@ -49,6 +49,10 @@ def test_fits_the_terminal(scene, incident, start_ns, width, height):
     lines = text(draw(scene, width, height), width).splitlines()
     assert max(len(line) for line in lines) <= width
     assert len(lines) <= max(height, 30)
+
+
+def test_what_is_broken_fits_its_column():
+    assert max(len(recipe.title) for recipe in RECIPES) <= 36
 
 
 def test_warm_up_says_what_is_going_on(scene):
