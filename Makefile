@@ -73,6 +73,8 @@ format: install ## formats and fixes what can be fixed without thinking
 
 bench: install ## speed and memory, each beside what it is compared with
 	@$(MAKE) components
+	$(call say,installing what is compared with)
+	@$(PIP) --require-hashes --no-deps -r requirements-bench.lock
 	$(call say,measuring; nothing else should run on this machine)
 	@$(PY) -m tests.benchmarks $(ARGS)
 
@@ -85,11 +87,14 @@ soak: install ## the long forms of the fuzz, kill and leak tests: some hours
 	$(call say,running the long tests)
 	@SPANCHAIN_SOAK=1 $(PY) -m pytest -m soak $(ARGS)
 
-lock: ## rewrites requirements.lock from pyproject.toml: hashes, no index addresses
+LOCKING := $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--no-annotate --custom-compile-command "make lock" --upgrade
+
+lock: ## rewrites requirements*.lock from pyproject.toml: hashes, no index addresses
 	$(call say,resolving)
 	@test -x $(VENV)/bin/uv || { $(PYTHON) -m venv $(VENV) && $(PY) -m pip install --quiet uv; }
-	@$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--no-annotate --custom-compile-command "make lock" --group dev --upgrade pyproject.toml -o requirements.lock
+	@$(LOCKING) --group dev pyproject.toml -o requirements.lock
+	@$(LOCKING) --group bench -o requirements-bench.lock
 
 docs: install ## rewrites the generated parts of docs/, configs/ and dashboards/
 	$(call say,writing the generated parts of docs/ configs/ and dashboards/)

@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("collector_processor", "detectors", "exporters")
-LOCK = (ROOT / "requirements.lock").read_text()
+LOCKS = [(ROOT / name).read_text() for name in ("requirements.lock", "requirements-bench.lock")]
 
 
 def project() -> dict[str, Any]:
@@ -32,7 +32,8 @@ def canonical(requirement: str) -> str:
 
 def locked() -> dict[str, str]:
     """Distribution: the text of its entry."""
-    return {canonical(entry): entry for entry in re.split(r"^(?=[a-z0-9])", LOCK, flags=re.MULTILINE)[1:]}
+    entries = [entry for lock in LOCKS for entry in re.split(r"^(?=[a-z0-9])", lock, flags=re.MULTILINE)[1:]]
+    return {canonical(entry): entry for entry in entries}
 
 
 def test_every_entry_of_the_lock_has_hashes() -> None:
@@ -41,9 +42,10 @@ def test_every_entry_of_the_lock_has_hashes() -> None:
     assert [name for name, entry in entries.items() if "--hash=sha256:" not in entry] == []
 
 
-def test_the_lock_names_no_index() -> None:
-    assert "://" not in LOCK
-    assert not re.search(r"^-", LOCK, re.MULTILINE)
+@pytest.mark.parametrize("lock", LOCKS, ids=["requirements.lock", "requirements-bench.lock"])
+def test_the_lock_names_no_index(lock: str) -> None:
+    assert "://" not in lock
+    assert not re.search(r"^-", lock, re.MULTILINE)
 
 
 def test_the_lock_holds_what_the_project_asks_for() -> None:
@@ -81,7 +83,7 @@ def imported(folder: Path) -> set[str]:
 def test_what_is_imported_is_declared() -> None:
     run = {canonical(each) for each in project()["project"]["dependencies"]}
     extras = {canonical(each) for extra in project()["project"]["optional-dependencies"].values() for each in extra}
-    dev = {canonical(each) for each in project()["dependency-groups"]["dev"]}
+    dev = {canonical(each) for group in project()["dependency-groups"].values() for each in group}
     for package in PACKAGES:
         assert imported(ROOT / package) - run - extras == set()
     for folder in ("tests", "dashboards"):
