@@ -265,7 +265,7 @@ class DecideConfig(Section):
     """Scores that a flow needs before it is judged by its own; until then all flows of the tenant are one."""
     probability_max: Probability = 0.02
     """Greatest p-value that the budget may make unusual, however thin the flow."""
-    probability_in_incident: Probability = 0.1
+    probability_in_incident: Probability = 0.2
     """p-value up to which a chain is unusual that goes through the service of an open incident."""
     audit_share: Probability = 0.1
     """Share of suspect chains that are learned from although nothing has cleared them, so that a release becomes
@@ -286,6 +286,8 @@ class DecideConfig(Section):
     restart_hold_s: Positive = 90.0
     """Time for which errors that say that another service is not there must hold before they open an incident: an
     instance that restarts is missed for about a minute."""
+    repeat_min: Count = 3
+    """Unusual chains with the same finding within a window before they may open an incident."""
     merge_s: Annotated[float, Field(ge=0)] = 90.0
     """Age up to which an incident takes in findings about services next to its own in the call graph: one cause shows
     in several places, not always in the same minute."""

@@ -25,7 +25,6 @@ from collector_processor.model import ChainBatch, Payload, Signal, Symbols
 
 NS = 1_000_000_000
 STEP_NS = 10_000_000  # between the events of a sequence that has no times
-EVERY_NS = 60 * NS  # between the starts of cases without times
 INTERNAL, SERVER, CLIENT = 1, 2, 3
 
 
@@ -64,6 +63,10 @@ class Case:
     type: str | None = None
 
     @property
+    def end_ns(self) -> int:
+        return max(span.start_ns + span.duration_ns for span in self.spans)
+
+    @property
     def trace_id(self) -> bytes:
         """16 bytes from the case's id: itself when it is a trace id already."""
         if len(self.case_id) == 32:
@@ -82,13 +85,12 @@ def of_logs(case_id: str, anomalous: bool, events: Sequence[str], service: str, 
 
 
 def build(cases: Iterable[Case], config: Config, symbols: Symbols) -> list[ChainBatch]:
-    """`cases`, in order of start, through decoder and joiner: one request a case, when it ends. In closing order."""
+    """`cases` through decoder and joiner: one request a case, when it ends. In closing order."""
     decoder = Decoder(config.decode, config.join, symbols, 0)
     joiner = Joiner(config.join, symbols, decoder.attributes)
     batches: list[ChainBatch] = []
-    now = 0
-    for case in cases:
-        now = max(now, *(span.start_ns + span.duration_ns for span in case.spans))
+    for case in sorted(cases, key=lambda case: (case.end_ns, case.case_id)):
+        now = case.end_ns
         batches += joiner.close(now)
         for signal, message in ((Signal.TRACES, _traces(case)), (Signal.LOGS, _logs(case))):
             payload = Payload(signal, DEFAULT_TENANT, message.SerializeToString(), now)

@@ -4,8 +4,8 @@ How it works. Cases become chains (`cases.py`), and the second half of the time 
 times and its natural share of anomalies, is one prequential pass in which no label is used. In any other set the normal
 cases of the first half train detectors and calibration, each judged before it is learned, so that calibration is by
 chains not yet learned; then nothing learns any more: templates, weights and thresholds are those of the first half. A
-case is flagged when its severity is not `none`, that is by the alert budget over the rate of the set's own traffic (one
-case a minute where a set has no times). Baselines see the same, and get the threshold best for them in hindsight.
+case is flagged when its severity is not `none`, that is by the alert budget over the rate of the set's own traffic.
+Baselines see the same, and get the threshold best for them in hindsight.
 """
 
 from __future__ import annotations

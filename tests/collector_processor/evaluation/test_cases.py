@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from collector_processor.config import Config
-from collector_processor.evaluation.cases import EVERY_NS, NS, SERVER, Case, Log, Span, build, of_logs
+from collector_processor.evaluation.cases import NS, SERVER, Case, Log, Span, build, of_logs
 from collector_processor.model import Symbols
 
 START = 1_700_000_000 * NS
@@ -28,7 +28,7 @@ def test_a_trace_keeps_its_tree_times_and_logs() -> None:
 
 
 def test_a_sequence_becomes_one_span_with_its_logs_in_order() -> None:
-    cases = [of_logs(f"s{n}", False, ["alpha", "beta", "alpha"], "hdfs", START + n * EVERY_NS) for n in range(30)]
+    cases = [of_logs(f"s{n}", False, ["alpha", "beta", "alpha"], "hdfs", START + n * 60 * NS) for n in range(30)]
     batches = build(cases, Config(), symbols := Symbols())
     assert sum(len(batch) for batch in batches) == 30
     names = [symbols.events.text[e] for e in batches[0].event[:4]]

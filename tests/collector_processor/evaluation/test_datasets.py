@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from collector_processor.evaluation.cases import EVERY_NS, of_logs
+from collector_processor.evaluation.cases import NS, of_logs
 from collector_processor.evaluation.datasets import DATASETS, START_NS, evenly
 
 
@@ -16,7 +16,7 @@ def test_cases_without_times_are_spread_evenly_normal_ones_first() -> None:
     given += [of_logs(f"x{i}", True, ["b"], "s", 5) for i in range(6)]
     cases = list(evenly(iter(given)))
     starts = [case.spans[0].start_ns for case in cases]
-    assert starts == [START_NS + i * EVERY_NS for i in range(16)]
+    assert starts == [START_NS + i * 60 * NS for i in range(16)]
     assert cases[3].logs[0].time_ns - starts[3] == given[0].logs[0].time_ns - 5
     assert [case.case_id for case in cases[:5]] == ["n0", "n1", "n2", "n3", "n4"]
     assert sum(case.anomalous for case in cases[5:]) == 6
