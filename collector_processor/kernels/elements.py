@@ -50,8 +50,9 @@ def observe(
 ):  # fmt: skip
     """Fills one observation a span (two for a span taken from a queue) and returns how many there are.
 
-    `service` int32[events]. Out, each of 2 * records: key uint64, value float32 (ns), row and chain int32, group uint8,
-    near int32 (the service itself, the callee of a call) and far int32 (the caller, -1 for an operation).
+    `service` int32[events]. Out, each of 2 * records: key uint64, value float32 (ns), row (the callee's of a call) and
+    chain int32, group uint8, near int32 (the service itself, the callee of a call), far int32 (the caller, -1 for an
+    operation).
     """
     m = event.size
     remote = np.zeros(m, np.float32)
@@ -78,6 +79,7 @@ def observe(
             # Without client spans, a span that does nothing but call stands for one.
             if callee[r] >= 0 and (kind[r] == 4 or (sibling[callee[r]] < 0 and youngest[r] == callee[r])):
                 called = event[callee[r]]
+                row[n] = callee[r]
                 key[n] = call_key(own, called)
                 value[n] = duration[r] - remote[r]
                 group[n] = 0
@@ -156,7 +158,7 @@ def _surprise(table, position):
 @njit(nogil=True, cache=True)
 def judge(
     n, key, value, chain, group, near, far, material_ns, column, table_keys, table_slots, pools, table, typical, seen,
-    seen_min, level, sums, counts, hits, hit_values, hit, chain_value, surprise, slot,
+    seen_min, level, sums, counts, hits, hit_values, hit_usual, hit, chain_value, surprise, slot,
 ):  # fmt: skip
     """Surprise and slot of observations 0..n-1, added to `column` of the windows; per chain three parts of its value.
 
@@ -194,6 +196,7 @@ def judge(
             if u > hit:
                 hits[e, column] += 1
                 hit_values[e, column] += value[i]
+                hit_usual[e, column] += usual
             if k < 2:
                 chain_value[c, 2] = max(chain_value[c, 2], level[e])
 

@@ -90,7 +90,8 @@ def judge_slots(
 
 @njit(nogil=True, cache=True)
 def teach(
-    used, column, sums, counts, hits, hit_values, alarmed_ns, silent_ns, kept, prior, memory, mean, dispersion
+    used, column, sums, counts, hits, hit_values, hit_usual, alarmed_ns, silent_ns, kept, prior, memory, mean,
+    dispersion,
 ):  # fmt: skip
     """Takes the epoch `column`, which leaves the window, into mean and dispersion, and clears it.
 
@@ -111,6 +112,7 @@ def teach(
         counts[s, column] = 0
         hits[s, column] = 0
         hit_values[s, column] = 0.0
+        hit_usual[s, column] = 0.0
         if alarmed_ns[s] >= silent_ns and memory[s, 1] >= YOUNG:
             continue
         usual = n * mean[s]
@@ -154,6 +156,7 @@ class Windows:
         ("counts", np.int32, True),  # of observations
         ("hits", np.int32, True),  # of observations that are surprising by themselves
         ("hit_values", np.float64, True),  # sum of their values
+        ("hit_usual", np.float64, True),  # sum of what would have been usual
         ("mean", np.float32, False),
         ("dispersion", np.float32, False),
         ("level", np.float32, False),  # exponent at the last boundary
@@ -170,6 +173,7 @@ class Windows:
     counts: Any
     hits: Any
     hit_values: Any
+    hit_usual: Any
     mean: Any
     dispersion: Any
     level: Any
@@ -245,7 +249,7 @@ class Windows:
         for _ in range(min(max(steps, 1), self.columns)):
             self.column = (self.column + 1) % self.columns
             teach(
-                *(self.used, self.column, self.sums, self.counts, self.hits, self.hit_values),
+                *(self.used, self.column, self.sums, self.counts, self.hits, self.hit_values, self.hit_usual),
                 *(self.alarmed_ns, now_ns - self.columns * self.epoch_ns, self.kept, self.prior),
                 *(self.memory, self.mean, self.dispersion),
             )

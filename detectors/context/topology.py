@@ -88,6 +88,7 @@ class Topology:
         self.novelty = np.zeros(2)
         self.named = np.zeros(0, np.int32)
         self.examples: dict[int, Example] = {}  # by slot
+        self.facts: dict[int, tuple[int, int]] = {}  # unusual ones and all, of the windows last reported, by slot
 
     def _observe(self, batch: ChainBatch) -> Observed:
         m = batch.records
@@ -230,6 +231,7 @@ class Topology:
         rows = at // 2
         out["chain"] = np.searchsorted(batch.offsets, rows, side="right") - 1
         out["event"] = batch.event[rows]
+        out["instance"] = batch.instance[rows]
         out["p"] = np.exp(-surprise.ravel()[at].astype(np.float64))
         for i, k in enumerate(at.tolist()):
             s = int(slot.ravel()[k])
@@ -242,6 +244,7 @@ class Topology:
         exponent = w.judge(now_ns, self.config.hold)
         slots: I64 = np.flatnonzero(exponent >= self.config.report)
         rows = no_findings(slots.size)
+        self.facts = {}
         for i, slot in enumerate(slots.tolist()):
             key = int(w.key[slot])
             rows["service"][i] = w.near[slot]
@@ -252,8 +255,9 @@ class Topology:
             else:
                 rows["event"][i] = (key - 1) // 2
                 self._say(rows[i], slot, (key - 1) % 2, self.examples.get(slot, NO_EXAMPLE))
-            count = max(int(w.counts[slot].sum()), 1)
-            rows["actual"][i] = w.hits[slot].sum() / count
+            unusual, count = int(w.hits[slot].sum()), max(int(w.counts[slot].sum()), 1)
+            self.facts[slot] = (unusual, count)
+            rows["actual"][i] = unusual / count
             rows["detail"][i] = slot
         rows["p"] = np.maximum(np.exp(-exponent[slots].astype(np.float64)), P_MIN)
         w.turn(now_ns)
@@ -331,18 +335,52 @@ class Topology:
 
     def evidence(self, finding: np.void) -> dict[str, Any]:
         slot = int(finding["detail"])
-        text = self.symbols.events.text
-        usual, seen = self._usual(slot), self.examples.get(slot, NO_EXAMPLE).members
         out: dict[str, Any] = {"history": int(self.slots["seen"][slot])}
-        if finding["kind"] == Kind.MISSING_LOG:
-            missing = [e for e in usual if e not in seen]
-            if missing:
-                out["template"] = text[missing[0]]
+        if int(self.windows.key[slot]) & BLAMED:
+            template = self._complaint(int(finding["caller"]), int(finding["service"]))
         else:
-            new = [e for e in seen if e not in usual]
-            if new:
-                out["template"] = text[new[0]]
+            usual, seen = self._usual(slot), self.examples.get(slot, NO_EXAMPLE).members
+            missing = finding["kind"] in (Kind.MISSING_LOG, Kind.UNUSUAL_CALLS)
+            template = next((e for e in (usual if missing else seen) if e not in (seen if missing else usual)), NONE)
+            if finding["kind"] == Kind.UNSEEN_CALL:
+                template = next(iter(self._further(slot, seen)), template)
+        if template != NONE:
+            out["template"] = self.symbols.events.text[template]
+        if finding["chain"] == NONE and slot in self.facts:
+            unusual, count = self.facts[slot]
+            out |= {"unusual": unusual, "count": count, "window_s": self.config.window_s}
+            out["text"] = self._sentence(finding, template, unusual, count)
         return out
+
+    def _complaint(self, caller: int, service: int) -> int:
+        """The template by which `caller` complains about `service`, NONE when none is at hand."""
+        for slot, example in self.examples.items():
+            if self.windows.near[slot] == caller:
+                for event in example.members:
+                    if event < self.named.size and self.named[event] == service:
+                        return event
+        return NONE
+
+    def _sentence(self, finding: np.void, event: int, unusual: int, count: int) -> str:
+        """What a window finding says, with the log line or call in question and how often."""
+        services, events = self.symbols.services, self.symbols.events
+        where = services.text[int(finding["service"])]
+        share = f"({unusual} of {count} in {self.config.window_s:.0f} s)"
+        what = f'"{events.text[event]}"' if event != NONE else None
+        if int(finding["level"]) == Level.EDGE:
+            caller = services.text[int(finding["caller"])]
+            if finding["kind"] == Kind.ERROR:
+                return f"{caller} complains about {where}: {what or 'errors name it'} {share}"
+            return f"{where}: calls from {caller} get no answer: {what or 'a call'} never arrives {share}"
+        at = f"{where} {events.text[int(finding['event'])]}"
+        if finding["kind"] in (Kind.UNUSUAL_CALLS, Kind.UNSEEN_CALL):
+            remote = event != NONE and events.column("service")[event] != finding["service"]
+            called = f"{services.text[int(events.column('service')[event])]} {what}" if remote else what
+            if finding["kind"] == Kind.UNSEEN_CALL:
+                return f"{at} calls {called or 'what it never called'}, which it never did, or not so often {share}"
+            return f"{at} leaves out {called} {share}" if called else f"{at} makes other calls than usual {share}"
+        said = {Kind.ERROR: "reports", Kind.MISSING_LOG: "no longer writes"}.get(int(finding["kind"]), "writes")
+        return f"{at} {said} {what or 'log lines in an unusual choice'} {share}"
 
     def describe_state(self) -> str | None:
         """Why nothing can be unusual yet; None when it is at work."""
@@ -361,6 +399,7 @@ class Topology:
             "variant_keys": self.variant_keys.copy(),
             "variant_rows": self.variant_rows.copy(),
             "novelty": self.novelty.copy(),
+            "facts": [[slot, *counts] for slot, counts in self.facts.items()],
             "blamed_by": self.blamed_by.copy(),
             "examples": [
                 [slot, e.since, list(e.members), list(e.unanswered), e.broken] for slot, e in self.examples.items()
@@ -386,6 +425,7 @@ class Topology:
         self.variant_rows = np.array(state["variant_rows"], np.int32)
         self.novelty = np.array(state["novelty"])
         self.examples = {int(slot): Example(*example) for slot, *example in state["examples"]}
+        self.facts = {int(slot): (int(unusual), int(count)) for slot, unusual, count in state["facts"]}
         self.blamed_by = np.array(state["blamed_by"], np.int32)
         self.blamed[:] = NONE
         for slot, key in enumerate(self.windows.key[:used].astype(np.int64).tolist()):

@@ -1,0 +1,216 @@
+"""Open incidents from the inside: which elements speak in one, which services explain them, what people are told.
+
+How it works. An element is what a window finding is about. `mass` adds up, per service, what elements say about it: an
+operation speaks for its own service, a call for the callee and, less, for the caller, and kinds that may well be meant
+to be so less than others. `ranking` takes the service with the greatest mass, takes out every element that it touches,
+and asks again: what an upstream service shows only because of a cause below it is discounted that way. A `Case` keeps
+each element at its worst.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from collector_processor.model import FINDING, NONE, Kind, Level, Symbols
+
+SUSPECTS_MAX = 5
+ELEMENTS_MAX = 256  # of one case
+FLOWS_MAX = 20
+EXAMPLES_MAX = 5
+INSTANCE_SHARE = 0.8  # of a service's unusual chains from which on one instance is named
+INSTANCE_CHAINS_MIN = 3
+
+SOFT = frozenset((Kind.UNUSUAL_CALLS, Kind.NEW_SEQUENCE, Kind.UNUSUAL_CONTENT, Kind.UNLIKELY_SEQUENCE))
+SOFT_SHARE = 0.2  # of the evidence of soft kinds: they are the cause less often than a symptom
+UNANSWERED = frozenset((Kind.ERROR, Kind.UNUSUAL_CALLS, Kind.INTERRUPTED_SEQUENCE))  # about calls: a peer is not there
+CALLER_SHARE = 0.5  # of a call's evidence that speaks for its caller
+EXPLAINED_SHARE = 0.5  # of what a service's pool of calls says, when single calls explain it
+
+Element = tuple[int, int, int, int, int, int]  # kind, level, service, event, caller, rule
+Nats = Mapping[Element, float]
+
+
+def element_of(row: np.void, symbols: Symbols) -> Element:
+    """What `row` is about. A finding about a flow is about the operation that the flow enters by."""
+    service, event, flow = int(row["service"]), int(row["event"]), int(row["flow"])
+    if service == NONE and row["caller"] == NONE and flow != NONE:
+        event = int(symbols.flows.column("event")[flow])
+        service = int(symbols.events.column("service")[event])
+    rule = int(row["detail"]) if row["kind"] == Kind.RULE_VIOLATION else 0
+    return int(row["kind"]), int(row["level"]), service, event, int(row["caller"]), rule
+
+
+def touches(element: Element, service: int) -> bool:
+    """Whether `service` is the element's own, or calls it."""
+    return service in (element[2], element[4])
+
+
+def services_of(elements: Nats) -> set[int]:
+    return {service for element in elements for service in (element[2], element[4]) if service != NONE}
+
+
+def is_soft(element: Element) -> bool:
+    """Whether the element says what may well be meant to be so, or complains about another service."""
+    edge = element[1] == Level.EDGE
+    return (element[0] in SOFT and not edge) or (element[0] == Kind.ERROR and edge)
+
+
+def mass(nats: Nats) -> dict[int, float]:
+    """Evidence for each service."""
+    out: dict[int, float] = {}
+    for element, nat in nats.items():
+        _, level, service, _, caller, _ = element
+        weight = nat * SOFT_SHARE if is_soft(element) else nat
+        if service != NONE:
+            out[service] = out.get(service, 0.0) + weight
+        if caller != NONE:
+            out[caller] = out.get(caller, 0.0) + weight * (CALLER_SHARE if level == Level.EDGE else 1.0)
+    return out
+
+
+def greatest(masses: Mapping[int, float]) -> int:
+    """The service with the greatest mass; of equal ones that with the smallest id."""
+    return max(masses, key=lambda service: (masses[service], -service))
+
+
+def explained(pool: Element, claimed: set[Element], nats: Nats) -> bool:
+    """Whether calls that are claimed make up most of what a service's pool of calls says."""
+    kind, level, service, _, caller, _ = pool
+    if level != Level.SERVICE or kind != Kind.SLOW_CALL:
+        return False
+    parts = sum(
+        nats[e] for e in claimed if e[1] == Level.EDGE and (e[2] == service if caller == NONE else e[4] == caller)
+    )
+    return parts >= EXPLAINED_SHARE * nats[pool]
+
+
+def groups(nats: Nats) -> list[tuple[int, list[Element]]]:
+    """Elements grouped by the service that explains most of what is left, strongest first."""
+    left = dict(nats)
+    out = []
+    while masses := mass(left):
+        root = greatest(masses)
+        members = [element for element in left if touches(element, root)]
+        claimed = set(members)
+        members += [e for e in left if e not in claimed and explained(e, claimed, nats)]
+        for element in members:
+            del left[element]
+        out.append((root, members))
+    return out
+
+
+@dataclass(slots=True)
+class Case:
+    """An open incident. Times are boundaries in ns; `detected_ns` is when it was opened, `opened_ns` when it began."""
+
+    root: int  # service
+    tenant: int
+    incident_id: str
+    opened_ns: int
+    detected_ns: int
+    seen_ns: int  # the last boundary with strong evidence
+    counted_ns: int  # chains up to here are counted
+    nats: dict[Element, float] = field(default_factory=dict)  # at its greatest
+    rows: dict[Element, Any] = field(default_factory=dict)  # the finding then
+    evidence: dict[Element, dict[str, Any]] = field(default_factory=dict)  # and what the detector said of it
+    chains: int = 0
+    flows: dict[int, int] = field(default_factory=dict)
+    instances: dict[int, int] = field(default_factory=dict)  # of the first suspect
+    examples: list[str] = field(default_factory=list)
+    told: tuple[int, ...] = ()  # severity, magnitude and first suspects as last handed out
+    explanation: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, element: Element, nat: float, row: np.void, evidence: dict[str, Any]) -> None:
+        """Keeps what is said of `element` if it is worse than before."""
+        if nat > self.nats.get(element, 0.0) and (element in self.nats or len(self.nats) < ELEMENTS_MAX):
+            self.nats[element] = nat
+            self.rows[element] = row.copy()
+            self.evidence[element] = evidence
+
+    def ranking(self) -> list[tuple[int, float]]:
+        """(service, evidence) by how much of the case each explains when those before it are taken out."""
+        left = dict(self.nats)
+        out: list[tuple[int, float]] = []
+        while len(out) < SUSPECTS_MAX and (masses := mass(left)):
+            root = greatest(masses)
+            out.append((root, masses[root]))
+            left = {e: n for e, n in left.items() if not touches(e, root)}
+        known = {service for service, _ in out}
+        rest = sorted(((m, -s) for s, m in mass(self.nats).items() if s not in known), reverse=True)
+        return (out + [(-s, m) for m, s in rest])[:SUSPECTS_MAX]
+
+    def ordered(self) -> list[Element]:
+        """The elements: those of the first suspect first, operations and calls before pools, then by evidence."""
+        return sorted(
+            self.nats,
+            key=lambda e: (not touches(e, self.root), is_soft(e), -self.nats[e] * (1 + (e[1] != Level.SERVICE)), e),
+        )
+
+    def operation(self, service: int) -> int:
+        """The operation of `service` that says most, NONE when none does."""
+        own = [e for e in self.ordered() if e[2] == service and e[3] != NONE]
+        return own[0][3] if own else NONE
+
+    def count(self, seen: Any) -> None:
+        """Counts the chains of `seen` that had something unusual at a service that the case is about."""
+        about = [e[2] if e[2] != NONE else e[4] for e in self.nats]
+        rows = seen[np.isin(seen["service"], about)]
+        if not rows.size:
+            return
+        _, first = np.unique(rows[["hi", "lo"]], return_index=True)
+        chains = rows[np.sort(first)]
+        self.chains += chains.size
+        for flow, count in zip(*np.unique(chains["flow"], return_counts=True), strict=True):
+            if int(flow) in self.flows or len(self.flows) < FLOWS_MAX:
+                self.flows[int(flow)] = self.flows.get(int(flow), 0) + int(count)
+        own = rows[(rows["service"] == self.root) & (rows["instance"] != NONE)]
+        for instance, count in zip(*np.unique(own["instance"], return_counts=True), strict=True):
+            self.instances[int(instance)] = self.instances.get(int(instance), 0) + int(count)
+        for row in chains[: EXAMPLES_MAX - len(self.examples)]:
+            self.examples.append(f"{int(row['hi']):016x}{int(row['lo']):016x}")
+
+    def instance(self, symbols: Symbols) -> int:
+        """The instance that nearly all of it happens at, if the first suspect has several; else NONE."""
+        own = symbols.instances.column("service")
+        counts = {i: n for i, n in self.instances.items() if own[i] == self.root}
+        if sum(counts.values()) < INSTANCE_CHAINS_MIN or np.count_nonzero(own == self.root) < 2:
+            return NONE
+        worst = max(counts, key=lambda i: (counts[i], -i))
+        return worst if counts[worst] >= INSTANCE_SHARE * sum(counts.values()) else NONE
+
+    def snapshot(self) -> dict[str, Any]:
+        return {
+            **{name: getattr(self, name) for name in SCALARS},
+            "elements": [list(element) for element in self.nats],
+            "nats": list(self.nats.values()),
+            "rows": np.array([self.rows[e] for e in self.nats], FINDING),
+            "evidence": [self.evidence[e] for e in self.nats],
+            "flows": [[flow, count] for flow, count in self.flows.items()],
+            "instances": [[instance, count] for instance, count in self.instances.items()],
+            "examples": list(self.examples),
+            "told": list(self.told),
+            "explanation": self.explanation,
+        }
+
+
+SCALARS = ("root", "tenant", "incident_id", "opened_ns", "detected_ns", "seen_ns", "counted_ns", "chains")
+
+
+def restored(saved: dict[str, Any]) -> Case:
+    """The case that `Case.snapshot` gave."""
+    case = Case(**{name: saved[name] for name in SCALARS})
+    rows = np.array(saved["rows"], FINDING)
+    for i, parts in enumerate(saved["elements"]):
+        kind, level, service, event, caller, rule = (int(part) for part in parts)
+        element = (kind, level, service, event, caller, rule)
+        case.nats[element] = float(saved["nats"][i])
+        case.rows[element], case.evidence[element] = rows[i].copy(), saved["evidence"][i]
+    case.flows = {int(flow): int(count) for flow, count in saved["flows"]}
+    case.instances = {int(instance): int(count) for instance, count in saved["instances"]}
+    case.examples, case.told = list(saved["examples"]), tuple(int(part) for part in saved["told"])
+    case.explanation = saved["explanation"]
+    return case

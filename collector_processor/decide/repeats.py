@@ -1,0 +1,129 @@
+"""What single chains say again and again: violated rules, unknown contents and orders, counted per subject.
+
+How it works. Detectors that look at whole chains have no windows of their own, so their findings in unusual chains are
+counted here, per subject and epoch, over one window. A subject that comes more often than its past allows becomes a
+finding about the window: the p-value is the Poisson tail of the count at the subject's own rate, which is learned from
+epochs that leave the window quietly. A rule whose violation is critical speaks at its first violation.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from collector_processor.decide import explain
+from collector_processor.model import FINDING, NONE, Findings, Kind, Severity, VerdictBatch, no_findings
+
+KINDS = np.zeros(len(Kind), np.bool_)  # that no detector watches in windows
+KINDS[[Kind.RULE_VIOLATION, Kind.UNUSUAL_CONTENT, Kind.UNLIKELY_SEQUENCE]] = True
+SUBJECTS_MAX = 4096
+RATE_KEPT = 0.995  # what an epoch leaves of a subject's rate
+RATE_PRIOR = 0.05  # chains an epoch that are believed before anything is known
+P_CRITICAL = 1e-30  # of a critical rule
+IDENTITY = ("detector", "kind", "level", "service", "event", "caller", "detail")
+
+Subject = tuple[int, ...]  # the fields of IDENTITY
+
+
+@dataclass(slots=True)
+class Count:
+    """How often one subject came."""
+
+    ring: list[int]  # chains per epoch of the window
+    rate: float = RATE_PRIOR
+    critical: bool = False
+    row: Any = None  # the last finding
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+
+class Repeats:
+    """Counts of all subjects; the least recently seen go when there are more than SUBJECTS_MAX."""
+
+    def __init__(self, columns: int, repeat_min: int) -> None:
+        self.columns, self.repeat_min = columns, repeat_min
+        self.column = 0
+        self.counts: dict[Subject, Count] = {}
+
+    def observe(self, verdicts: VerdictBatch) -> None:
+        """Counts the chains of `verdicts`, each subject once a chain."""
+        found = verdicts.findings
+        rows = np.flatnonzero(KINDS[found["kind"]] & (verdicts.severity[found["chain"]] > Severity.NONE))
+        seen: set[tuple[int, Subject]] = set()
+        for i in rows.tolist():
+            row = found[i]
+            subject = tuple(int(row[name]) for name in IDENTITY)
+            chain = int(row["chain"])
+            if (chain, subject) in seen:
+                continue
+            seen.add((chain, subject))
+            count = self.counts.pop(subject, None) or Count([0] * self.columns)
+            self.counts[subject] = count
+            count.ring[self.column] += 1
+            count.row = row.copy()
+            count.evidence = dict(verdicts.evidence.get(i, count.evidence))
+            count.critical = count.evidence.get("severity") == "critical"
+        while len(self.counts) > SUBJECTS_MAX:
+            del self.counts[next(iter(self.counts))]
+
+    def advance(self) -> tuple[Findings, list[dict[str, Any]]]:
+        """Findings about the window that ends now, with their evidence; then opens the next epoch."""
+        rows, evidence = [], []
+        for count in self.counts.values():
+            total = sum(count.ring)
+            p = P_CRITICAL if count.critical and total else 1.0
+            if total >= self.repeat_min:
+                p = min(p, poisson_tail(total, count.rate * self.columns))
+            if p < 1.0:
+                row = count.row.copy()
+                row["chain"], row["p"] = NONE, p
+                row["expected"], row["actual"] = count.rate * self.columns, total
+                rows.append(row)
+                evidence.append(count.evidence)
+        self._turn()
+        return (np.array(rows, FINDING), evidence) if rows else (no_findings(), [])
+
+    def _turn(self) -> None:
+        """The oldest epoch teaches the rates, as far as they are not exceeded, and is cleared."""
+        self.column = (self.column + 1) % self.columns
+        for subject, count in list(self.counts.items()):
+            leaving = min(float(count.ring[self.column]), 1.0 + 3.0 * count.rate)
+            count.rate = count.rate * RATE_KEPT + (1.0 - RATE_KEPT) * leaving
+            count.ring[self.column] = 0
+            if count.rate < RATE_PRIOR / 100 and not any(count.ring):
+                del self.counts[subject]
+
+    def snapshot(self) -> dict[str, Any]:
+        return {
+            "version": 1,
+            "column": self.column,
+            "counts": [
+                {
+                    "ring": list(c.ring),
+                    "rate": c.rate,
+                    "critical": c.critical,
+                    "row": np.array([c.row], FINDING),
+                    "evidence": explain.cleaned(c.evidence),
+                }
+                for c in self.counts.values()
+            ],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.column = int(state["column"])
+        self.counts = {}
+        for saved in state["counts"]:
+            row = np.array(saved["row"], FINDING)[0]
+            subject = tuple(int(row[name]) for name in IDENTITY)
+            self.counts[subject] = Count(
+                [int(n) for n in saved["ring"]], float(saved["rate"]), bool(saved["critical"]), row, saved["evidence"]
+            )
+
+
+def poisson_tail(count: int, rate: float) -> float:
+    """A bound on P(at least `count`) at the expectation `rate` (Chernoff); 1 when it is not exceeded."""
+    if count <= rate:
+        return 1.0
+    return math.exp(-(count * math.log(count / rate) - count + rate))
