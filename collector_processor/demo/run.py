@@ -317,9 +317,9 @@ def run_demo(
             return 1
         if picture is not None:
             save_picture(show.scene, picture)
-    table, line = summary(board, show.scene.now_ns)
     if not console.is_terminal:
         console = Console(file=console.file, width=SUMMARY_COLUMNS)
+    table, line = summary(board, show.scene.now_ns, console.width)
     console.print(table)
     console.print(line, highlight=False)
     return 0

@@ -41,6 +41,9 @@ schedule ┄┄▶ {settlement} ──▶ clearing, ledger"""
 SIDE_BY_SIDE: Final = 116  # columns from which on the picture and the verdicts stand beside each other
 
 
+Row = tuple[Text, Text, Text, Text, Text, Text]  # when, what was broken, mark, severity, what was said, suspect
+
+
 @dataclass(slots=True)
 class Scene:
     """All that is on the screen. Times are Unix time in nanoseconds, rates are per second."""
@@ -88,34 +91,31 @@ def sentence(incident: Incident) -> str:
 
 
 def draw(scene: Scene, width: int = 130, height: int = 40) -> RenderableType:
-    """The whole screen for a terminal of that size."""
+    """The whole screen for a terminal of that size; a small one gets less of everything."""
     wide = width >= SIDE_BY_SIDE
-    rows = max(3, min(10, height - (24 if wide else 27)))
-    platform, verdicts = _platform(scene), _verdicts(scene, 7 if wide else 3)
+    rows = max(3, min(10, height - (21 if wide else 20)))
     if not wide:
-        return Group(_header(scene), platform, verdicts, _table(scene, rows, wide), _links(scene))
+        return Group(_header(scene, wide), _platform(scene), _table(scene, rows, wide), _links(scene))
     middle = Table.grid(expand=True)
     middle.add_column(ratio=1)
     middle.add_column(ratio=1)
-    middle.add_row(platform, verdicts)
-    return Group(_header(scene), middle, _table(scene, rows, wide), _links(scene))
+    middle.add_row(_platform(scene), _verdicts(scene, 7))
+    return Group(_header(scene, wide), middle, _table(scene, rows, wide), _links(scene))
 
 
-def _header(scene: Scene) -> RenderableType:
+def _header(scene: Scene, wide: bool) -> RenderableType:
     elapsed_s = (scene.now_ns - scene.started_ns) / 1e9
     total = f" of {span((scene.ends_ns - scene.started_ns) / 1e9)}" if scene.ends_ns else ""
     share = scene.unusual / scene.chains if scene.chains else 0.0
     numbers = Table.grid(expand=True, padding=(0, 2))
-    for _ in range(5):
-        numbers.add_column()
     numbers.add_row(
-        _rate("records/s", scene.records_rate),
-        _rate("chains/s", scene.chains_rate),
+        _rate("records/s", scene.records_rate, 16 if wide else 0),
+        _rate("chains/s", scene.chains_rate, 16 if wide else 0),
         Text.assemble(
             ("open chains ", "dim"), ("-" if scene.open_chains is None else f"{scene.open_chains:,}", "bold")
         ),
-        Text.assemble(("unusual ", "dim"), (f"{share:.2%}", "bold"), (f" of {scene.chains:,}", "dim")),
-        Text.assemble((scene.business.strftime("%a %H:%M"), "bold"), (" over there", "dim")),
+        Text.assemble(("unusual ", "dim"), (f"{share:.2%}", "bold"), (f" of {scene.chains:,}" if wide else "", "dim")),
+        Text.assemble((scene.business.strftime("%a %H:%M"), "bold"), (" over there" if wide else "", "dim")),
     )
     rows: list[RenderableType] = [numbers]
     if scene.now_ns < scene.warmup_until_ns:
@@ -134,10 +134,13 @@ def _header(scene: Scene) -> RenderableType:
     )  # fmt: skip
 
 
-def _rate(name: str, values: list[float]) -> Text:
+def _rate(name: str, values: list[float], bars: int) -> Text:
     newest = values[-1] if values else 0.0
     return Text.assemble(
-        (f"{name} ", "dim"), (f"{newest:,.0f} ", "bold"), (sparkline(values, 16), "green"), no_wrap=True
+        (f"{name} ", "dim"),
+        (f"{newest:,.0f} ", "bold"),
+        (sparkline(values, bars) if bars else "", "green"),
+        no_wrap=True,
     )
 
 
@@ -179,18 +182,20 @@ def _verdicts(scene: Scene, rows: int) -> RenderableType:
 def _table(scene: Scene, size: int, wide: bool) -> RenderableType:
     table = Table(box=box.SIMPLE_HEAD, expand=True, padding=(0, 1), header_style="dim")
     table.add_column("at", no_wrap=True)
-    table.add_column("what we broke", no_wrap=True, overflow="ellipsis", width=36 if wide else 20)
-    table.add_column("", no_wrap=True, width=8)
-    table.add_column("severity", no_wrap=True, width=8)
+    table.add_column("what we broke", no_wrap=True, overflow="ellipsis", width=36 if wide else 24)
+    table.add_column("", no_wrap=True, width=6)
+    if wide:
+        table.add_column("severity", no_wrap=True, width=8)
     table.add_column("what spanchain says", no_wrap=True, overflow="ellipsis", ratio=1)
-    table.add_column("suspect", no_wrap=True, width=12)
+    if wide:
+        table.add_column("suspect", no_wrap=True, width=12)
     rows = [(entry.fault.start_ns, _fault_row(entry, scene)) for entry in scene.board.begun(scene.now_ns)]
     rows += [(incident.detected_unix_nano, _false_row(incident)) for incident in scene.board.false.values()]
-    for _, row in sorted(rows, key=lambda pair: pair[0])[-size:]:
-        table.add_row(*row)
+    for _, (at, what, mark, severity, said, suspect) in sorted(rows, key=lambda pair: pair[0])[-size:]:
+        table.add_row(*((at, what, mark, severity, said, suspect) if wide else (at, what, mark, said)))
     if not rows:
-        table.add_row("", Text("nothing yet", style="dim"), "", "", "", "")
-    return Panel(table, title="faults and incidents", title_align="left", box=box.ROUNDED)
+        table.add_row("", Text("nothing yet", style="dim"))
+    return Panel(table, title="faults and incidents", title_align="left", box=box.ROUNDED, padding=0)
 
 
 def _mark(entry: Entry, scene: Scene) -> Text:
@@ -204,12 +209,12 @@ def _mark(entry: Entry, scene: Scene) -> Text:
     return Text("✘", style="bold red")
 
 
-def _fault_row(entry: Entry, scene: Scene) -> tuple[RenderableType, ...]:
+def _fault_row(entry: Entry, scene: Scene) -> Row:
     active = entry.fault.start_ns <= scene.now_ns < entry.fault.end_ns
     title = Text(entry.fault.title, style="bold" if active else "")
     incident = entry.best
     if incident is None:
-        return Text(clock(entry.fault.start_ns), style="dim"), title, _mark(entry, scene), "", "", ""
+        return Text(clock(entry.fault.start_ns), style="dim"), title, _mark(entry, scene), Text(), Text(), Text()
     more = f" (+{len(entry.incidents) - 1})" if len(entry.incidents) > 1 else ""
     return (
         Text(clock(entry.fault.start_ns), style="dim"),
@@ -221,7 +226,7 @@ def _fault_row(entry: Entry, scene: Scene) -> tuple[RenderableType, ...]:
     )
 
 
-def _false_row(incident: Incident) -> tuple[RenderableType, ...]:
+def _false_row(incident: Incident) -> Row:
     return (
         Text(clock(incident.detected_unix_nano), style="dim"),
         Text("nothing", style="dim"),
@@ -250,23 +255,28 @@ def plain(entry: Entry | None, incident: Incident) -> str:
     )
 
 
-def summary(board: Board, now_ns: int) -> tuple[Table, str]:
+def summary(board: Board, now_ns: int, width: int = 160) -> tuple[Table, str]:
     """The table at the end, and the sentence under it."""
+    wide = width >= SIDE_BY_SIDE
     table = Table(title="what was injected, what was said", box=box.SIMPLE_HEAD, title_justify="left")
-    for name in ("fault", "broken service", "found", "named first", "after", "incidents", "what spanchain said"):
+    for name in (
+        "fault",
+        "found",
+        "named first",
+        "after",
+        *(("broken service", "what spanchain said") if wide else ()),
+    ):
         table.add_column(name, no_wrap=name != "what spanchain said")
     entries = board.begun(now_ns)
     for entry in entries:
         after_s, incident = entry.after_s(), entry.best
-        table.add_row(
+        row = (
             entry.fault.title,
-            entry.fault.service,
             "yes" if entry.found_ns is not None else "no",
             "yes" if entry.named_ns is not None else "no",
             "" if after_s is None else f"{after_s:.1f} s",
-            str(len(entry.incidents)),
-            sentence(incident) if incident else "",
         )
+        table.add_row(*row, *((entry.fault.service, sentence(incident) if incident else "") if wide else ()))
     found = sum(entry.found_ns is not None for entry in entries)
     named = sum(entry.named_ns is not None for entry in entries)
     line = (
