@@ -162,7 +162,9 @@ class ContextConfig(Section):
     hit: Positive = 3.0
     """Surprise from which on a span is one of the unusual ones."""
     chain_surprise: Positive = 6.0
-    """Surprise from which on a single span is a finding of its own."""
+    """Surprise from which on a single span is a finding of its own; in an operation in alarm `hit` suffices."""
+    findings_max: Count = 8
+    """Findings of one chain."""
     report: Positive = 5.0
     """-ln of the probability of a window from which on it is a finding."""
     hold: Positive = 8.0
@@ -193,7 +195,7 @@ class OnlineConfig(Section):
     hit: Positive = 3.0
     """Surprise (-ln p) from which on an observation is counted as one of the slow ones."""
     chain_surprise: Positive = 7.0
-    """Surprise from which on a single chain's element is a finding of its own."""
+    """Surprise from which on a chain's element is a finding of its own; of an element in alarm `hit` suffices."""
     findings_max: Count = 8
     """Findings of one chain."""
     report: Positive = 5.0
@@ -204,6 +206,27 @@ class OnlineConfig(Section):
     """What the dispersion of an element keeps of its past, an epoch."""
 
 
+class ShadowConfig(Section):
+    """`detectors/shadow`: slow drift of what is normal, against a frozen baseline."""
+
+    enabled: bool = True
+    """Whether this detector runs."""
+    reference_s: Positive = 86_400.0
+    """Time over which the reference of an operation is recorded; then it is frozen."""
+    memory_s: Positive = 86_400.0
+    """Time over which what is normal now fades: a day, so that day and night are both in it."""
+    learn_min: Count = 200
+    """Spans of an operation before it is compared."""
+    slower_by: Positive = 0.4
+    """Least growth of the typical self time that matters: 0.4 is 40 %."""
+    errors_by: Probability = 0.02
+    """Least growth of the share of errors that matters."""
+    report: Positive = 15.0
+    """-ln of the probability of a difference from which on it is a finding."""
+    adopt_s: Positive = 93_600.0
+    """Time for which a difference is reported before it becomes the new reference; more than a day."""
+
+
 class DetectorsConfig(Section):
     """One section a detector."""
 
@@ -212,6 +235,7 @@ class DetectorsConfig(Section):
     sequence_transformer: SequenceTransformerConfig = SequenceTransformerConfig()
     context: ContextConfig = ContextConfig()
     online: OnlineConfig = OnlineConfig()
+    shadow: ShadowConfig = ShadowConfig()
 
 
 class PeriodConfig(Section):

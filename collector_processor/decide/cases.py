@@ -152,7 +152,7 @@ class Case:
 
     def operation(self, service: int) -> int:
         """The operation of `service` that says most, NONE when none does."""
-        own = [e for e in self.ordered() if e[2] == service and e[3] != NONE]
+        own = [e for e in self.ordered() if e[2] == service and e[3] != NONE and e[1] != Level.TEMPLATE]
         return own[0][3] if own else NONE
 
     def count(self, seen: Any) -> None:

@@ -34,7 +34,7 @@ from collector_processor.decide.cases import (
     services_of,
 )
 from collector_processor.decide.fuse import CATEGORY, DAMAGE
-from collector_processor.decide.repeats import Repeats
+from collector_processor.decide.repeats import KINDS, Repeats
 from collector_processor.kernels.windows import patient
 from collector_processor.model import (
     NONE,
@@ -53,7 +53,7 @@ from collector_processor.model import (
 NS = 1_000_000_000
 DAY_S = 86_400.0
 P_MIN = 1e-300
-P_SEEN = 1e-3  # up to which a chain's finding counts as one of an incident's chains
+P_SEEN = 0.05  # up to which a chain's finding counts as one of an incident's chains
 POOLS = 3  # independent subjects of a service: calls into it, itself, calls out of it
 CALLS_MAX = 65_536
 FINDINGS_TOLD = 4  # elements that an explanation spells out
@@ -108,7 +108,8 @@ class Incidents:
         if verdicts.findings.size == 0:
             return
         self.repeats.observe(verdicts)
-        found = verdicts.findings[verdicts.findings["p"] <= P_SEEN]
+        usual = KINDS[verdicts.findings["kind"]] & (verdicts.severity[verdicts.findings["chain"]] == Severity.NONE)
+        found = verdicts.findings[(verdicts.findings["p"] <= P_SEEN) & ~usual]
         if found.size == 0:
             return
         last, chain = int(chains.closed_ns[-1]), found["chain"]

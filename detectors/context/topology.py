@@ -224,12 +224,19 @@ class Topology:
         return rows
 
     def _chain_findings(self, batch: ChainBatch, o: Observed, surprise: F32, slot: I32) -> Findings:
-        at = np.flatnonzero(surprise.ravel() >= self.config.chain_surprise)
+        flat, level = surprise.ravel(), self.windows.level[slot.ravel()]
+        alarmed = (slot.ravel() >= 0) & (level >= self.config.hold)
+        at = np.flatnonzero((flat >= self.config.chain_surprise) | (alarmed & (flat >= self.config.hit)))
         if not at.size:
             return no_findings()
+        chain = np.searchsorted(batch.offsets, at // 2, side="right") - 1
+        order = np.lexsort((at, -flat[at], chain))
+        at, chain = at[order], chain[order]
+        kept = np.arange(at.size) - np.searchsorted(chain, chain) < self.config.findings_max
+        at, chain = at[kept], chain[kept]
         out = no_findings(at.size)
         rows = at // 2
-        out["chain"] = np.searchsorted(batch.offsets, rows, side="right") - 1
+        out["chain"] = chain
         out["event"] = batch.event[rows]
         out["instance"] = batch.instance[rows]
         out["p"] = np.exp(-surprise.ravel()[at].astype(np.float64))
@@ -370,17 +377,18 @@ class Topology:
         if int(finding["level"]) == Level.EDGE:
             caller = services.text[int(finding["caller"])]
             if finding["kind"] == Kind.ERROR:
-                return f"{caller} complains about {where}: {what or 'errors name it'} {share}"
-            return f"{where}: calls from {caller} get no answer: {what or 'a call'} never arrives {share}"
-        at = f"{where} {events.text[int(finding['event'])]}"
+                return f"Errors of {caller} complain about {where}: {what or 'they name it'} {share}"
+            return f"Calls from {caller} to {where} get no answer: {what or 'a call'} never arrives {share}"
+        at = f"Operation {events.text[int(finding['event'])]} of {where}"
         if finding["kind"] in (Kind.UNUSUAL_CALLS, Kind.UNSEEN_CALL):
             remote = event != NONE and events.column("service")[event] != finding["service"]
             called = f"{services.text[int(events.column('service')[event])]} {what}" if remote else what
             if finding["kind"] == Kind.UNSEEN_CALL:
                 return f"{at} calls {called or 'what it never called'}, which it never did, or not so often {share}"
             return f"{at} leaves out {called} {share}" if called else f"{at} makes other calls than usual {share}"
-        said = {Kind.ERROR: "reports", Kind.MISSING_LOG: "no longer writes"}.get(int(finding["kind"]), "writes")
-        return f"{at} {said} {what or 'log lines in an unusual choice'} {share}"
+        kind = Kind(int(finding["kind"]))
+        verb = "reports" if kind == Kind.ERROR else "no longer writes" if kind == Kind.MISSING_LOG else "writes"
+        return f"{at} {verb} {what or 'log lines in an unusual choice'} {share}"
 
     def describe_state(self) -> str | None:
         """Why nothing can be unusual yet; None when it is at work."""

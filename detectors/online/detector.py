@@ -106,8 +106,9 @@ class Online:
         return np.maximum(share, self.config.material_ms * 1e6)
 
     def _chain_findings(self, batch: ChainBatch, o: Observations, surprise: F32, slot: I32) -> Findings:
-        """The most surprising elements of each chain, at most `findings_max` a chain."""
-        rows = np.flatnonzero(surprise >= self.config.chain_surprise)
+        """The most surprising elements of each chain, at most `findings_max`; elements in alarm need surprise less."""
+        alarmed = (slot >= 0) & (self.windows.level[slot] >= self.config.hold)
+        rows = np.flatnonzero((surprise >= self.config.chain_surprise) | (alarmed & (surprise >= self.config.hit)))
         if not rows.size:
             return no_findings()
         rows = rows[np.lexsort((rows, -surprise[rows], o.chain[rows]))]
@@ -214,21 +215,21 @@ class Online:
         return out
 
     def _sentence(self, finding: np.void, slow: int, count: int) -> str:
-        """What a window finding says: `calls into route take 1.9 s on the way, usually 12 ms (38 of 41 in 90 s)`."""
+        """What a window finding says: `Calls into route: 1.9 s on the way, usually 12 ms (38 of 41 in 90 s)`."""
         services, events = self.symbols.services.text, self.symbols.events.text
         callee, caller, event = int(finding["service"]), int(finding["caller"]), int(finding["event"])
+        operation = events[event] if event != NONE else ""
+        way = " on the way"
         if finding["kind"] == Kind.SLOW_OPERATION:
-            what = f"{services[callee]}: {events[event] if event != NONE else 'its operations'} itself takes"
+            what, way = f"{f'{operation} in' if operation else 'Operations of'} {services[callee]}", " by themselves"
         elif callee == NONE:
-            what = f"{services[caller]}: its calls to others take"
+            what = f"Calls out of {services[caller]}"
+        elif caller == NONE:
+            what = f"Calls into {services[callee]}"
         else:
-            by = f" from {services[caller]}" if caller != NONE else ""
-            to = f" {events[event]}" if event != NONE else ""
-            what = f"{services[callee]}: calls{by} into it{to} take"
-        times = f"{_seconds(finding['actual'])} on the way, usually {_seconds(finding['expected'])}"
-        if finding["kind"] == Kind.SLOW_OPERATION:
-            times = f"{_seconds(finding['actual'])}, usually {_seconds(finding['expected'])}"
-        return f"{what} {times} ({slow} of {count} in {self.config.window_s:.0f} s)"
+            what = f"Calls from {services[caller]} to {services[callee]} {operation}".rstrip()
+        actual, expected = _seconds(finding["actual"]), _seconds(finding["expected"])
+        return f"{what}: {actual}{way}, usually {expected} ({slow} of {count} in {self.config.window_s:.0f} s)"
 
     def version(self) -> str:
         return "elements-1"
