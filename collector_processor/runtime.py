@@ -159,15 +159,10 @@ class Service:
                 self.config.receivers, self._sink, clean, _json_to_protobuf, self._clock, self.counters
             )
             self.data.mkdir(parents=True, exist_ok=True)
-            folder = self.data / self.config.journal.dir
-            self.engine, self._position = self._restored(folder)
+            self._recover()
             for exporter in self.exporters.values():
                 exporter.start()
                 self._started.append(exporter)
-            self._journal = Journal.open(
-                folder, self.config.journal, at_least=self._position, on_durable=self._intake.put
-            )
-            self._replay_until = self.journal.position
             self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
             self._thread.start()
             self.receivers.start()
@@ -175,6 +170,13 @@ class Service:
         except (OSError, InsecureAddressError, ValueError) as error:
             self.stop(1)
             raise StartError(str(error)) from error
+
+    def _recover(self) -> None:
+        """The engine as the last checkpoint left it, and the journal, open; what to read of it comes later."""
+        folder = self.data / self.config.journal.dir
+        self.engine, self._position = self._restored(folder)
+        self._journal = Journal.open(folder, self.config.journal, at_least=self._position, on_durable=self._intake.put)
+        self._replay_until = self.journal.position
 
     def _restored(self, folder: Path) -> tuple[Engine, int]:
         """An engine as the newest usable checkpoint left it, and the journal position from which to go on."""
@@ -256,16 +258,20 @@ class Service:
         next_checkpoint = time.monotonic() + self.config.journal.checkpoint_interval_s
         while True:
             stopping = self._stopping.is_set()
-            taken, settled_ns = self._intake.take(0 if stopping else tick_s)
-            for position, payload in taken:
-                self._process(position, payload)
-            self._emit(self.engine.tick(settled_ns))
+            self._turn(0 if stopping else tick_s)
             self._report()
             if stopping or time.monotonic() >= next_checkpoint:
                 self._checkpoint()
                 next_checkpoint = time.monotonic() + self.config.journal.checkpoint_interval_s
             if stopping:
                 return
+
+    def _turn(self, wait_s: float) -> None:
+        """What waits, then what is due by now."""
+        taken, settled_ns = self._intake.take(wait_s)
+        for position, payload in taken:
+            self._process(position, payload)
+        self._emit(self.engine.tick(settled_ns))
 
     def _process(self, position: int, payload: Payload) -> None:
         self._emit(self.engine.process((payload,), payload.arrival_ns))

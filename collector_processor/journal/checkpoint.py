@@ -19,6 +19,7 @@ import os
 import re
 import struct
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -93,15 +94,24 @@ def write_checkpoint(directory: Path, position: int, state: dict[str, Any], coun
 def read_checkpoint(directory: Path, counters: Counters | None = None) -> tuple[int, dict[str, Any]] | None:
     """(position, state) of the newest whole checkpoint; None when there is none. Never raises for bad content.
 
-    Arrays are writable; they share memory that is private to this process.
+    Damaged ones are set aside as `checkpoint.damaged`, where the last of them stays for inquiry. Arrays are writable;
+    they share memory that is private to this process.
     """
     for _, path in reversed(_generations(directory)):
         try:
             return _read(path)
-        except (OSError, CorruptError):
+        except (OSError, CorruptError) as error:
             if counters is not None:
                 counters.corrupt += 1
+            if isinstance(error, CorruptError):
+                _set_aside(path)
     return None
+
+
+def _set_aside(path: Path) -> None:
+    """Renames a damaged checkpoint, so that it does not take the place of a whole one among the newest two."""
+    with suppress(OSError):  # a folder that cannot be written will be seen soon enough
+        os.replace(path, path.with_name("checkpoint.damaged"))
 
 
 def _generations(directory: Path) -> list[tuple[int, Path]]:

@@ -255,14 +255,20 @@ class Journal:
                 self._leave_segment()
         number = self._segments[-1].number + 1 if self._segments else 1
         segment = Segment(number, self._next, new_salt(), self.directory)
-        self._descriptor = segment.create()
+        descriptor = segment.create()
+        try:
+            if self.config.durability == "fsync":
+                sync_directory(self.directory)
+        except OSError:  # the name may be gone after a power cut: nothing may be acknowledged from such a file
+            os.close(descriptor)
+            segment.path.unlink(missing_ok=True)
+            raise
+        self._descriptor = descriptor
         self._began = time.monotonic()
         self._is_spoiled = False
         self._segments.append(segment)
         self._sizes[number] = self._synced = HEADER.size
         self._size += HEADER.size
-        if self.config.durability == "fsync":
-            sync_directory(self.directory)
         return segment
 
     def _sync(self) -> None:

@@ -203,6 +203,17 @@ def test_random_damage_is_never_taken_for_a_state(tmp_path: Path, newest: Path) 
             assert position_read(tmp_path, 1) == 1
 
 
+def test_a_damaged_one_does_not_take_the_place_of_a_whole_one(tmp_path: Path, newest: Path) -> None:
+    """Damage, a restart, a new checkpoint, damage to that: the first whole one is still there, and its journal."""
+    newest.write_bytes(newest.read_bytes()[:-1])
+    assert position_read(tmp_path, 1) == 1
+    assert write_checkpoint(tmp_path, 3, SMALL) == 1
+    latest = max(tmp_path.glob("checkpoint-*.bin"))
+    latest.write_bytes(latest.read_bytes()[:-1])
+    assert position_read(tmp_path, 1) == 1
+    assert (tmp_path / "checkpoint.damaged").exists()
+
+
 def test_damage_to_both_gives_none(tmp_path: Path, newest: Path) -> None:
     for path in tmp_path.iterdir():
         path.write_bytes(path.read_bytes()[:-1])

@@ -305,6 +305,24 @@ def test_after_a_failed_sync_nothing_in_doubt_is_acknowledged(tmp_path: Path, mo
     assert replayed(tmp_path) == [(1, payload(1)), (position, payload(6))]
 
 
+def test_nothing_is_acknowledged_from_a_file_whose_name_is_not_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    journal = opened(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", failing)
+        for _ in range(2):
+            with pytest.raises(JournalUnavailableError):
+                journal.append(payload(1))
+        assert segments_in(tmp_path) == []
+    assert journal.append(payload(1)) == 1
+    journal.close()
+    assert replayed(tmp_path) == [(1, payload(1))]
+
+
 def test_a_frame_that_cannot_be_taken_back_leaves_its_segment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = opened(tmp_path)
     journal.append(payload(1))
