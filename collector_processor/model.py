@@ -92,6 +92,7 @@ class Kind(IntEnum):
     UNUSUAL_CALLS = 13  # rare or unseen children of an operation
     RATE_SURGE = 14
     RATE_DROP = 15
+    DRIFT = 16  # what is normal has crept away from what was normal once
 
 
 class Level(IntEnum):

@@ -268,6 +268,7 @@ SENTENCES: dict[Kind, Callable[[Said], str]] = {
     Kind.UNUSUAL_CALLS: _unusual_calls,
     Kind.RATE_SURGE: lambda one: f"{one.where} has {_usual(one, count, ' cases')}",
     Kind.RATE_DROP: lambda one: f"{one.where} has only {_usual(one, count, ' cases')}",
+    Kind.DRIFT: lambda one: f"what is normal for {one.where} has crept away from what it was",
 }
 
 ACTIONS: dict[Kind, tuple[str, ...]] = {
@@ -308,6 +309,10 @@ ACTIONS: dict[Kind, tuple[str, ...]] = {
     Kind.UNUSUAL_LOG: ("Read this log line of {service} in an example trace, and what came just before it.",),
     Kind.UNUSUAL_CALLS: ("Compare the calls of {service} in an example trace with a normal one; look for retries.",),
     Kind.RATE_SURGE: ("Check the callers of {where} for retries or a batch, and whether its capacity suffices.",),
+    Kind.DRIFT: (
+        "Compare {service} with its state back then: releases, data volume, leaks, neighbours on the same machine.",
+        "If it is meant to be so, nothing has to be done: it becomes the new reference after a day.",
+    ),
     Kind.RATE_DROP: ("Check what stands before {where}: callers, gateway, queue, and the telemetry itself.",),
 }
 

@@ -97,34 +97,43 @@ def score_chains(
     """Fills p [n, d], p_part [n, parts], fused [n], p_fused [n] and level [n] for `values` [n, d].
 
     `part` [d] is the component of each detector, `weights` [parts]. A component's p-value is the least p-value of its
-    detectors times their number (Bonferroni); the fused score is -ln of their weighted harmonic mean. `*_ordered`
-    [rows, d + 1, N], `*_count` [rows, d + 1], `*_tail` [rows, d + 1, 2] (shape, scale). Negative flows and tenants are
-    row 0.
+    detectors times their number (Bonferroni), without those that have never said anything but 0; the fused score is -ln
+    of their weighted harmonic mean. `*_ordered` [rows, d + 1, N], `*_count` [rows, d + 1], `*_tail` [rows, d + 1, 2]
+    (shape, scale). Negative flows and tenants are row 0.
     """
     detectors = values.shape[1]
     parts = weights.size
+    heard = np.zeros(parts, np.bool_)
     speaking = np.zeros(parts, np.int64)
     for c in range(values.shape[0]):
         f = max(flow[c], 0)
         t = max(tenant[c], 0)
+        heard[:] = False
         speaking[:] = 0
         p_part[c] = 1.0
         for k in range(detectors):
-            if own_count[f, k] >= history_min:
-                q = p_value(values[c, k], own_ordered[f, k], own_count[f, k], own_tail[f, k, 0], own_tail[f, k, 1])
+            x = values[c, k]
+            n = own_count[f, k]
+            if n >= history_min:
+                silent = x == 0.0 and own_ordered[f, k, n - 1] == 0.0
+                q = p_value(x, own_ordered[f, k], n, own_tail[f, k, 0], own_tail[f, k, 1])
             elif pool_count[t, k] >= history_min:
-                q = p_value(values[c, k], pool_ordered[t, k], pool_count[t, k], pool_tail[t, k, 0], pool_tail[t, k, 1])
+                n = pool_count[t, k]
+                silent = x == 0.0 and pool_ordered[t, k, n - 1] == 0.0
+                q = p_value(x, pool_ordered[t, k], n, pool_tail[t, k, 0], pool_tail[t, k, 1])
             else:
                 p[c, k] = 1.0
                 continue
+            heard[part[k]] = True
             p[c, k] = q
-            speaking[part[k]] += 1
-            p_part[c, part[k]] = min(p_part[c, part[k]], q)
+            if not silent:
+                speaking[part[k]] += 1
+                p_part[c, part[k]] = min(p_part[c, part[k]], q)
         whole = 0.0
         total = 0.0
         for a in range(parts):
-            if speaking[a]:
-                p_part[c, a] = min(1.0, p_part[c, a] * speaking[a])
+            if heard[a]:
+                p_part[c, a] = min(1.0, p_part[c, a] * max(1, speaking[a]))
                 whole += weights[a]
                 total += weights[a] / p_part[c, a]
         k = detectors
@@ -185,7 +194,8 @@ def refill_fused(arrived, ordered, count, head, row, part, weights, history_min,
         return
     size = np.zeros(weights.size)
     for k in range(detectors):
-        size[part[k]] += 1.0
+        if ordered[row, k, n - 1] != 0.0:
+            size[part[k]] += 1.0
         if count[row, k] != n or head[row, k] != head[row, 0]:
             return
     least = np.empty(weights.size)
@@ -196,7 +206,7 @@ def refill_fused(arrived, ordered, count, head, row, part, weights, history_min,
             least[part[k]] = min(least[part[k]], reached / n)
         totals[i] = 0.0
         for a in range(weights.size):
-            totals[i] += weights[a] / min(1.0, least[a] * size[a])
+            totals[i] += weights[a] / min(1.0, least[a] * max(1.0, size[a]))
         totals[i] = math.log(totals[i] / weights.sum())
     first = head[row, 0] if n == arrived.shape[2] else 0
     for i in range(n):
