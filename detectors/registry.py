@@ -12,7 +12,7 @@ from typing import Literal
 
 from collector_processor.config import Config
 from collector_processor.model import Symbols
-from detectors import chain_sequence, context, online, retrieval
+from detectors import chain_sequence, context, online, retrieval, sequence_transformer, shadow
 from detectors.protocol import Detector, Factory
 
 Component = Literal["rec", "seq", "ctx"]
@@ -29,8 +29,10 @@ class Registered:
 DETECTORS: dict[str, Registered] = {
     "chain_sequence": Registered("seq", chain_sequence.build),
     "retrieval": Registered("rec", retrieval.build),
+    "sequence_transformer": Registered("seq", sequence_transformer.build),
     "context": Registered("ctx", context.build),
     "online": Registered("ctx", online.build),
+    "shadow": Registered("ctx", shadow.build),
 }
 
 

@@ -292,6 +292,7 @@ class ChainSequence:
         if slice_index == self.slice_index:
             return
         self.slice_index = slice_index
+        self.known.adopt(self.config.adopt_s, self.config.adopt_repeats)
         self.paths.fade(1.0 - 1.0 / FORGET_SLICES)
         flow, good = self.known.view("flow"), self.known.view("good")
         overall = good / np.maximum(self.known.flow["total"][flow], 1.0)
@@ -380,7 +381,6 @@ class ChainSequence:
             return
         changed = self.paths.learn(self.paths.rows(batch), batch, normal)
         self._count_rootless(batch, normal)
-        changed |= self.known.adopt(self.config.adopt_s, self.config.adopt_repeats)
         if changed or float(self.known.flow["total"].sum()) > self.learned_at * 1.05:
             self._forget_judgements()
         kept = self.paths.evict()

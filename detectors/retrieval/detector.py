@@ -41,8 +41,8 @@ P_MIN = 1e-15
 DISTANCE = 0.1  # of a new normal bag from the core, before any was seen
 TRUSTED = 3.0  # normal chains from which on known content is as good as any: rarity is for other detectors to say
 FINDING_P = 0.05  # a chain is a finding up to this
-FADE_EVERY_S = 3600
-FADE = 1.0 - 1.0 / 168.0  # an hour in a week
+FADE_EVERY_S = 600
+FADE = 1.0 - 1.0 / 1008.0  # ten minutes in a week
 VALUE_DETAIL = 1 << 40  # added to event << 8 | attribute in `detail` when the finding is about a value
 
 
@@ -135,6 +135,8 @@ class Retrieval:
             self.faded_ns = now_ns
             if self.bags.size:
                 self.bags.fade(FADE)
+                if self.known.adopt(self.config.adopt_s, self.config.adopt_repeats):
+                    self._forget_judgements()
         return no_findings()
 
     # learning
@@ -149,7 +151,6 @@ class Retrieval:
         changed = self.bags.learn(rows, batch, normal, odd)
         if batch.cell_record.size:
             self.values.learn(batch, normal)
-        changed |= self.known.adopt(self.config.adopt_s, self.config.adopt_repeats)
         changed |= self.bags.evict()
         if changed or float(self.known.flow["total"].sum()) > self.learned_at * 1.05:
             self._forget_judgements()

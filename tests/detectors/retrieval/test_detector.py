@@ -148,6 +148,8 @@ def test_anomalous_content_trains_nothing_until_it_has_kept_coming() -> None:
     assert bench.only(payment(log("new line")))[1] is not None
     bench.now += 2000
     bench.learn([payment(log("new line"))] * 20, normal=False)
+    bench.now += 600
+    bench.learn([payment()])
     assert bench.only(payment(log("new line")))[1] is None
 
 

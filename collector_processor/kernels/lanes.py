@@ -1,0 +1,271 @@
+"""Lanes: what happens directly inside a span, as two sequences, its logs and its calls; and an n-gram model of them.
+
+How it works. Whole chains have far too many orders: branches run side by side, and clocks of logs and spans differ.
+What one span logs, and what it calls, comes in few. A lane's key is a hash over its events in order (a repeat counts
+once), so that one pass over a chain's records finds every lane; only an unseen key is looked at outside. The n-gram
+model backs off from (head, last two) over (head, last), (head) and (last) to all events, each level weighted by how
+many different events followed its context (Witten and Bell 1991), down to a base distribution that the caller gives.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit, uint64
+
+from collector_processor.kernels.wire import finish, mix
+
+LOGS, CALLS = 0, 1  # kinds of lane
+TOP = -1  # head of the lane of records that stand inside no span
+BEGIN, END = -2, -3  # pseudo-events before and after a lane
+ORDERS = 5
+
+
+@njit(cache=True, nogil=True)
+def slot_of(keys, key):
+    """Index of `key` in an open-addressing table, or of the empty slot where it would go."""
+    mask = uint64(keys.size - 1)
+    i = finish(key) & mask
+    while keys[i] != 0 and keys[i] != key:
+        i = (i + uint64(1)) & mask
+    return i
+
+
+@njit(cache=True, nogil=True)
+def lanes_of(event, parent, kind, offsets, table_keys, table_lanes, digest, last, count, lane, lane_offsets, unknown):
+    """Finds the lanes of every chain: lane[lane_offsets[c] : lane_offsets[c + 1]], -1 where it is unknown.
+
+    `digest`, `last`, `count`: scratch [2, longest chain + 1]. A slot is the row of the head within its chain, or the
+    chain's length for the top. `unknown` [room of `lane`, 4] gets (place in `lane`, chain, slot, kind) of unknown
+    lanes. Returns how many there are.
+    """
+    missing = 0
+    found = 0
+    for c in range(offsets.size - 1):
+        lo = offsets[c]
+        n = offsets[c + 1] - lo
+        digest[:, : n + 1] = 0
+        last[:, : n + 1] = -9
+        count[:, : n + 1] = 0
+        for r in range(lo, lo + n):
+            s = parent[r] - lo if parent[r] >= lo else n
+            k = LOGS if kind[r] == 0 else CALLS
+            count[k, s] += 1
+            if last[k, s] != event[r]:
+                last[k, s] = event[r]
+                digest[k, s] = mix(digest[k, s], uint64(event[r] + 1))
+        lane_offsets[c] = found
+        for s in range(n + 1):
+            if s < n and kind[lo + s] == 0:
+                continue
+            head = event[lo + s] if s < n else TOP
+            for k in range(2):
+                if s == n and count[k, s] < 1 + k:  # a lone root is no lane
+                    continue
+                key = mix(digest[k, s], uint64(2 * (head + 2) + k)) | uint64(1)
+                i = slot_of(table_keys, key)
+                lane[found] = table_lanes[i] if table_keys[i] != 0 else -1
+                if table_keys[i] == 0:
+                    unknown[missing, 0] = found
+                    unknown[missing, 1] = c
+                    unknown[missing, 2] = s
+                    unknown[missing, 3] = k
+                    missing += 1
+                found += 1
+    lane_offsets[offsets.size - 1] = found
+    return missing
+
+
+@njit(cache=True, nogil=True)
+def key_of(events, head, kind):
+    """The table key of a lane, as `lanes_of` makes it."""
+    digest = uint64(0)
+    last = -9
+    for e in events:
+        if e != last:
+            last = e
+            digest = mix(digest, uint64(e + 1))
+    return mix(digest, uint64(2 * (head + 2) + kind)) | uint64(1)
+
+
+@njit(cache=True, nogil=True)
+def greatest(lane, lane_offsets, lane_value, value, worst):
+    """Per chain the greatest value of its lanes, and the lane that has it (-1: no lane)."""
+    for c in range(value.size):
+        value[c] = 0.0
+        worst[c] = -1
+        for k in range(lane_offsets[c], lane_offsets[c + 1]):
+            if worst[c] < 0 or lane_value[lane[k]] > value[c]:
+                worst[c] = lane[k]
+                value[c] = lane_value[lane[k]]
+
+
+@njit(cache=True, nogil=True)
+def count_lanes(lane, lane_offsets, normal, times, good, bad, seen):
+    """Adds the lanes of each chain to `good` (normal chains) or `bad`, and notes when each was last seen."""
+    for c in range(normal.size):
+        for k in range(lane_offsets[c], lane_offsets[c + 1]):
+            row = lane[k]
+            seen[row] = max(seen[row], times[c])
+            if normal[c]:
+                good[row] += 1.0
+            else:
+                bad[row] += 1.0
+
+
+@njit(inline="always")
+def context(order, head, kind, before, last):
+    """Key of a context; orders from the most to the least specific. Never 0."""
+    if order == 0:
+        h = mix(mix(mix(uint64(11), uint64(head + 4)), uint64(before + 4)), uint64(last + 4))
+    elif order == 1:
+        h = mix(mix(uint64(13), uint64(head + 4)), uint64(last + 4))
+    elif order == 2:
+        h = mix(uint64(17), uint64(head + 4))
+    elif order == 3:
+        h = mix(uint64(19), uint64(last + 4))
+    else:
+        h = uint64(23)
+    return mix(h, uint64(kind + 1)) | uint64(1)
+
+
+@njit(cache=True, nogil=True)
+def learn_lane(pool, start, length, head, kind, weight, keys, count, kinds, used):
+    """Adds a lane `weight` times. `count` of a context: its occurrences, `kinds`: how many different events followed.
+
+    A table that is half full takes nothing new.
+    """
+    before, last = BEGIN, BEGIN
+    for k in range(length + 1):
+        event = pool[start + k] if k < length else END
+        for order in range(ORDERS):
+            key = context(order, head, kind, before, last)
+            following = mix(key, uint64(event + 4)) | uint64(1)
+            i = slot_of(keys, key)
+            j = slot_of(keys, following)
+            if (keys[i] == 0 or keys[j] == 0) and 2 * (used[0] + 2) > keys.size:
+                continue
+            if keys[i] == 0:
+                keys[i] = key
+                used[0] += 1
+                j = slot_of(keys, following)
+            if keys[j] == 0:
+                keys[j] = following
+                used[0] += 1
+                kinds[i] += 1.0
+            count[i] += weight
+            count[j] += weight
+        before, last = last, event
+
+
+@njit(cache=True, nogil=True)
+def learn_lanes(rows, pool, start, length, head, kind, good, counted, keys, count, kinds, used):
+    """Adds what each of `rows` was seen more often than was counted so far."""
+    for r in rows:
+        learn_lane(pool, start[r], length[r], head[r], kind[r], good[r] - counted[r], keys, count, kinds, used)
+        counted[r] = good[r]
+
+
+@njit(cache=True, nogil=True)
+def surprisals(pool, start, length, head, kind, uniform, model, keys, count, kinds, out):
+    """out[k] = -ln P(event k | what came before), with the end as the last event.
+
+    `uniform` stands below the lowest level; model[start + k], another model's P (negative: none), counts as much as the
+    two levels that know nothing of the head.
+    """
+    before, last = BEGIN, BEGIN
+    for k in range(length + 1):
+        event = pool[start + k] if k < length else END
+        p = uniform
+        for back in range(ORDERS):
+            if back == 2 and model[start + k] >= 0.0:
+                p = 0.5 * (p + model[start + k])
+            key = context(ORDERS - 1 - back, head, kind, before, last)
+            i = slot_of(keys, key)
+            if keys[i] == 0 or count[i] <= 0.0:
+                continue
+            j = slot_of(keys, mix(key, uint64(event + 4)) | uint64(1))
+            here = count[j] if keys[j] != 0 else 0.0
+            p = (here + kinds[i] * p) / (count[i] + kinds[i])
+        out[k] = -math.log(max(p, 1e-12))
+        before, last = last, event
+
+
+@njit(cache=True, nogil=True)
+def value_lanes(rows, pool, start, length, head, kind, uniform, model, keys, count, kinds, value, worst, room):
+    """The greatest surprisal of each of `rows` and where it is; `room` is scratch of the longest lane + 1."""
+    for r in rows:
+        surprisals(pool, start[r], length[r], head[r], kind[r], uniform, model, keys, count, kinds, room)
+        worst[r] = 0
+        for k in range(1, length[r] + 1):
+            if room[k] > room[worst[r]]:
+                worst[r] = k
+        value[r] = room[worst[r]]
+
+
+@njit(cache=True, nogil=True)
+def rank(flow, value, histogram, width, young, p):
+    """p[c] = share of the flow's histogram at or above each value; beyond the greatest it falls by the nat."""
+    bins = histogram.shape[1]
+    for c in range(flow.size):
+        own = min(bins - 1, int(value[c] / width))
+        total = 0.0
+        above = 0.0
+        reached = 0
+        for b in range(bins - 1, -1, -1):
+            total += histogram[flow[c], b]
+            if reached == 0 and total > 0.5:
+                reached = b
+            if b == own:
+                above = total
+        excess = max(0.0, value[c] - width * (reached + 1))
+        p[c] = min(1.0, (above + 0.5) / (total + 1.0) * math.exp(-excess)) if total >= young else 1.0
+
+
+@njit(cache=True, nogil=True)
+def count_values(flow, value, normal, histogram, width, memory):
+    """Adds the values of normal chains to their flows' histograms, of which a little fades with each epoch's chains."""
+    came = np.zeros(histogram.shape[0])
+    for c in range(flow.size):
+        if normal[c]:
+            came[flow[c]] += 1.0
+    for f in range(came.size):
+        if came[f] > 0.0:
+            histogram[f] *= math.exp(-came[f] / memory)
+    for c in range(flow.size):
+        if normal[c]:
+            histogram[flow[c], min(histogram.shape[1] - 1, int(value[c] / width))] += 1.0
+
+
+@njit(cache=True, nogil=True)
+def rehash(keys, count, kinds, new_keys, new_count, new_kinds):
+    """Enters the contents of one n-gram table in a larger one."""
+    for i in range(keys.size):
+        if keys[i] != 0:
+            j = slot_of(new_keys, keys[i])
+            new_keys[j] = keys[i]
+            new_count[j] = count[i]
+            new_kinds[j] = kinds[i]
+
+
+@njit(cache=True, nogil=True)
+def softmax_of(queries, vectors, candidates, wanted, out):
+    """out[k] = softmax over the rows `candidates` of `vectors` of their products with queries[k], at row wanted[k]."""
+    products = np.empty(candidates.size)
+    for k in range(wanted.size):
+        greatest = -1e300
+        target = 0.0
+        for c in range(candidates.size):
+            row = candidates[c]
+            product = 0.0
+            for d in range(queries.shape[1]):
+                product += queries[k, d] * vectors[row, d]
+            products[c] = product
+            greatest = max(greatest, product)
+            if row == wanted[k]:
+                target = product
+        total = 0.0
+        for c in range(candidates.size):
+            total += math.exp(products[c] - greatest)
+        out[k] = max(math.exp(target - greatest) / total, 1e-12)

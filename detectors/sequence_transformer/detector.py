@@ -1,0 +1,178 @@
+"""The sequence detector (d_seq): how improbable the order of events inside the spans of a chain is.
+
+How it works. A chain is cut into lanes (`lanes.py`): per span its logs, and its calls, in order. Each distinct lane is
+valued once per state of the models: P(next event | span, events so far) comes from an n-gram model of this system that
+learns as it goes, which backs off to a small Transformer over the texts of events (`transformer.py`) where it has seen
+nothing; without a promoted model the n-grams stand alone. A chain's value is the surprise of its most surprising event;
+the p-value of a finding is its rank among the values of the flow's normal chains.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from collector_processor.config import Config, SequenceTransformerConfig
+from collector_processor.kernels import lanes as kernels
+from collector_processor.model import (
+    FINDING,
+    I64,
+    NONE,
+    Bool,
+    ChainBatch,
+    Findings,
+    Kind,
+    Level,
+    Outcome,
+    Symbols,
+    no_findings,
+)
+from detectors.protocol import Scores
+from detectors.sequence_transformer.lanes import LaneTable
+from detectors.sequence_transformer.promoted import in_use
+from detectors.sequence_transformer.ranks import Ranks
+from detectors.sequence_transformer.transformer import Transformer
+
+SHIPPED = Path(__file__).parent / "general"
+NS = 1_000_000_000
+P_MIN = 1e-15
+FADE_EVERY_S = 600
+FADE = 1.0 - 1.0 / 1008.0  # ten minutes in a week
+FINDING_P = 0.01  # a chain is a finding up to this
+NATS_MIN = 3.0  # least surprise of a finding: one in twenty
+
+
+class SequenceTransformer:
+    """See the module."""
+
+    name = "sequence_transformer"
+
+    def __init__(self, config: SequenceTransformerConfig, symbols: Symbols, transformer: Transformer | None) -> None:
+        self.config, self.symbols, self.transformer = config, symbols, transformer
+        self.lanes = LaneTable(symbols, transformer, config.lanes_max)
+        self.ranks = Ranks(config.learn_chains_min)
+        self.faded_ns = 0
+
+    def score(self, batch: ChainBatch) -> Scores:
+        found = self.lanes.find(batch)
+        value, worst = np.empty(len(batch)), np.empty(len(batch), np.int32)
+        kernels.greatest(found.lane, found.offsets, self.lanes.column["value"], value, worst)
+        value[batch.outcome == Outcome.EVICTED] = 0.0
+        p = self.ranks.p(batch.flow, value)
+        unusual = np.flatnonzero((p <= FINDING_P) & (value >= NATS_MIN))
+        return Scores(value, self._findings(batch, unusual, p, worst) if unusual.size else no_findings())
+
+    def _findings(self, batch: ChainBatch, chains: I64, p: Any, worst: Any) -> Findings:
+        findings = no_findings(chains.size)
+        findings["chain"], findings["flow"], findings["kind"] = chains, batch.flow[chains], Kind.UNLIKELY_SEQUENCE
+        findings["p"], findings["detail"] = np.maximum(p[chains], P_MIN), worst[chains]
+        is_log, service = self.symbols.events.column("is_log"), self.symbols.events.column("service")
+        for i, row in enumerate(worst[chains].tolist()):
+            lane, at = self.lanes.lane(row), int(self.lanes.column["worst"][row])
+            seen = int(lane.events[at]) if at < lane.events.size else NONE
+            subject = seen if seen != NONE and (is_log[seen] > 0 or lane.head == kernels.TOP) else lane.head
+            findings["level"][i] = Level.FLOW
+            if subject >= 0:
+                findings["level"][i] = Level.TEMPLATE if is_log[subject] > 0 else Level.OPERATION
+                findings["event"][i], findings["service"][i] = subject, service[subject]
+            findings["actual"][i] = self.lanes.column["value"][row]
+        return np.asarray(findings, FINDING)
+
+    def advance(self, now_ns: int) -> Findings:
+        """Nothing is said about windows; what was counted fades."""
+        if now_ns - self.faded_ns >= FADE_EVERY_S * NS:
+            self.faded_ns = now_ns
+            self.lanes.fade(FADE)
+            self.lanes.adopt(self.config.adopt_s, self.config.adopt_repeats)
+        return no_findings()
+
+    def learn(self, batch: ChainBatch, normal: Bool) -> None:
+        judged = batch.outcome != Outcome.EVICTED
+        if not judged.all():
+            batch, normal = batch.take(judged), normal[judged]
+        if len(batch) == 0:
+            return
+        found = self.lanes.find(batch)
+        value, worst = np.empty(len(batch)), np.empty(len(batch), np.int32)
+        kernels.greatest(found.lane, found.offsets, self.lanes.column["value"], value, worst)
+        self.ranks.learn(batch.flow, value, normal)
+        self.lanes.learn(found, batch, normal)
+        self.lanes.evict()
+
+    def evidence(self, finding: np.void) -> dict[str, Any]:
+        row = int(finding["detail"])
+        if not 0 <= row < self.lanes.size:
+            return {}
+        lane, at = self.lanes.lane(row), int(self.lanes.column["worst"][row])
+        texts = self.symbols.events.text
+        seen = texts[int(lane.events[at])] if at < lane.events.size else "the end"
+        facts = {
+            "step": seen,
+            "share": round(math.exp(-float(self.lanes.column["value"][row])), 9),
+            "of": "calls" if lane.kind == kernels.CALLS else "logs",
+            "history": round(self.ranks.chains(int(finding["flow"]))),
+            "seen": round(float(self.lanes.column["good"][row] + self.lanes.column["bad"][row])),
+        }
+        if lane.head != kernels.TOP:
+            facts["inside"] = texts[lane.head]
+        if at:
+            facts["after"] = texts[int(lane.events[at - 1])]
+        expected = self._expected(lane.head, lane.kind, row, at)
+        return facts | ({"expected": expected} if expected else {})
+
+    def _expected(self, head: int, kind: int, row: int, at: int) -> str | None:
+        """What came most often at this point of the head's normal lanes that begin alike; None when none does."""
+        begin = self.lanes.lane(row).events[:at]
+        weight: dict[int, float] = {}
+        for other in self.lanes.rows_of_head.get(head, ()):
+            lane = self.lanes.lane(other)
+            if lane.kind == kind and other != row and np.array_equal(lane.events[:at], begin):
+                following = int(lane.events[at]) if lane.events.size > at else kernels.END
+                weight[following] = weight.get(following, 0.0) + float(self.lanes.column["good"][other])
+        weight = {event: count for event, count in weight.items() if count > 0}
+        if not weight:
+            return None
+        best = max(weight, key=lambda event: (weight[event], -event))
+        return "the end" if best == kernels.END else self.symbols.events.text[best]
+
+    def version(self) -> str:
+        return f"1-{self.transformer.name}" if self.transformer else "1-ngram"
+
+    def describe_state(self) -> str | None:
+        return self.ranks.describe(self.symbols.flows.text)
+
+    def snapshot(self) -> dict[str, Any]:
+        return {
+            "version": 1,
+            "model": self.version(),
+            "lanes": self.lanes.snapshot(),
+            "ranks": self.ranks.snapshot(),
+            "faded_ns": self.faded_ns,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes back a snapshot; one of another model keeps what was counted, and is valued by the present model."""
+        if state["version"] != 1:
+            raise ValueError(f"sequence_transformer snapshot of version {state['version']}, expected 1")
+        self.lanes.restore(state["lanes"])
+        self.ranks.restore(state["ranks"])
+        self.faded_ns = int(state["faded_ns"])
+        if state["model"] != self.version():
+            self.lanes.value_all()
+            self.ranks.clear()
+
+
+def build(config: Config, symbols: Symbols) -> SequenceTransformer:
+    """The detector as configured: with the promoted model of the folder `models`, else the shipped one, or none.
+
+    Raises:
+        ModelRefusedError, ValueError, OSError: the model cannot be used.
+    """
+    section = config.detectors.sequence_transformer
+    if section.model == "none":
+        return SequenceTransformer(section, symbols, None)
+    folder = SHIPPED if section.model == "general" else Path(section.model)
+    return SequenceTransformer(section, symbols, Transformer(in_use(folder), symbols))

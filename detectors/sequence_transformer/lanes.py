@@ -1,0 +1,289 @@
+"""The lanes of the system: what was seen inside spans, how often, and how surprising each is.
+
+How it works. `kernels/lanes.py` finds the lanes of chains by hash; an unseen hash is resolved here (loops collapsed) to
+a *row*. A row's events are counted into an n-gram model when it was part of normal chains: at first at once, later in
+portions of a fifth, so that what is common costs nothing. The value of a row is the surprise of its most surprising
+event. It is computed when the row is first seen and anew whenever lanes of the same head were learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from collector_processor.kernels import lanes as kernels
+from collector_processor.kernels.sequence import collapse
+from collector_processor.model import F64, I32, I64, NONE, Bool, ChainBatch, Symbols
+from detectors.familiarity import grown
+from detectors.sequence_transformer.transformer import Lane, Transformer
+
+PORTION = 0.2  # of what was counted before: less is not yet counted
+NGRAMS_MAX = 1 << 21  # slots of the n-gram table
+LENGTH_MAX = 512  # events of a lane that are judged
+VOCABULARY_MAX = 1024  # events that the Transformer weighs against each other
+COLUMNS: dict[str, type] = {
+    "head": np.int32,
+    "kind": np.uint8,
+    "start": np.int64,
+    "length": np.int64,
+    "good": np.float64,
+    "bad": np.float64,
+    "counted": np.float64,
+    "first_ns": np.int64,
+    "last_ns": np.int64,
+    "value": np.float64,
+    "worst": np.int32,  # position of the most surprising event; the length: the end
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The lanes of a batch: rows of chain c are `lane[offsets[c] : offsets[c + 1]]`."""
+
+    lane: I32
+    offsets: I64
+
+
+class Counts:
+    """The n-gram table: open addressing, grown up to NGRAMS_MAX slots; then nothing new is counted."""
+
+    def __init__(self) -> None:
+        self.keys, self.count, self.kinds = np.zeros(4096, np.uint64), np.zeros(4096), np.zeros(4096)
+        self.used = np.zeros(1, np.int64)
+
+    def reserve(self, events: int) -> None:
+        """Room for lanes with so many events, ends included."""
+        new = 2 * kernels.ORDERS * events
+        while 2 * (int(self.used[0]) + new) > self.keys.size and self.keys.size < NGRAMS_MAX:
+            size = 2 * self.keys.size
+            keys, count, kinds = np.zeros(size, np.uint64), np.zeros(size), np.zeros(size)
+            kernels.rehash(self.keys, self.count, self.kinds, keys, count, kinds)
+            self.keys, self.count, self.kinds = keys, count, kinds
+
+    def learn(self, lane: Lane, weight: float) -> None:
+        """Adds `lane` so many times."""
+        size = lane.events.size
+        self.reserve(size + 1)
+        table = (self.keys, self.count, self.kinds, self.used)
+        kernels.learn_lane(lane.events, 0, size, lane.head, lane.kind, weight, *table)
+
+    def surprisals(self, lane: Lane, uniform: float, model: F64) -> F64:
+        """float64[events + 1], nats; `model` [events + 1]: the Transformer's P, negative without one."""
+        size = lane.events.size
+        out = np.empty(size + 1)
+        table = (self.keys, self.count, self.kinds)
+        kernels.surprisals(lane.events, 0, size, lane.head, lane.kind, uniform, model, *table, out)
+        return out
+
+
+class LaneTable:
+    """Rows of lanes and the models behind their values."""
+
+    def __init__(self, symbols: Symbols, transformer: Transformer | None, rows_max: int) -> None:
+        self.symbols, self.transformer, self.rows_max = symbols, transformer, rows_max
+        self.clear()
+        self.counts = Counts()
+        self.vocabulary = np.zeros(0, np.int32)  # events of learned lanes, as of the last boundary
+
+    def clear(self) -> None:
+        """No rows."""
+        self.size = self.used = 0
+        self.ids: dict[bytes, int] = {}
+        self.rows_of_head: dict[int, list[int]] = {}
+        self.keys, self.rows = np.zeros(4096, np.uint64), np.zeros(4096, np.int32)
+        self.keys_used = 0
+        self.column: dict[str, Any] = {name: np.zeros(64, kind) for name, kind in COLUMNS.items()}
+        self.pool = np.zeros(1024, np.int32)
+        self.model = np.zeros(1024)  # the Transformer's P of each event of the pool and of each end; -1 without one
+
+    def view(self, name: str) -> Any:
+        """The column `name` of all rows."""
+        return self.column[name][: self.size]
+
+    def lane(self, row: int) -> Lane:
+        """Head, kind and events of a row."""
+        start = int(self.column["start"][row])
+        events = self.pool[start : start + int(self.column["length"][row])]
+        return Lane(int(self.column["head"][row]), int(self.column["kind"][row]), events)
+
+    def find(self, batch: ChainBatch) -> Found:
+        """The lanes of every chain; new ones are added in the order of the batch, and valued."""
+        lengths = np.diff(batch.offsets)
+        width = int(lengths.max(initial=0)) + 1
+        room = 2 * (batch.records + len(batch))
+        scratch = (np.empty((2, width), np.uint64), np.empty((2, width), np.int32), np.empty((2, width), np.int32))
+        lane, offsets = np.empty(room, np.int32), np.empty(len(batch) + 1, np.int64)
+        unknown = np.empty((room, 4), np.int32)
+        columns = (batch.event, batch.parent, batch.kind, batch.offsets, self.keys, self.rows)
+        missing = kernels.lanes_of(*columns, *scratch, lane, offsets, unknown)
+        if missing:
+            known = self.size
+            for place, chain, slot, kind in unknown[:missing].tolist():
+                lane[place] = self._row_on_sight(batch, chain, slot, kind)
+            self.value_new(range(known, self.size))
+        return Found(lane[: offsets[-1]], offsets)
+
+    def _row_on_sight(self, batch: ChainBatch, chain: int, slot: int, kind: int) -> int:
+        lo, hi = int(batch.offsets[chain]), int(batch.offsets[chain + 1])
+        inside = batch.parent[lo:hi] == lo + slot if slot < hi - lo else batch.parent[lo:hi] < lo
+        inside &= (batch.kind[lo:hi] == 0) == (kind == kernels.LOGS)
+        events = batch.event[lo:hi][inside].astype(np.int32)
+        head = int(batch.event[lo + slot]) if slot < hi - lo else kernels.TOP
+        key = kernels.key_of(events, head, kind)
+        spare = np.zeros((2, events.size), np.int32)
+        events = events[: collapse(events, spare[0], spare[1])][:LENGTH_MAX]
+        row = self.add(head, kind, events, int(batch.closed_ns[chain]))
+        self._enter(key, row)
+        return row
+
+    def _enter(self, key: int, row: int) -> None:
+        """Remembers the row of a hash; a table with too many (loops of every length) starts anew."""
+        if self.keys_used >= 8 * self.rows_max:
+            self.keys, self.rows, self.keys_used = np.zeros(4096, np.uint64), np.zeros(4096, np.int32), 0
+        if 2 * (self.keys_used + 1) > self.keys.size:
+            keys, rows = np.zeros(2 * self.keys.size, np.uint64), np.zeros(2 * self.keys.size, np.int32)
+            for slot in np.flatnonzero(self.keys).tolist():
+                other = kernels.slot_of(keys, self.keys[slot])
+                keys[other], rows[other] = self.keys[slot], self.rows[slot]
+            self.keys, self.rows = keys, rows
+        slot = kernels.slot_of(self.keys, np.uint64(key))
+        self.keys_used += int(self.keys[slot] == 0)
+        self.keys[slot], self.rows[slot] = key, row
+
+    def add(self, head: int, kind: int, events: I32, now_ns: int) -> int:
+        """The row of this lane, added when new."""
+        key = (head + 1).to_bytes(4, "little") + bytes([kind]) + events.tobytes()
+        found = self.ids.get(key)
+        if found is not None:
+            return found
+        row = self.ids[key] = self.size
+        self.size += 1
+        self.column = {name: grown(values, self.size) for name, values in self.column.items()}
+        places = events.size + 1
+        self.pool, self.model = grown(self.pool, self.used + places), grown(self.model, self.used + places)
+        self.pool[self.used : self.used + events.size] = events
+        self.model[self.used : self.used + places] = -1.0
+        column = self.column
+        column["head"][row], column["kind"][row], column["first_ns"][row] = head, kind, now_ns
+        column["start"][row], column["length"][row] = self.used, events.size
+        self.used += places
+        self.rows_of_head.setdefault(head, []).append(row)
+        return row
+
+    def value_new(self, rows: Sequence[int]) -> None:
+        """Asks the Transformer about `rows` and values them."""
+        if self.transformer is not None and len(rows):
+            lanes = [self.lane(row) for row in rows]
+            for row, p in zip(rows, self.transformer.probabilities(lanes, self.vocabulary), strict=True):
+                start = int(self.column["start"][row])
+                self.model[start : start + p.size] = p
+        self.revalue(rows)
+
+    def value_all(self) -> None:
+        """Values every row by the present models: the Transformer is another one."""
+        self.model[: self.used] = -1.0
+        self.value_new(range(self.size))
+
+    def revalue(self, rows: Sequence[int] | I64) -> None:
+        """Computes the values of `rows` anew."""
+        column, table = self.column, (self.counts.keys, self.counts.count, self.counts.kinds)
+        kernels.value_lanes(
+            *(np.asarray(rows, np.int64), self.pool, column["start"], column["length"], column["head"], column["kind"]),
+            *(1.0 / (self.vocabulary.size + 2.0), self.model, *table, column["value"], column["worst"]),
+            np.empty(LENGTH_MAX + 1),
+        )
+
+    def surprisals(self, row: int) -> F64:
+        """float64[events + 1]: -ln P of each event and of the end."""
+        lane, start = self.lane(row), int(self.column["start"][row])
+        uniform = 1.0 / (self.vocabulary.size + 2.0)
+        return self.counts.surprisals(lane, uniform, self.model[start : start + lane.events.size + 1])
+
+    def learn(self, found: Found, batch: ChainBatch, normal: Bool) -> None:
+        """Counts the lanes of normal chains (of the others as `bad`), and values anew what that changes."""
+        column = self.column
+        kernels.count_lanes(
+            found.lane, found.offsets, normal, batch.closed_ns, column["good"], column["bad"], column["last_ns"]
+        )
+        rows = np.unique(found.lane).astype(np.int64)
+        self._count(rows[column["good"][rows] > (1.0 + PORTION) * column["counted"][rows]])
+
+    def _count(self, rows: I64) -> None:
+        """Brings the n-gram table up to date with `rows`, and values anew the lanes of their heads."""
+        if rows.size == 0:
+            return
+        column = self.column
+        new = rows[column["counted"][rows] == 0]
+        self.counts.reserve(int((column["length"][rows] + 1).sum()))
+        kernels.learn_lanes(
+            *(rows, self.pool, column["start"], column["length"], column["head"], column["kind"], column["good"]),
+            *(column["counted"], self.counts.keys, self.counts.count, self.counts.kinds, self.counts.used),
+        )
+        if new.size and self.vocabulary.size < VOCABULARY_MAX:
+            events = np.unique(np.concatenate([self.lane(row).events for row in new.tolist()]))
+            events = events[~np.isin(events, self.vocabulary)][: VOCABULARY_MAX - self.vocabulary.size]
+            self.vocabulary = np.sort(np.concatenate([self.vocabulary, events]).astype(np.int32))
+        heads = np.unique(column["head"][rows]).tolist()
+        self.revalue(np.concatenate([np.array(self.rows_of_head[head], np.int64) for head in heads]))
+
+    def fade(self, factor: float) -> None:
+        """Forgets a little of what was counted."""
+        for name in ("good", "bad", "counted"):
+            self.view(name)[:] *= factor
+        self.counts.count *= factor
+
+    def adopt(self, age_s: float, repeats: int) -> None:
+        """Makes normal what came in anomalous chains only and yet kept coming for `age_s`."""
+        good, bad = self.view("good"), self.view("bad")
+        waiting = np.flatnonzero((bad >= repeats) & (good < bad))
+        age = self.view("last_ns")[waiting] - self.view("first_ns")[waiting]
+        adopted = waiting[age >= age_s * 1e9]
+        good[adopted] += bad[adopted]
+        bad[adopted] = 0.0
+        self._count(adopted)
+
+    def evict(self) -> None:
+        """Keeps the later half of the rows when there are too many."""
+        if self.size <= self.rows_max:
+            return
+        order = np.lexsort((np.arange(self.size), -self.view("good"), -self.view("last_ns")))
+        self._restore_rows(self.snapshot(), np.sort(order[: self.rows_max // 2]))
+
+    def snapshot(self) -> dict[str, Any]:
+        filled = np.flatnonzero(self.keys)
+        return {
+            "columns": {name: self.view(name).copy() for name in self.column},
+            "pool": self.pool[: self.used].copy(),
+            "model": self.model[: self.used].copy(),
+            "hashes": self.keys[filled],
+            "hash_rows": self.rows[filled],
+            "vocabulary": self.vocabulary.copy(),
+            "ngrams": {name: getattr(self.counts, name).copy() for name in ("keys", "count", "kinds", "used")},
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._restore_rows(state, np.arange(state["columns"]["head"].size))
+        self.vocabulary = np.array(state["vocabulary"], np.int32)
+        for name, values in state["ngrams"].items():
+            setattr(self.counts, name, np.array(values))
+
+    def _restore_rows(self, state: dict[str, Any], kept: I64) -> None:
+        """Rows `kept` of a snapshot, renumbered."""
+        self.clear()
+        columns = state["columns"]
+        renumbered = np.full(columns["head"].size, NONE, np.int32)
+        for old in kept.tolist():
+            start, length = int(columns["start"][old]), int(columns["length"][old])
+            events = np.array(state["pool"][start : start + length], np.int32)
+            row = self.add(int(columns["head"][old]), int(columns["kind"][old]), events, int(columns["first_ns"][old]))
+            renumbered[old] = row
+            place = int(self.column["start"][row])
+            self.model[place : place + length + 1] = state["model"][start : start + length + 1]
+        for name in ("good", "bad", "counted", "last_ns", "value", "worst"):
+            self.view(name)[:] = columns[name][kept]
+        for key, old in zip(state["hashes"].tolist(), state["hash_rows"].tolist(), strict=True):
+            if renumbered[old] >= 0:
+                self._enter(key, int(renumbered[old]))

@@ -1,0 +1,69 @@
+"""Where a value stands among those of the flow's normal chains: a decaying histogram per flow in quarter nats."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from collector_processor.kernels import lanes as kernels
+from collector_processor.model import F64, I32, Bool
+from detectors.familiarity import grown
+
+BINS = 96
+WIDTH = 0.25  # nats
+MEMORY = 2000.0  # chains of a flow over which the histogram is averaged
+
+
+class Ranks:
+    """`young`: chains of a flow before anything is said of it."""
+
+    def __init__(self, young: int) -> None:
+        self.young = young
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets everything: values have changed their meaning."""
+        self.histogram = np.zeros((16, BINS))
+
+    def p(self, flow: I32, value: F64) -> F64:
+        """float64[n]: the share of the flow's normal chains with at least `value` (1 for a young flow).
+
+        Beyond the greatest one seen the tail falls like the probability that a nat stands for.
+        """
+        self._reserve(flow)
+        p = np.empty(flow.size)
+        kernels.rank(flow, value, self.histogram, WIDTH, float(self.young), p)
+        return p
+
+    def learn(self, flow: I32, value: F64, normal: Bool) -> None:
+        """Takes in the values of normal chains."""
+        self._reserve(flow)
+        kernels.count_values(flow, value, normal, self.histogram, WIDTH, MEMORY)
+
+    def _reserve(self, flow: I32) -> None:
+        if flow.size and int(flow.max()) >= self.histogram.shape[0]:
+            self.histogram = grown(self.histogram, int(flow.max()) + 1)
+
+    def chains(self, flow: int) -> float:
+        """How many chains the flow's histogram rests on."""
+        return float(self.histogram[flow].sum()) if 0 <= flow < self.histogram.shape[0] else 0.0
+
+    def describe(self, flows: list[str]) -> str | None:
+        """Which flows are too young; None when none is."""
+        total = self.histogram.sum(axis=1)[: len(flows)]
+        young = np.flatnonzero((total > 0) & (total < self.young)).tolist()
+        if not total.any():
+            return f"no chain learned yet; the order of events is judged from {self.young} chains of a flow on"
+        if not young:
+            return None
+        named = ", ".join(f"{flows[flow]} ({math.floor(total[flow])} of {self.young} chains)" for flow in young[:5])
+        more = f" and {len(young) - 5} more" if len(young) > 5 else ""
+        return f"the order of events is not judged yet in: {named}{more}"
+
+    def snapshot(self) -> dict[str, Any]:
+        return {"histogram": self.histogram.copy()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.histogram = np.array(state["histogram"], np.float64)

@@ -1,0 +1,121 @@
+"""The folder of models: promoted only when it loads and helps, loaded only with its digest, rolled back in one step."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from collector_processor.config import Config
+from collector_processor.model import Symbols
+from collector_processor.training.registry import ModelError, promote, rollback, try_out, versions
+from detectors.sequence_transformer import build
+from detectors.sequence_transformer.detector import SHIPPED
+from detectors.sequence_transformer.promoted import described, in_use
+from detectors.sequence_transformer.transformer import MODEL_BYTES_MAX, ModelRefusedError, load
+
+
+def add(folder: Path, version: str, **facts: Any) -> Path:
+    """The shipped model as a version of `folder`, its description changed by `facts`."""
+    path = folder / version
+    shutil.copytree(SHIPPED, path)
+    description = orjson.loads((path / "model.json").read_bytes()) | facts
+    (path / "model.json").write_bytes(orjson.dumps(description))
+    return path
+
+
+def test_an_empty_folder_has_no_versions(tmp_path: Path) -> None:
+    assert versions(tmp_path / "none") == []
+    with pytest.raises(ModelError, match="nothing is promoted"):
+        rollback(tmp_path)
+
+
+def test_the_digest_of_the_shipped_model_is_the_recorded_one() -> None:
+    model = described(SHIPPED)
+    load(model.path, model.sha256)
+    assert model.path.stat().st_size <= 1_000_000
+
+
+@pytest.mark.slow
+def test_promote_and_roll_back(tmp_path: Path) -> None:
+    add(tmp_path, "first")
+    add(tmp_path, "second", name="other", nats_ngram=3.0, nats_with_model=2.5)
+    promote(tmp_path, "first")
+    promote(tmp_path, "second")
+    assert [(v.version, v.current) for v in versions(tmp_path)] == [("first", False), ("second", True)]
+    section = Config().detectors.sequence_transformer.model_copy(update={"model": str(tmp_path)})
+    detectors = Config().detectors.model_copy(update={"sequence_transformer": section})
+    assert "other" in build(Config().model_copy(update={"detectors": detectors}), Symbols()).version()
+    assert rollback(tmp_path) == "first"
+    assert in_use(tmp_path).name == "general"
+    assert rollback(tmp_path) is None
+    with pytest.raises(ModelError, match="nothing is promoted"):
+        rollback(tmp_path)
+
+
+def test_a_model_that_does_not_beat_the_n_grams_is_not_promoted(tmp_path: Path) -> None:
+    add(tmp_path, "worse", nats_ngram=2.0, nats_with_model=2.1)
+    with pytest.raises(ModelError, match="does not beat"):
+        promote(tmp_path, "worse")
+    assert versions(tmp_path)[0].current is False
+
+
+@pytest.mark.parametrize("version", ["absent", "../elsewhere", ""])
+def test_what_is_no_version_is_refused(tmp_path: Path, version: str) -> None:
+    add(tmp_path, "there")
+    with pytest.raises(ModelError, match="it has: there"):
+        promote(tmp_path, version)
+
+
+def test_another_digest_is_refused(tmp_path: Path) -> None:
+    path = add(tmp_path, "changed")
+    data = bytearray((path / "model.onnx").read_bytes())
+    data[-1] ^= 1
+    (path / "model.onnx").write_bytes(data)
+    with pytest.raises(ModelRefusedError, match="SHA-256"):
+        load(path / "model.onnx", described(path).sha256)
+    with pytest.raises(ModelError, match="SHA-256"):
+        promote(tmp_path, "changed")
+
+
+def test_a_model_exchanged_after_its_promotion_is_refused(tmp_path: Path) -> None:
+    """Even with a description that fits the new file: what counts is the digest at the time of the promotion."""
+    path = add(tmp_path, "first")
+    promoted = {"current": "first", "sha256": described(path).sha256, "earlier": []}
+    (tmp_path / "promoted.json").write_bytes(orjson.dumps(promoted))
+    (path / "model.json").write_bytes(orjson.dumps({"name": "evil", "sha256": "0" * 64}))
+    assert in_use(tmp_path).sha256 == promoted["sha256"]
+
+
+@pytest.mark.parametrize("data", [b"", b"not a model", b"\x08\x09" * 100])
+def test_what_is_no_model_is_refused(tmp_path: Path, data: bytes) -> None:
+    import hashlib
+
+    (tmp_path / "model.onnx").write_bytes(data)
+    with pytest.raises(ModelRefusedError):
+        load(tmp_path / "model.onnx", hashlib.sha256(data).hexdigest())
+
+
+def test_a_file_that_is_too_large_is_not_even_read(tmp_path: Path) -> None:
+    with (tmp_path / "model.onnx").open("wb") as file:
+        file.truncate(MODEL_BYTES_MAX + 1)
+    with pytest.raises(ModelRefusedError, match="larger than"):
+        load(tmp_path / "model.onnx", "")
+
+
+def test_the_trial_says_why_a_model_fails(tmp_path: Path) -> None:
+    import hashlib
+
+    (tmp_path / "model.onnx").write_bytes(b"nonsense")
+    with pytest.raises(ModelError, match=r"cannot be loaded"):
+        try_out(tmp_path / "model.onnx", hashlib.sha256(b"nonsense").hexdigest())
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{}", b"{", b'{"current": "../x", "sha256": "0"}'])
+def test_a_broken_promotion_is_an_error_and_not_another_model(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "promoted.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"promoted\.json"):
+        in_use(tmp_path)

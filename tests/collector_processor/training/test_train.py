@@ -1,0 +1,81 @@
+"""Training (the `train` extra): the ONNX file is the network, training helps, and a recording becomes a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs the extra: pip install 'spanchain[train]'")
+pytest.importorskip("onnx", reason="training needs the extra: pip install 'spanchain[train]'")
+
+from collector_processor.training import train as training  # noqa: E402 - only where PyTorch is
+from collector_processor.training.fit import fit, held_out_nats, prepare  # noqa: E402
+from collector_processor.training.general import main as build_general  # noqa: E402
+from collector_processor.training.network import Network, write  # noqa: E402
+from collector_processor.training.synthetic import make_system  # noqa: E402
+from detectors.sequence_transformer.detector import SHIPPED  # noqa: E402
+from detectors.sequence_transformer.promoted import described  # noqa: E402
+from detectors.sequence_transformer.tokens import FEATURES  # noqa: E402
+from detectors.sequence_transformer.transformer import load  # noqa: E402
+
+
+def test_the_file_computes_what_the_network_computes(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    network = Network()
+    digest = write(network, tmp_path / "model.onnx")
+    assert write(network, tmp_path / "again.onnx") == digest
+    session: onnxruntime.InferenceSession = load(tmp_path / "model.onnx", digest)
+    rng = np.random.default_rng(1)
+    tokens = rng.normal(size=(3, 11, FEATURES)).astype(np.float32)
+    candidates = rng.normal(size=(7, FEATURES)).astype(np.float32)
+    queries, vectors = session.run(["queries", "vectors"], {"tokens": tokens, "candidates": candidates})
+    with torch.no_grad():
+        expected = network(torch.from_numpy(tokens), torch.from_numpy(candidates))
+    assert np.allclose(queries, expected[0].numpy(), atol=1e-4)
+    assert np.allclose(vectors, expected[1].numpy(), atol=1e-4)
+
+
+def test_what_was_written_can_be_read_back(tmp_path: Path) -> None:
+    network = training.read(SHIPPED / "model.onnx")
+    assert write(network, tmp_path / "model.onnx") == described(SHIPPED).sha256
+
+
+def test_a_step_sees_nothing_of_what_comes_after_it() -> None:
+    torch.manual_seed(2)
+    network = Network().eval()
+    tokens = torch.randn(1, 9, FEATURES)
+    changed = tokens.clone()
+    changed[0, 5:] += 1.0
+    with torch.no_grad():
+        one, two = network(tokens, tokens[0])[0], network(changed, tokens[0])[0]
+    assert torch.allclose(one[0, :5], two[0, :5])
+    assert not torch.allclose(one[0, 5:], two[0, 5:])
+
+
+@pytest.mark.slow
+def test_training_lowers_what_is_held_out() -> None:
+    systems = [prepare(make_system(seed)) for seed in range(8)]
+    before = held_out_nats(Network(), systems)
+    network = fit(systems, steps=250, seed=1)
+    assert held_out_nats(network, systems) < before - 1.0
+
+
+@pytest.mark.slow
+def test_a_seed_gives_one_model(tmp_path: Path) -> None:
+    build_general(tmp_path / "one", systems=4, steps=20)
+    build_general(tmp_path / "two", systems=4, steps=20)
+    assert described(tmp_path / "one").sha256 == described(tmp_path / "two").sha256
+
+
+def test_frequent_events_are_masked_more_and_rare_ones_weigh_more() -> None:
+    system = make_system(5)
+    part = prepare(system)
+    count = np.zeros(len(system.texts))
+    for _, _, events, weight in system.lanes:
+        np.add.at(count, np.array(events, np.int64), np.sqrt(weight))
+    often, rare = int(np.argmax(count)), int(np.argmin(count))
+    assert part.masked[often] > part.masked[rare]
+    assert part.rarity[rare] > part.rarity[often]
