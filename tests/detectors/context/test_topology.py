@@ -1,0 +1,226 @@
+"""Logs and calls on a small shop: what is rare, missing, doubled or unanswered, whose fault it is, what is learned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from collector_processor.config import Config
+from collector_processor.model import ChainBatch, Findings, Kind, Level, Symbols
+from detectors.context.topology import Topology
+from tests.builders import NS, START_S, Node, chains, log, span
+
+EPOCH_S = 10
+PER_EPOCH = 8
+
+
+def debit(*, audit: bool = True, error: str | None = None) -> Node:
+    logs = [log("debit requested")] + ([log("debit booked")] if audit else [])
+    return span("account:debit", 10, *logs, *([log(error, severity=17)] if error else []))
+
+
+def payment(
+    *, audit: bool = True, error: str | None = None, twice: bool = False, complaint: bool = False, silent: bool = False
+) -> Node:
+    """order asks risk, then has account debit; each fault changes what one of them writes or calls."""
+    steps = [span("order:POST risk", 8, span("risk:assess", 6, log("assessed")))]
+    if complaint:
+        steps.append(log("no instances available for account", severity=17))
+    elif silent:
+        steps.append(span("order:POST account", 12, kind="client"))
+    else:
+        calls = 2 if twice else 1
+        steps += [span("order:POST account", 12, debit(audit=audit, error=error)) for _ in range(calls)]
+    return span("gateway:pay", 60, span("order:pay", 50, *steps))
+
+
+class Bench:
+    """A detector with its epochs, driven as the engine does, learning 90 s after chains were closed."""
+
+    def __init__(self, **config: Any) -> None:
+        self.symbols = Symbols()
+        self.config = Config.model_validate({"detectors": {"context": config}})
+        self.detector = Topology(self.config, self.symbols)
+        self.epoch = int(START_S) // EPOCH_S
+        self.trace = 1
+        self.waiting: list[tuple[int, ChainBatch]] = []
+
+    def batch(self, roots: list[Node]) -> ChainBatch:
+        out = chains(self.symbols, roots, start_s=self.epoch * EPOCH_S, every_s=1.0, wait_s=0.0, first_trace=self.trace)
+        self.trace += len(roots)
+        return out
+
+    def run(self, epochs: int, **fault: Any) -> list[Findings]:
+        """The window findings of `epochs` epochs of payments."""
+        out = []
+        for _ in range(epochs):
+            batch = self.batch([payment(**fault) for _ in range(PER_EPOCH)])
+            self.detector.score(batch).checked(batch)
+            self.epoch += 1
+            now = self.epoch * EPOCH_S * NS
+            out.append(self.detector.advance(now))
+            self.waiting.append((now, batch))
+            while self.waiting[0][0] <= now - 90 * NS:
+                old = self.waiting.pop(0)[1]
+                self.detector.learn(old, np.ones(len(old), bool))
+        return out
+
+    def service(self, name: str) -> int:
+        return self.symbols.services.text.index(name)
+
+    def worst(self, found: list[Findings]) -> np.void:
+        rows = np.concatenate(found)
+        assert rows.size
+        return rows[np.argmin(rows["p"])]
+
+    def seen(self) -> list[float]:
+        return list(self.detector.snapshot()["slots"]["seen"].tolist())
+
+
+@pytest.fixture
+def bench() -> Bench:
+    """A detector that has seen ten quiet minutes."""
+    out = Bench()
+    assert sum(found.size for found in out.run(60)) == 0
+    return out
+
+
+def test_a_missing_log_is_told_with_its_template(bench: Bench) -> None:
+    row = bench.worst(bench.run(4, audit=False))
+    assert (row["kind"], row["service"]) == (Kind.MISSING_LOG, bench.service("account"))
+    told = bench.detector.evidence(row)
+    assert told["template"] == "debit booked"
+    assert told["text"] == 'Operation debit of account no longer writes "debit booked" (32 of 80 in 90 s)'.replace(
+        "(32 of 80", f"({told['unusual']} of {told['count']}"
+    )
+    assert told["unusual"] == 4 * PER_EPOCH
+
+
+def test_an_error_never_seen_is_an_error_of_its_service(bench: Bench) -> None:
+    found = np.concatenate(bench.run(4, error="ledger refused"))
+    assert set(found["kind"].tolist()) == {Kind.ERROR}
+    assert set(found["service"].tolist()) == {bench.service("account")}
+
+
+def test_a_doubled_call_is_a_call_never_made(bench: Bench) -> None:
+    row = bench.worst(bench.run(4, twice=True))
+    assert (row["kind"], row["service"]) == (Kind.UNSEEN_CALL, bench.service("order"))
+    assert 'calls account "debit"' in bench.detector.evidence(row)["text"]
+
+
+def test_a_complaint_about_a_peer_speaks_for_the_peer(bench: Bench) -> None:
+    """What else is unusual about the complaining service in those chains is a consequence."""
+    found = np.concatenate(bench.run(5, complaint=True))
+    assert set(zip(found["kind"].tolist(), found["level"].tolist(), strict=True)) == {(Kind.ERROR, Level.EDGE)}
+    assert set(found["service"].tolist()) == {bench.service("account")}
+    assert set(found["caller"].tolist()) == {bench.service("order")}
+    assert bench.detector.evidence(found[-1])["template"] == "no instances available for account"
+
+
+def test_an_unanswered_call_speaks_for_the_callee(bench: Bench) -> None:
+    found = np.concatenate(bench.run(4, silent=True))
+    edges = found[found["level"] == Level.EDGE]
+    assert set(edges["service"].tolist()) == {bench.service("account")}
+    assert set(edges["caller"].tolist()) == {bench.service("order")}
+
+
+def test_a_database_call_is_not_unanswered() -> None:
+    """A client span without another side is normal where it always was so; leaving a step out is the caller's doing."""
+    bench = Bench()
+
+    def root(skip: bool) -> Node:
+        steps = [span("order:sql", 3, kind="client"), span("order:POST risk", 8, span("risk:assess", 6))]
+        return span("gateway:pay", 60, span("order:pay", 50, *steps[: 1 if skip else 2]))
+
+    found = []
+    for epoch in range(66):
+        batch = bench.batch([root(skip=epoch >= 60) for _ in range(PER_EPOCH)])
+        bench.detector.score(batch)
+        bench.epoch += 1
+        found.append(bench.detector.advance(bench.epoch * EPOCH_S * NS))
+        bench.detector.learn(batch, np.full(len(batch), epoch < 60))
+    rows = np.concatenate(found)
+    assert set(rows["service"].tolist()) == {bench.service("order")}
+    assert set(rows["kind"].tolist()) == {Kind.UNUSUAL_CALLS}
+
+
+def test_the_order_of_concurrent_calls_does_not_matter(bench: Bench) -> None:
+    def swapped() -> Node:
+        steps = (
+            span("order:POST account", 12, debit()),
+            span("order:POST risk", 8, span("risk:assess", 6, log("assessed"))),
+        )
+        return span("gateway:pay", 60, span("order:pay", 50, *steps))
+
+    batch = bench.batch([swapped()])
+    scores = bench.detector.score(batch)
+    assert scores.findings.size == 0
+    assert scores.value.tolist() == [0.0]
+
+
+def test_the_cause_below_discounts_the_effect_above() -> None:
+    """When the callee fails, what the caller then writes is not as surprising as what the callee wrote."""
+    bench = Bench()
+
+    def root(fails: bool) -> Node:
+        inner = span("account:debit", 10, log("refused by the ledger" if fails else "booked"))
+        outer = [log("payment went wrong" if fails else "payment done")]
+        return span("gateway:pay", 60, span("order:pay", 50, span("order:POST", 12, inner), *outer))
+
+    found = []
+    for epoch in range(66):
+        batch = bench.batch([root(fails=epoch >= 60) for _ in range(PER_EPOCH)])
+        bench.detector.score(batch)
+        bench.epoch += 1
+        found.append(bench.detector.advance(bench.epoch * EPOCH_S * NS))
+        bench.detector.learn(batch, np.full(len(batch), epoch < 60))
+    assert set(np.concatenate(found)["service"].tolist()) == {bench.service("account")}
+
+
+def test_errors_in_alarm_are_not_learned_other_news_by_samples(bench: Bench) -> None:
+    size = len(bench.seen())
+    bench.run(30, error="ledger refused")
+    known = [row for row in range(bench.detector.rows_used) if bench.detector.rows["count"][row] > 0]
+    templates = {bench.symbols.events.text[e] for row in known for e in bench.detector.members[row].tolist() if e >= 0}
+    assert len(bench.seen()) == size
+    assert "ledger refused" not in templates
+
+
+def test_chains_that_are_not_normal_teach_nothing(bench: Bench) -> None:
+    before = bench.seen()
+    bench.detector.learn(bench.batch([payment()]), np.zeros(1, bool))
+    assert bench.seen() == before
+
+
+def test_grouping_of_chains_leaves_no_trace(bench: Bench) -> None:
+    state = bench.detector.snapshot()
+    batch = bench.batch([payment(audit=i % 2 == 0, complaint=i % 5 == 0) for i in range(20)])
+    now = (bench.epoch + 1) * EPOCH_S * NS
+    whole, together = bench.detector.score(batch), bench.detector.advance(now)
+    other = Topology(bench.config, bench.symbols)
+    other.restore(state)
+    parts = [other.score(batch.take(np.arange(a, b))) for a, b in ((0, 1), (1, 9), (9, 20))]
+    assert np.concatenate([part.value for part in parts]).tolist() == whole.value.tolist()
+    assert other.advance(now).tobytes() == together.tobytes()
+    assert [other.evidence(row) for row in together] == [bench.detector.evidence(row) for row in together]
+
+
+def test_a_restored_detector_goes_on_as_if_nothing_had_happened(bench: Bench) -> None:
+    bench.run(3, audit=False)
+    twin = Bench()
+    twin.symbols, twin.epoch, twin.trace = bench.symbols, bench.epoch, bench.trace
+    twin.detector = Topology(bench.config, bench.symbols)
+    twin.detector.restore(bench.detector.snapshot())
+    bench.waiting, twin.waiting = [], []
+    for mine, other in zip(bench.run(15, audit=False), twin.run(15, audit=False), strict=True):
+        assert mine.tobytes() == other.tobytes()
+    assert bench.seen() == twin.seen()
+
+
+def test_beyond_the_limit_elements_are_counted() -> None:
+    bench = Bench(elements_max=3)
+    bench.run(12)
+    assert bench.detector.windows.used == 3
+    assert bench.detector.windows.overflowed > 0
