@@ -10,6 +10,7 @@ When that refuses it too, the error names the byte and what was expected there.
 from __future__ import annotations
 
 import base64
+import binascii
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -230,6 +231,6 @@ def _id(text: str) -> str:
     try:
         if len(text) in {12, 24} and text.endswith("="):
             return text if len(base64.b64decode(text)) in {8, 16} else "/w=="
-        return base64.b64encode(bytes.fromhex(text)).decode()
+        return base64.b64encode(binascii.a2b_hex(text)).decode()
     except ValueError:
         return "/w=="

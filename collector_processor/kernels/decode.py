@@ -155,6 +155,8 @@ def read_span(buf, p, end, out, row, seed, wanted, lengths, cells, n_cells):
                     out[PARENT] = big64(buf, a)
                 elif b > a:
                     return UNUSUAL
+                else:
+                    out[PARENT] = 0
             elif field == 5:
                 out[EVENT] = hash_bytes(buf, a, b, seed)
                 out[TEXT] = uint64(a) << uint64(32) | uint64(b)
@@ -231,12 +233,11 @@ def read_log(buf, p, end, out, row, seed, wanted, lengths, links, cells, n_cells
                     cells[n_cells, 3] = ve
                     n_cells += 1
             elif field == 9:
-                if b - a == 16:
-                    out[TRACE_HI] = big64(buf, a)
-                    out[TRACE_LO] = big64(buf, a + 8)
+                is_id = b - a == 16  # of another length: as if there were none
+                out[TRACE_HI] = big64(buf, a) if is_id else uint64(0)
+                out[TRACE_LO] = big64(buf, a + 8) if is_id else uint64(0)
             elif field == 10:
-                if b - a == 8:
-                    out[SPAN] = big64(buf, a)
+                out[SPAN] = big64(buf, a) if b - a == 8 else uint64(0)
             elif field == 12:
                 name, name_end = a, b
         elif wire == 1:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 from numba import int64, njit, uint8, uint64
 
-from collector_processor.kernels.wire import finish, fixed64, hex_digit, mix
+from collector_processor.kernels.wire import MULTIPLIER, finish, fixed64, hex_digit, mix
 
 # What a field holds.
 STRING, HEX, BASE64, INT, UINT, BOOL, ENUM, DOUBLE, FIXED64, SFIXED64, FIXED32, SINT, MESSAGE = range(1, 14)
@@ -456,9 +456,12 @@ def same(buf, p, text):
 
 @njit(forceinline=True, _nrt=False)
 def hash_name(buf, a, b, scope):
-    """Hash of the name buf[a:b] in `scope`. The tables are fixed and small, and a name that collided would only be read
-    as another field of its sender's own, so hashes alone are compared."""
-    h = uint64(scope + 1) ^ uint64(b - a)
+    """Hash of the name buf[a:b] in `scope`.
+
+    The tables are fixed and small, and a name that collided would only be read as another field of its sender's own, so
+    hashes alone are compared. The scope is mixed in by itself: xored with the name's first bytes it would cancel them.
+    """
+    h = mix(mix(uint64(MULTIPLIER), uint64(scope + 1)), uint64(b - a))
     while b - a >= 8:
         h = mix(h, fixed64(buf, a))
         a += 8

@@ -306,7 +306,13 @@ def test_an_id_that_is_none_costs_its_own_record_only() -> None:
     good = span_of(f'{{"traceId":"{raw.hex()}","spanId":"00112233445566Ff"}}')
     assert (good.trace_id, good.span_id) == (raw, bytes.fromhex("00112233445566ff"))
     assert span_of(member("traceId", f'"{base64.b64encode(raw).decode()}"')).trace_id == raw
-    for bad in ("zz" * 16, "abc", "0" * 31 + "g", "=" * 24):
+    for bad in ("zz" * 16, "abc", "0" * 31 + "g", "=" * 24, "0" * 15 + "  " + "0" * 15):
+        _, slow = otlp_json.slowly(
+            b'{"resourceSpans":[{"scopeSpans":[{"spans":[{"traceId":"%s"}]}]}]}' % bad.encode(), None
+        )
+        assert (
+            slow == to_protobuf(b'{"resourceSpans":[{"scopeSpans":[{"spans":[{"traceId":"%s"}]}]}]}' % bad.encode())[1]
+        )
         assert len(span_of(member("traceId", f'"{bad}"')).trace_id) not in (0, 16)
     assert span_of('{"parentSpanId":""}').parent_span_id == b""
 
@@ -315,6 +321,30 @@ def test_lengths_of_every_size_are_written_right() -> None:
     for size in (0, 1, 126, 127, 128, 129, 200, *(() if WITHOUT_JIT else (16381, 16384, 70000, 2_100_000))):
         status = member("message", '"' + "m" * size + '"')
         assert span_of(f'{{"status":{status}, "name":"after"}}').status.message == "m" * size
+
+
+def test_a_name_is_known_in_its_own_scope_only() -> None:
+    """Every name of the schema, with its first byte changed in every way, in every message of a trace request."""
+    table = otlp_json.tables()
+    hashes = set(table.slots.tolist())
+    names = {name for signal in otlp_json.REQUESTS.values() for name in all_names(signal.DESCRIPTOR, set())}
+    scopes = range(table.fields[:, kernel.CHILD].max() + 2)
+    for name in names:
+        for first in range(1 if WITHOUT_JIT else 256):
+            changed = kernel.np.frombuffer(bytes([first]) + name.encode()[1:], kernel.np.uint8)
+            if bytes(changed).decode("latin-1") not in names:
+                assert not any(int(kernel.name_hash(changed, scope)) in hashes for scope in scopes)
+
+
+def all_names(descriptor: Any, seen: set[str]) -> set[str]:
+    out = set()
+    if descriptor.full_name not in seen:
+        seen.add(descriptor.full_name)
+        for field in descriptor.fields:
+            out |= {field.name, field.json_name}
+            if field.message_type:
+                out |= all_names(field.message_type, seen)
+    return out
 
 
 def test_metrics_are_read_too() -> None:

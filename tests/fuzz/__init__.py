@@ -1,0 +1,1 @@
+"""Differential fuzzers of the compiled kernels against the official protobuf classes."""
