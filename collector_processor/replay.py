@@ -70,17 +70,15 @@ class Replay:
         Raises:
             OSError: a file cannot be read.
         """
-        unread: dict[str, int] = {}
         bytes_max = self.engine.config.receivers.limits.request_bytes_max
         recording = open_recording(paths, otlp_json.to_protobuf, tenant=DEFAULT_TENANT, bytes_max=bytes_max)
         for count, (payload, reading) in enumerate(recording):
-            unread = reading.rejected
             self._first_ns = self._first_ns or payload.arrival_ns
             self._take(self.engine.process((payload,), payload.arrival_ns))
             if progress is not None and count % 64 == 0:
                 progress(reading.bytes_read)
         self._take(self.engine.flush())
-        return self._summary(dict(unread))
+        return self._summary(dict(recording.progress.rejected))
 
     def _take(self, output: Output) -> None:
         for incident in output.incidents:

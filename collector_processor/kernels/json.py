@@ -390,12 +390,17 @@ def double_bits(mantissa, exponent, powers):
 
 @njit(nogil=True, cache=True, _nrt=False)
 def read_double(buf, p, powers):
-    """(bits, next position) of a JSON number at p; position -1 when it is none, or has more than 19 digits."""
+    """(bits, next position) of a JSON number at p; position -1 when it is none, or its rounding cannot be decided here.
+
+    Nineteen digits are kept. When more follow, the number lies between the kept ones and the next: rounded alike, the
+    rest does not matter.
+    """
     negative = byte_at(buf, p) == 45
     if negative:
         p += 1
     mantissa = uint64(0)
     digits = 0
+    dropped = False
     exponent = int64(0)
     first = p
     point = int64(-1)
@@ -404,28 +409,33 @@ def read_double(buf, p, powers):
         if c == 46 and point < 0 and p > first:
             point = p + 1
         elif 48 <= c <= 57:
-            if digits > 0 or c != 48:
-                digits += 1
-            mantissa = mantissa * uint64(10) + uint64(c - 48)
+            if digits < 19:
+                digits += digits > 0 or c != 48
+                mantissa = mantissa * uint64(10) + uint64(c - 48)
+                exponent -= point >= 0
+            else:
+                dropped = True
+                exponent += point < 0
         else:
             break
         p += 1
     whole = (point - 1 if point >= 0 else p) - first
-    if digits > 19 or whole == 0 or point == p or (whole > 1 and buf[uint64(first)] == 48):
+    if whole == 0 or point == p or (whole > 1 and buf[uint64(first)] == 48):
         return uint64(0), int64(-1)
-    if point >= 0:
-        exponent = point - p
     c = byte_at(buf, p)
     if c == 101 or c == 69:
         p += 1
         sign = byte_at(buf, p)
         if sign == 43 or sign == 45:
             p += 1
-        value, minus, p = read_integer_digits(buf, p)
-        if minus or p < 0:
+        value, too_large, p = read_integer_digits(buf, p)
+        if too_large or p < 0:
             return uint64(0), int64(-1)
         exponent += -value if sign == 45 else value
     bits, ok = double_bits(mantissa, exponent, powers)
+    if dropped and ok:
+        above, ok = double_bits(mantissa + uint64(1), exponent, powers)
+        ok &= above == bits
     if not ok:
         return uint64(0), int64(-1)
     return bits | (uint64(negative) << uint64(63)), p

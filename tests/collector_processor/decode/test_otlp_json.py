@@ -260,6 +260,20 @@ def test_every_decimal_of_up_to_nineteen_digits_is_rounded_right(mantissa: int, 
         assert struct.unpack("<d", struct.pack("<Q", int(bits)))[0] == float(f"{mantissa}e{exponent}")
 
 
+@few
+@given(st.from_regex(r"\A(?:0|[1-9][0-9]{0,30})(?:\.[0-9]{1,40})?(?:[eE][-+]?[0-9]{1,2})?\Z"))
+def test_numbers_of_any_length_become_the_nearest_double(number: str) -> None:
+    assert value_of(member("doubleValue", number)).double_value == float(number)
+
+
+def test_a_long_number_does_not_cost_a_large_request() -> None:
+    spans = ",".join(['{"name":"x"}'] * 20_000)
+    long = '{"attributes":[{"key":"k","value":{"doubleValue":0.12345678901234567890123}}]}'
+    request = parsed(f'{{"resourceSpans":[{{"scopeSpans":[{{"spans":[{spans},{long}]}}]}}]}}'.encode())
+    kept = request.resource_spans[0].scope_spans[0].spans[-1].attributes[0].value.double_value
+    assert kept == 0.12345678901234567890123
+
+
 def test_numbers_that_are_words() -> None:
     assert math.isnan(value_of('{"doubleValue":"NaN"}').double_value)
     assert value_of('{"doubleValue":"Infinity"}').double_value == math.inf
