@@ -70,8 +70,8 @@ class Familiarity:
         """A new row of `flow`."""
         new = self.size
         self.size += 1
-        for name in self.row:
-            self.row[name] = grown(self.row[name], self.size)
+        if self.size > self.row["flow"].size:
+            self.row = {name: grown(values, self.size) for name, values in self.row.items()}
         self.row["flow"][new], self.row["ratio"][new], self.row["first_ns"][new] = flow, 1.0, now_ns
         if flow >= self.flow["total"].size:
             self.flow = {name: grown(values, flow + 1) for name, values in self.flow.items()}

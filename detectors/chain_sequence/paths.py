@@ -114,8 +114,8 @@ class PathTable:
             return found
         row = self.familiarity.add(flow, now_ns)
         self.size = row + 1
-        for name in self.column:
-            self.column[name] = grown(self.column[name], self.size)
+        if self.size > self.column["key"].size:
+            self.column = {name: grown(values, self.size) for name, values in self.column.items()}
         self.pool = grown(self.pool, self.used + events.size)
         self.callers = grown(self.callers, self.used + events.size)
         self.clients = grown(self.clients, self.used + events.size)

@@ -161,7 +161,8 @@ class LaneTable:
             return found
         row = self.ids[key] = self.size
         self.size += 1
-        self.column = {name: grown(values, self.size) for name, values in self.column.items()}
+        if self.size > self.column["head"].size:
+            self.column = {name: grown(values, self.size) for name, values in self.column.items()}
         places = events.size + 1
         self.pool, self.model = grown(self.pool, self.used + places), grown(self.model, self.used + places)
         self.pool[self.used : self.used + events.size] = events

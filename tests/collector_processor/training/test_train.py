@@ -11,10 +11,13 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs the extra: pip install 'spanchain[train]'")
 pytest.importorskip("onnx", reason="training needs the extra: pip install 'spanchain[train]'")
 
-from collector_processor.training import train as training  # noqa: E402 - only where PyTorch is
+from collector_processor.config import Config  # noqa: E402 - only where PyTorch is
+from collector_processor.simulator.recording import record  # noqa: E402
+from collector_processor.training import train as training  # noqa: E402
 from collector_processor.training.fit import fit, held_out_nats, prepare  # noqa: E402
 from collector_processor.training.general import main as build_general  # noqa: E402
 from collector_processor.training.network import Network, write  # noqa: E402
+from collector_processor.training.registry import promote, versions  # noqa: E402
 from collector_processor.training.synthetic import make_system  # noqa: E402
 from detectors.sequence_transformer.detector import SHIPPED  # noqa: E402
 from detectors.sequence_transformer.promoted import described  # noqa: E402
@@ -79,3 +82,21 @@ def test_frequent_events_are_masked_more_and_rare_ones_weigh_more() -> None:
     often, rare = int(np.argmax(count)), int(np.argmin(count))
     assert part.masked[often] > part.masked[rare]
     assert part.rarity[rare] > part.rarity[often]
+
+
+@pytest.mark.slow
+def test_a_recording_becomes_a_model_that_can_be_promoted(tmp_path: Path) -> None:
+    """Ten minutes of the simulated platform: its lanes are learned, and what is held out gets more probable."""
+    record(tmp_path / "recording", hours=0.17, seed=3, faults=())
+    facts = training.train([tmp_path / "recording"], tmp_path / "models", Config(), steps=300)
+    assert facts["lanes"] >= training.LANES_MIN
+    assert facts["nats_with_model"] < facts["nats_ngram"]
+    promote(tmp_path / "models", facts["version"])
+    assert [v.current for v in versions(tmp_path / "models")] == [True]
+
+
+def test_a_recording_with_too_little_in_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record(tmp_path / "recording", hours=0.01, seed=3, faults=())
+    monkeypatch.setattr(training, "LANES_MIN", 1_000_000)
+    with pytest.raises(training.TooLittleError, match="at least 1000000"):
+        training.train([tmp_path / "recording"], tmp_path / "models", Config(), steps=1)
