@@ -52,20 +52,34 @@ Recordings = Annotated[
 
 def fail(message: str, code: int = 2) -> NoReturn:
     """Ends the command with `message` on standard error."""
-    err.print(f"spanchain: {message}", style="red", highlight=False, markup=False)
+    err.print(f"spanchain: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(code)
 
 
 def load_config(path: Path | None) -> Config:
-    """The config in `path`, or the defaults; ends the command when it is wrong."""
+    """The config in `path`, or the defaults; ends the command when it is wrong, or a rule file that it names."""
     from collector_processor.config import Config
     from collector_processor.config_file import ConfigError, load
 
     if path is None:
         return Config()
     try:
-        return load(path)
+        settings = load(path)
     except ConfigError as error:
+        fail(str(error))
+    if settings.detectors.context.rules:
+        check_rules(settings)
+    return settings
+
+
+def check_rules(settings: Config) -> None:
+    """Ends the command when a rule file cannot be used."""
+    from collector_processor.model import Symbols
+    from detectors.context.rules import Rules, RulesError
+
+    try:
+        Rules(settings.detectors.context.rules, settings.join.attributes, Symbols())
+    except RulesError as error:
         fail(str(error))
 
 

@@ -180,6 +180,8 @@ class OnlineConfig(Section):
     """Whether this detector runs."""
     window_s: Positive = 90.0
     """Time over which surprises of one element are summed."""
+    slice_s: Positive = 60.0
+    """Time over which a flow is looked at as a whole."""
     elements_max: Count = 16_384
     """Operations, calls and services that are measured; further ones are counted."""
     learn_min: Count = 5

@@ -3,7 +3,7 @@
 How it works. `score` looks surprises up in tables frozen since the last boundary and adds them to the current epoch of
 a window per element (`kernels/windows.py`). `advance` judges the windows: an element whose sum is too improbable even
 without its greatest epoch becomes a finding. `learn` adds durations to the histograms (`history.py`) when the
-quarantine is over, except where an alarm was about them.
+quarantine is over, except where an alarm was about them. `slices.py` looks at flows as a whole, minute by minute.
 
 Keys of elements are packed: `kernels/elements.py`.
 """
@@ -35,6 +35,7 @@ from collector_processor.model import (
     no_findings,
 )
 from detectors.online.history import History
+from detectors.online.slices import Slices
 from detectors.protocol import Scores, sampled
 
 NS = 1_000_000_000
@@ -69,6 +70,7 @@ class Online:
         columns = max(2, round(self.config.window_s / config.engine.epoch_s))
         self.windows = Windows(self.config.elements_max, columns, epoch_ns, PRIOR, self.config.kept, 0.0)
         self.history = History(self.config)
+        self.slices = Slices(self.config.slice_s)
         self.pools = np.full((3, config.decode.services_max), NONE, np.int32)
         self.facts: dict[int, tuple[int, int]] = {}  # slow ones and all, of the windows last reported, by slot
 
@@ -95,7 +97,9 @@ class Online:
             *(w.level, w.sums, w.counts, w.hits, w.hit_values, w.hit_usual, self.config.hit),
             *(value, surprise, slot),
         )
-        return Scores(in_nats(value), self._chain_findings(batch, o, surprise, slot))
+        nats = in_nats(value)
+        self.slices.observe(batch, nats)
+        return Scores(nats, self._chain_findings(batch, o, surprise, slot))
 
     def _material(self, batch: ChainBatch) -> F64:
         """[n] the delay in ns that matters to a chain: a share of its time, or of its flow's usual time if longer."""
@@ -132,7 +136,8 @@ class Online:
         exponent = self.windows.judge(now_ns, self.config.hold)
         findings = self._window_findings(np.flatnonzero(exponent >= self.config.report), exponent)
         self.windows.turn(now_ns)
-        return findings
+        slices = self.slices.advance(now_ns)
+        return np.concatenate([findings, slices]) if slices.size else findings
 
     def _window_findings(self, slots: I64, exponent: F32) -> Findings:
         w = self.windows
@@ -205,6 +210,9 @@ class Online:
 
     def evidence(self, finding: np.void) -> dict[str, Any]:
         slot = int(finding["detail"])
+        if finding["level"] == Level.FLOW:
+            text = self.slices.sentence(int(finding["flow"]), self.symbols.flows.text[int(finding["flow"])])
+            return {"text": text} if text else {}
         out: dict[str, Any] = {"expected": float(finding["expected"]), "actual": float(finding["actual"])}
         if slot >= 0:
             out["history"] = int(self.history.seen[slot]) if slot < self.history.rows else 0
@@ -244,12 +252,14 @@ class Online:
             "version": 1,
             "windows": self.windows.snapshot(),
             "history": self.history.snapshot(self.windows.used),
+            "slices": self.slices.snapshot(),
             "facts": [[slot, *counts] for slot, counts in self.facts.items()],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         self.windows.restore(state["windows"])
         self.history.restore(state["history"])
+        self.slices.restore(state["slices"])
         self.facts = {int(slot): (int(slow), int(count)) for slot, slow, count in state["facts"]}
         self.pools[:] = NONE
         for slot, key in enumerate(self.windows.key[: self.windows.used].astype(np.int64).tolist()):

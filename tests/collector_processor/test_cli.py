@@ -75,9 +75,7 @@ def ids(folder: Path) -> list[str]:
     return sorted(json.loads(line)["verdict_id"] for line in (folder / "verdicts.jsonl").read_text().splitlines())
 
 
-def test_json_and_protobuf_give_the_same_verdicts(
-    recordings: tuple[Path, list[Path]], tmp_path: Path
-) -> None:
+def test_json_and_protobuf_give_the_same_verdicts(recordings: tuple[Path, list[Path]], tmp_path: Path) -> None:
     as_json, as_protobuf = recordings
     first = replay([as_json], tmp_path / "a")
     second = replay(as_protobuf, tmp_path / "b")
@@ -166,3 +164,16 @@ def test_doctor_finds_what_is_wrong(tmp_path: Path) -> None:
     assert "✓ engine" in result.output
     assert "✗ Alertmanager" in result.output
     assert result.exit_code == 1
+
+
+def test_a_bad_rule_is_refused_with_its_place_by_every_command(tmp_path: Path) -> None:
+    rules = tmp_path / "rules.yaml"
+    rules.write_text("rules:\n  - {name: r, category: system, severity: info, text: x, require: [{presant: a}]}\n")
+    path = tmp_path / "config.yaml"
+    path.write_text(f"detectors: {{context: {{rules: [{rules}]}}}}\n")
+    recording = tmp_path / "empty.jsonl"
+    recording.touch()
+    for command in (["validate", str(path)], ["replay", str(recording), "--config", str(path)]):
+        result = RUN.invoke(app, command)
+        assert result.exit_code == 2
+        assert f"{rules}:2: rule r: require.0.presant" in result.stderr.replace("\n", "")

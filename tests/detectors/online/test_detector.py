@@ -195,6 +195,8 @@ def test_a_restored_detector_goes_on_as_if_nothing_had_happened(bench: Bench) ->
 def _flat(state: Any) -> Any:
     if isinstance(state, dict):
         return {key: _flat(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [_flat(value) for value in state]
     return state.tobytes() if isinstance(state, np.ndarray) else state
 
 
