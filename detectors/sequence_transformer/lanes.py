@@ -22,6 +22,7 @@ from detectors.sequence_transformer.transformer import Lane, Transformer
 
 PORTION = 0.2  # of what was counted before: less is not yet counted
 NGRAMS_MAX = 1 << 21  # slots of the n-gram table
+FIRST_SIGHTS = 64  # occurrences of unknown lanes that are entered before the others are looked up again
 LENGTH_MAX = 512  # events of a lane that are judged
 VOCABULARY_MAX = 1024  # events that the Transformer weighs against each other
 COLUMNS: dict[str, type] = {
@@ -118,15 +119,18 @@ class LaneTable:
         lane, offsets = np.empty(room, np.int32), np.empty(len(batch) + 1, np.int64)
         unknown = np.empty((room, 4), np.int32)
         columns = (batch.event, batch.parent, batch.kind, batch.offsets, self.keys, self.rows)
-        missing = kernels.lanes_of(*columns, *scratch, lane, offsets, unknown)
-        if missing:
-            known = self.size
-            for place, chain, slot, kind in unknown[:missing].tolist():
-                lane[place] = self._row_on_sight(batch, chain, slot, kind)
+        known, several = self.size, FIRST_SIGHTS
+        while missing := kernels.lanes_of(*columns, *scratch, lane, offsets, unknown):
+            # Most of what is unknown in a batch is the same few lanes again: enter some, and look again.
+            for _, chain, slot, kind in unknown[: min(missing, several)].tolist():
+                self._row_on_sight(batch, chain, slot, kind)
+            several *= 2
+            columns = (batch.event, batch.parent, batch.kind, batch.offsets, self.keys, self.rows)
+        if self.size > known:
             self.value_new(range(known, self.size))
         return Found(lane[: offsets[-1]], offsets)
 
-    def _row_on_sight(self, batch: ChainBatch, chain: int, slot: int, kind: int) -> int:
+    def _row_on_sight(self, batch: ChainBatch, chain: int, slot: int, kind: int) -> None:
         lo, hi = int(batch.offsets[chain]), int(batch.offsets[chain + 1])
         inside = batch.parent[lo:hi] == lo + slot if slot < hi - lo else batch.parent[lo:hi] < lo
         inside &= (batch.kind[lo:hi] == 0) == (kind == kernels.LOGS)
@@ -135,9 +139,7 @@ class LaneTable:
         key = kernels.key_of(events, head, kind)
         spare = np.zeros((2, events.size), np.int32)
         events = events[: collapse(events, spare[0], spare[1])][:LENGTH_MAX]
-        row = self.add(head, kind, events, int(batch.closed_ns[chain]))
-        self._enter(key, row)
-        return row
+        self._enter(key, self.add(head, kind, events, int(batch.closed_ns[chain])))
 
     def _enter(self, key: int, row: int) -> None:
         """Remembers the row of a hash; a table with too many (loops of every length) starts anew."""
