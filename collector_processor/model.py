@@ -236,7 +236,7 @@ class Symbols:
     | instances | `service.instance.id` (or pod, or host) of a service | service |
     | events | operation (span name and kind) or log template, of a service | service, is_log, kind |
     | flows | tenant + entry service + entry operation | tenant, event (the entry operation) |
-    | paths | order of modules, within a flow; `path_steps[id]` holds the event ids; text `a > b > c`, shortened | flow |
+    | paths | order of modules, within a flow; `path_steps[id]` holds the event ids; text `a > b > c`, cut | flow |
     """
 
     def __init__(
