@@ -1,8 +1,9 @@
 """Kernels over bags: the distinct events of a chain with a level each, ascending by event; and over attribute values.
 
 How it works. A level is 1 + the half-octave of a count (1, 2, 3, 4-5, 6-7, 8-11, ...: 1, 3, 4, 5, 6, 7, ...), so that
-one round more of a long loop makes no other bag. Two bags differ by the weighted sum of differences of levels; the
-distance divides that by the weighted sum of the greater levels (Bray and Curtis): 0 equal, 1 nothing in common.
+one round more of a long loop makes no other bag. Two bags differ by the weighted sum of differences of levels. Divided
+by the weighted sum of the greater levels that is Bray and Curtis' distance; divided by its root, as here, neither short
+chains nor long ones are far apart by nature, for independent deviations add up like the root.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ def bag(events):
 
 
 @njit(cache=True, nogil=True)
-def distances(event, level, pool_event, pool_level, start, length, rows, weight, out):
-    """out[r] = distance of the bag (event, level) to each of `rows`."""
+def deviations(event, level, pool_event, pool_level, start, length, rows, weight, out):
+    """out[r] = deviation of the bag (event, level) from each of `rows`."""
     for r in range(rows.size):
         a = start[rows[r]]
         end = a + length[rows[r]]
@@ -61,7 +62,7 @@ def distances(event, level, pool_event, pool_level, start, length, rows, weight,
                 together += weight[event[i]] * max(x, y)
                 i += 1
                 a += 1
-        out[r] = apart / together if together > 0.0 else 0.0
+        out[r] = apart / math.sqrt(together) if together > 0.0 else 0.0
 
 
 @njit(cache=True, nogil=True)

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from river import anomaly, drift
 
 from collector_processor.model import F64, I64, NONE, ChainBatch, Findings, Kind, Level, no_findings
 
@@ -28,6 +27,9 @@ CHAINS_MIN = 10  # of a slice that is judged
 SLICES_MIN = 60  # of a flow before its slices are findings
 TREE_SLICES = 60  # after which the trees take the last ones as their reference
 SCORES_KEPT = 512
+RIVER_SLICES = (
+    3  # of a flow before River is asked, which takes a second to load; its trees say 0 of the first 60 anyway
+)
 ADWIN_MAX = 512  # p-values after which ADWIN starts anew, so that a restart can replay it
 ADWIN_DELTA = 0.002
 ADWIN_SEEDS = 30
@@ -40,12 +42,16 @@ ERROR_SPAN, ERROR_LOG = 2, 17
 
 
 def _trees() -> Any:
+    from river import anomaly
+
     limits: dict[Any, tuple[float, float]] = dict.fromkeys(FEATURES, (0.0, 1.0))
     return anomaly.HalfSpaceTrees(n_trees=8, height=6, window_size=TREE_SLICES, limits=limits, seed=1)
 
 
 def _adwin() -> Any:
     """ADWIN that has seen what p-values are when nothing drifts: evenly spread ones."""
+    from river import drift
+
     made: Any = drift.ADWIN
     out = made(delta=ADWIN_DELTA)
     for i in range(ADWIN_SEEDS):
@@ -64,26 +70,38 @@ class Flow:
     scores: list[float] = field(default_factory=list)
     p_values: list[float] = field(default_factory=list)  # since ADWIN was made
     drifts: int = 0
-    trees: Any = field(default_factory=_trees)
-    adwin: Any = field(default_factory=_adwin)
+    trees: Any = None
+    adwin: Any = None
 
     def score(self, squashed: list[float]) -> float:
+        if self.trees is None:
+            return 0.0
         return float(self.trees.score_one(dict(zip(FEATURES, squashed, strict=True))))
 
     def learn(self, squashed: list[float]) -> None:
-        self.trees.learn_one(dict(zip(FEATURES, squashed, strict=True)))
         self.samples.append(squashed)
+        if self.trees is not None:
+            self.trees.learn_one(dict(zip(FEATURES, squashed, strict=True)))
+        elif len(self.samples) >= RIVER_SLICES:
+            self.trees = _trees()
+            for sample in self.samples:
+                self.trees.learn_one(dict(zip(FEATURES, sample, strict=True)))
         if len(self.samples) == 2 * TREE_SLICES:
             del self.samples[:TREE_SLICES]
 
     def has_drifted(self, p: float) -> bool:
         """Takes in a p-value; whether ADWIN finds that they have changed for good."""
-        self.adwin.update(p)
         self.p_values.append(p)
-        drifted = bool(self.adwin.drift_detected)
+        if self.adwin is not None:
+            self.adwin.update(p)
+        elif len(self.p_values) >= RIVER_SLICES:
+            self.adwin = _adwin()
+            for value in self.p_values:
+                self.adwin.update(value)
+        drifted = self.adwin is not None and bool(self.adwin.drift_detected)
         if drifted or len(self.p_values) >= ADWIN_MAX:
             self.drifts += drifted
-            self.adwin, self.p_values = _adwin(), []
+            self.adwin, self.p_values = None, []
         return drifted
 
 
@@ -226,10 +244,9 @@ class Slices:
         for saved in state["flows"]:
             flow = Flow(np.array(saved["mean"]), np.array(saved["deviation"]), int(saved["slices"]))
             for sample in saved["samples"]:
-                flow.trees.learn_one(dict(zip(FEATURES, sample, strict=True)))
-                flow.samples.append([float(value) for value in sample])
+                flow.learn([float(value) for value in sample])
             for p in saved["p_values"]:
-                flow.adwin.update(float(p))
-                flow.p_values.append(float(p))
-            flow.scores, flow.drifts = [float(score) for score in saved["scores"]], int(saved["drifts"])
+                flow.has_drifted(float(p))
+            flow.drifts = int(saved["drifts"])
+            flow.scores = [float(score) for score in saved["scores"]]
             self.flows[int(saved["flow"])] = flow

@@ -9,6 +9,7 @@ small step. What remains says which event is farthest from everything known.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,8 @@ WEIGHTS_GROWTH = 1.05  # chains by which the core grows before weights are compu
 class Nearest:
     """How far a bag is from the core."""
 
-    distance: float  # 0-1
+    distance: float  # 0-1: 0 equal, 1 nothing in common
+    deviation: float  # what chains of any length are compared by
     row: int = NONE  # the nearest bag
     event: int = NONE  # what is farthest from everything known
     extra: bool = True  # it is there and not known, else it is known and missing (or differs in number)
@@ -114,12 +116,14 @@ class BagTable:
             good = self.familiarity.row["good"][rows]
             rows = rows[np.argsort(-good, kind="stable")[: self.compared_max]]
         if rows.size == 0:
-            return Nearest(1.0)
+            return Nearest(1.0, float(np.sqrt((self.weight[self.bag(row)[0]] * self.bag(row)[1]).sum())))
         event, level = self.bag(row)
-        distance = np.empty(rows.size)
-        kernels.distances(*(event, level, self.event, self.level, self.start, self.length, rows, self.weight, distance))
-        order = np.argsort(distance, kind="stable")[:NEAREST]
-        return min((self._compared(row, int(rows[i])) for i in order), key=lambda found: found.distance)
+        deviation = np.empty(rows.size)
+        kernels.deviations(
+            *(event, level, self.event, self.level, self.start, self.length, rows, self.weight, deviation)
+        )
+        order = np.argsort(deviation, kind="stable")[:NEAREST]
+        return min((self._compared(row, int(rows[i])) for i in order), key=lambda found: found.deviation)
 
     def _compared(self, row: int, other: int) -> Nearest:
         """The distance of two bags when events that only one has may stand for similar ones that only the other has."""
@@ -142,8 +146,12 @@ class BagTable:
             cost[only_theirs] *= 1.0 - alike.max(axis=0)
         total = float((weight * np.maximum(mine, theirs)).sum())
         worst = int(np.argmax(cost))
-        distance = float(cost.sum()) / total if total else 0.0
-        return Nearest(distance, other, int(both[worst]), bool(mine[worst] > theirs[worst]))
+        if total == 0.0:
+            return Nearest(0.0, 0.0, other)
+        apart = float(cost.sum())
+        return Nearest(
+            apart / total, apart / math.sqrt(total), other, int(both[worst]), bool(mine[worst] > theirs[worst])
+        )
 
     def learn(self, rows: I32, batch: ChainBatch, normal: Bool, odd: F64) -> bool:
         """Counts chains; True when a bag became known, or stopped being so, or weights changed."""

@@ -10,6 +10,7 @@ day.
 from __future__ import annotations
 
 import math
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from detectors.retrieval.values import Values
 
 NS = 1_000_000_000
 P_MIN = 1e-15
-DISTANCE = 0.1  # of a new normal bag from the core, before any was seen
+DEVIATION = 1.0  # of a new normal bag from the core, before any was seen
 TRUSTED = 3.0  # normal chains from which on known content is as good as any: rarity is for other detectors to say
 FINDING_P = 0.05  # a chain is a finding up to this
 FADE_EVERY_S = 600
@@ -53,7 +54,7 @@ class Retrieval:
 
     def __init__(self, config: RetrievalConfig, symbols: Symbols, attributes: tuple[str, ...]) -> None:
         self.config, self.symbols, self.attributes = config, symbols, attributes
-        self.known = Familiarity(config.learn_chains_min, DISTANCE)
+        self.known = Familiarity(config.learn_chains_min, DEVIATION)
         self.vectors = EventVectors(embedder(config), config.vectors_max)
         self.bags = BagTable(symbols, self.known, self.vectors, config.core_max, config.compared_max)
         self.values = Values(config.values_max, config.learn_chains_min)
@@ -110,7 +111,7 @@ class Retrieval:
         if found is None:
             flow = int(self.known.row["flow"][row])
             nearest = self.bags.nearest(row)
-            p = self.known.new_rate(flow) * self.known.odder_share(flow, nearest.distance)
+            p = self.known.new_rate(flow) * self.known.odder_share(flow, nearest.deviation)
             found = self.judged[row] = (max(P_MIN, p), nearest)
         return found
 
@@ -147,7 +148,7 @@ class Retrieval:
         rows = self.bags.rows(batch)
         odd = np.zeros(self.bags.size)
         for row in np.unique(rows[(self.known.row["good"][rows] <= 0) & normal]).tolist():
-            odd[row] = self._judgement(row)[1].distance
+            odd[row] = self._judgement(row)[1].deviation
         changed = self.bags.learn(rows, batch, normal, odd)
         if batch.cell_record.size:
             self.values.learn(batch, normal)
@@ -194,14 +195,14 @@ class Retrieval:
         return describe_young(self.known, self.symbols.flows.text, "contents of chains")
 
     def snapshot(self) -> dict[str, Any]:
-        judged = [(row, p, n.distance, n.row, n.event, n.extra) for row, (p, n) in self.judged.items()]
+        judged = [(row, p, *astuple(nearest)) for row, (p, nearest) in self.judged.items()]
         return {
             "version": 1,
             "known": self.known.snapshot(),
             "bags": self.bags.snapshot(),
             "vectors": self.vectors.snapshot(),
             "values": self.values.snapshot(),
-            "judged": np.array(judged, np.float64).reshape(-1, 6),
+            "judged": np.array(judged, np.float64).reshape(-1, 7),
             "learned_at": self.learned_at,
             "faded_ns": self.faded_ns,
         }
@@ -214,8 +215,8 @@ class Retrieval:
         self.vectors.restore(state["vectors"])
         self.values.restore(state["values"])
         self.judged = {
-            int(row): (p, Nearest(distance, int(other), int(event), bool(extra)))
-            for row, p, distance, other, event, extra in np.asarray(state["judged"]).tolist()
+            int(row): (p, Nearest(distance, deviation, int(other), int(event), bool(extra)))
+            for row, p, distance, deviation, other, event, extra in np.asarray(state["judged"]).tolist()
         }
         self.learned_at, self.faded_ns = float(state["learned_at"]), int(state["faded_ns"])
 
