@@ -301,6 +301,11 @@ def train(
         out.print(f"{name}: {value}", highlight=False, markup=False)
 
 
+def where_used(models: Path) -> str:
+    """How a service comes to look into the folder `models`."""
+    return f"the service looks there when detectors.sequence_transformer.model is {models}"
+
+
 models_app = typer.Typer(help="Trained models: what there is, and which is in use.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 
@@ -330,7 +335,7 @@ def models_promote(
         promote(models, version, force=force)
     except ModelError as error:
         fail(str(error), 1)
-    out.print(f"{version} is in use from the next start on", highlight=False, markup=False)
+    out.print(f"{version} is in use from the next start on; {where_used(models)}", highlight=False, markup=False)
 
 
 @models_app.command("rollback")
@@ -342,7 +347,8 @@ def models_rollback(models: ModelFolder = MODELS) -> None:
         version = rollback(models)
     except ModelError as error:
         fail(str(error), 1)
-    out.print(f"in use from the next start on: {version or 'the model that ships with spanchain'}", highlight=False)
+    name = version or "the model that ships with spanchain"
+    out.print(f"in use from the next start on: {name}; {where_used(models)}", highlight=False, markup=False)
 
 
 def main() -> None:
