@@ -136,8 +136,8 @@ def run(binaries: Binaries, telemetrygen: Path, tmp_path_factory: pytest.TempPat
         )
         subject = first["subject"]["service"]
         firing = f'ALERTS{{alertstate="firing", service="{subject}"}}'
-        prometheus.wait_for("the alert to fire", lambda: site.query(firing), timeout_s=20, poll_s=0.5)
-        prometheus.wait_for("the page", lambda: pages_about(subject, pager), timeout_s=20)
+        prometheus.wait_for("the alert to fire", lambda: site.query(firing), timeout_s=60, poll_s=0.5)
+        prometheus.wait_for("the page", lambda: pages_about(subject, pager), timeout_s=90)
         platform.wait_end(length_s + 30)
         received = 'sum(spanchain_records_received_total{signal=~"traces|logs"})'
 

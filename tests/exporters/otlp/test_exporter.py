@@ -148,7 +148,7 @@ def test_requests_stay_below_the_limit_of_receivers(make: Make, sink: GrpcSink) 
     exporter = make(request_bytes_max=50_000)
     for start in range(0, 400, 50):
         exporter.export(verdicts(50, 50, first_trace=1 + start), [])
-    exporter.shutdown(20)
+    exporter.shutdown(60)
     assert max(len(body) for _, body in sink.taken) <= 50_000
     assert len(sink.taken) > 4
     ids = Counter(attribute(log, "spanchain.anomaly.verdict_id") for log in taken(sink, "logs"))
