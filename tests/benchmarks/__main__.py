@@ -87,6 +87,8 @@ def end_to_end() -> Iterator[Row]:
     yield Row("  peak memory, service / Collector", memory_of(found), "", reached=True)
     latency = f"{found['latency_p50_s']:.2f} / {found['latency_p99_s']:.2f} s"
     yield Row("verdict latency p50 / p99 after the wait, at full load", latency, "", reached=True)
+    yield at_most("CPU a record with the journal at os / without it", service.journal_cost(), 1.15)
+    yield at_most("ready to serve, kernels compiled", service.start_s(), 2, "s")
 
 
 def memory_of(found: dict[str, float]) -> str:

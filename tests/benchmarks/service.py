@@ -5,7 +5,8 @@ ready-made requests over one connection per signal, four at a time. CPU time is 
 /proc, from the first request until it has nothing more to do: spanchain has judged every chain, the Collector has
 released every trace (wait_duration 1 s). spanchain decodes spans and logs, joins them, runs all detectors and writes a
 journal; the Collector groups spans by trace id and drops them and the logs. Verdict latency comes from the service's
-own histogram: from the arrival of a chain's last record to its verdict, less the wait for further records.
+own histogram: from the arrival of a chain's last record to its verdict, less the wait for further records. The cost of
+the journal is the same run at `durability: os` and at `none`, in turns. The start is from exec to `/readyz`.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,8 +74,9 @@ def measured(process: Process, address: str, mix: Mix, done: Callable[[], bool])
     return Measured(mix.records / (cpu_seconds(process.pid) - before), peak_mib(process.pid))
 
 
-def spanchain(folder: Path, mix: Mix) -> tuple[Measured, dict[str, float]]:
-    """The service; and the quantiles of its verdict latency after the wait, in seconds."""
+@contextmanager
+def serving(folder: Path, durability: str = "fsync") -> Iterator[tuple[Process, str, str]]:
+    """The service, ready; with the address of its gRPC receiver and the URL of its metrics."""
     grpc_port, http_port, metrics, health = free_ports(4)
     config = {
         "receivers": {
@@ -83,17 +86,22 @@ def spanchain(folder: Path, mix: Mix) -> tuple[Measured, dict[str, float]]:
         "join": {"wait_initial_s": WAIT_S, "wait_min_s": WAIT_S, "wait_max_s": WAIT_S},
         "exporters": {"prometheus": {"port": metrics}},
         "service": {"health": {"port": health}},
+        "journal": {"durability": durability},
     }
+    folder.mkdir(exist_ok=True)
     path = folder / "spanchain.yaml"
     path.write_text(yaml.safe_dump(config))
     with Processes(folder) as processes:
         process = processes.start("spanchain", SPANCHAIN, "serve", "--config", path, "--data", folder / "data")
         process.wait_http(f"http://127.0.0.1:{health}/readyz", 120)
-        url = f"http://127.0.0.1:{metrics}/metrics"
+        yield process, f"127.0.0.1:{grpc_port}", f"http://127.0.0.1:{metrics}/metrics"
+
+
+def spanchain(folder: Path, mix: Mix, durability: str = "fsync") -> tuple[Measured, dict[str, float]]:
+    """The service; and the quantiles of its verdict latency after the wait, in seconds."""
+    with serving(folder, durability) as (process, address, url):
         chains = mix.records / RECORDS_A_TRACE + WARM_TRACES
-        result = measured(
-            process, f"127.0.0.1:{grpc_port}", mix, lambda: total(http_get(url), "spanchain_chains_total") >= chains
-        )
+        result = measured(process, address, mix, lambda: total(http_get(url), "spanchain_chains_total") >= chains)
         return result, latencies(http_get(url), WAIT_S)
 
 
@@ -162,12 +170,35 @@ class _Idle:
         return now - self._last[0] >= 2.0
 
 
+def journal_cost(traces: int = 40_000, rounds: int = 2) -> float:
+    """CPU per record with the journal at `os` over that without one: the best of `rounds` of each, in turns."""
+    mix = payment_mix(traces, t0=time.time_ns())
+    best = {"none": 0.0, "os": 0.0}
+    with tempfile.TemporaryDirectory() as name:
+        for number in range(rounds):
+            for durability, before in best.items():
+                found, _ = spanchain(Path(name) / f"{durability}{number}", mix, durability)
+                best[durability] = max(before, found.records_cpu_s)
+    return best["none"] / best["os"]
+
+
+def start_s(rounds: int = 3) -> float:
+    """Seconds from exec to `/readyz`, the best of `rounds`: the first may find nothing in the page cache."""
+    found = []
+    with tempfile.TemporaryDirectory() as name:
+        for number in range(rounds):
+            begun = time.monotonic()
+            with serving(Path(name) / str(number)):
+                found.append(time.monotonic() - begun)
+    return min(found)
+
+
 def compare(traces: int = 40_000) -> dict[str, float]:
     """Both programs, one after the other, on the same payments."""
     mix = payment_mix(traces, t0=time.time_ns())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        ours, latency = spanchain(folder, mix)
+        ours, latency = spanchain(folder / "spanchain", mix)
         theirs = collector(folder, mix)
     return {
         "spanchain_records_cpu_s": ours.records_cpu_s,

@@ -101,6 +101,20 @@ def incidents_that_name(culprit: str, site: Site, since_ns: int) -> list[dict[st
     ]
 
 
+def fired_about(culprit: str, site: Site, since_ns: int) -> str | None:
+    """The service of a firing alert about an incident that names `culprit`; None while there is none.
+
+    An alert keeps the service that its incident was first about, while the incident may have come to know better.
+    """
+    named = {
+        service
+        for one in incidents_that_name(culprit, site, since_ns)
+        for service in (one["subject"]["service"], *(each["service"] for each in one["suspects"]))
+    }
+    firing = site.query('ALERTS{alertname="SpanchainIncidentOpen", alertstate="firing"}')
+    return next((labels["service"] for labels, _ in firing if labels["service"] in named), None)
+
+
 def pages_about(service: str, pager: Pager) -> list[dict[str, Any]]:
     """The alerts that were paged and name `service` in their text."""
     return [
@@ -134,9 +148,9 @@ def run(binaries: Binaries, telemetrygen: Path, tmp_path_factory: pytest.TempPat
             timeout_s=length_s,
             poll_s=1.0,
         )
-        subject = first["subject"]["service"]
-        firing = f'ALERTS{{alertstate="firing", service="{subject}"}}'
-        prometheus.wait_for("the alert to fire", lambda: site.query(firing), timeout_s=60, poll_s=0.5)
+        subject = prometheus.wait_for(
+            "the alert to fire", lambda: fired_about(CULPRIT, site, fault_ns), timeout_s=90, poll_s=0.5
+        )
         prometheus.wait_for("the page", lambda: pages_about(subject, pager), timeout_s=90)
         platform.wait_end(length_s + 30)
         received = 'sum(spanchain_records_received_total{signal=~"traces|logs"})'
