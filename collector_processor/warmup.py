@@ -21,7 +21,7 @@ from collector_processor.decode.otlp_json import to_protobuf
 from collector_processor.decode.repair import clean, repair
 from collector_processor.engine import Engine
 from collector_processor.ingest.inflate import inflate
-from collector_processor.kernels import peek
+from collector_processor.kernels import peek, spans
 from collector_processor.model import Payload, Signal
 from collector_processor.simulator.simulator import Simulator
 
@@ -43,6 +43,7 @@ def warm_up() -> int:
         kind = Signal(signal)
         clean(data, kind)
         peek.peek(np.frombuffer(data, np.uint8), np.zeros(3, np.int64), np.zeros((2, peek.SAMPLE), np.int64))
+        spans.rows_of(data)
         output = engine.process((Payload(kind, "default", data, time_ns),), time_ns)
         chains += sum(map(len, output.verdicts))
     repair(DAMAGED, Signal.LOGS)
