@@ -428,6 +428,47 @@ class AlertmanagerConfig(Section):
     queue: QueueConfig = QueueConfig(items_max=1000, bytes_max=4_194_304, disk_bytes_max=16_777_216)
 
 
+class StoreConfig(Section):
+    """`exporters/store`: what was found, in SQL, for `spanchain incidents` and for later. SQLite, or PostgreSQL."""
+
+    enabled: bool = True
+    """Whether this exporter runs."""
+    url: SecretStr | None = None
+    """`postgresql://user@host/database` (needs the extra `postgres`); when absent, `spanchain.db` in the data folder.
+    Several services may write to one database."""
+    password: SecretStr | None = None
+    """Password for `url`, as it is; inside the URL it would have to be percent-encoded."""
+    normal_share: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Share of the normal verdicts that are kept, chosen by a hash of the trace id: unusual ones are kept all."""
+    verdicts_per_s_max: Positive = 500.0
+    """Unusual verdicts a second that are kept, the most severe first; further ones are counted as dropped (`rate`)."""
+    records_max: Annotated[int, Field(ge=0)] = 200
+    """Records of an unusual chain that are kept as evidence, from its start."""
+    age_max_s: Positive = 2_592_000.0
+    """Age at which a verdict is deleted (30 days)."""
+    incidents_age_max_s: Positive = 31_536_000.0
+    """Age at which an incident is deleted, since its last change (a year)."""
+    verdicts_max: Count = 1_000_000
+    """Verdicts kept; above it the oldest are deleted."""
+    incidents_max: Count = 100_000
+    """Incidents kept; above it the oldest are deleted."""
+    bytes_max: Count = 4_294_967_296
+    """Bytes of all that is kept, before the database's own overhead; above it the oldest verdicts are deleted."""
+    retention_interval_s: Positive = 60.0
+    """Time between two looks for what has to be deleted."""
+    queue: QueueConfig = QueueConfig()
+
+    @model_validator(mode="after")
+    def _url_is_one(self) -> StoreConfig:
+        if self.url is not None and not self.url.get_secret_value().startswith(("postgresql://", "postgres://")):
+            message = "url must begin with postgresql://"
+            raise ValueError(message)
+        if self.password is not None and self.url is None:
+            message = "password needs url"
+            raise ValueError(message)
+        return self
+
+
 class ExportersConfig(Section):
     """Where verdicts and incidents go: one section an exporter."""
 
@@ -435,6 +476,7 @@ class ExportersConfig(Section):
     otlp: OtlpExportConfig = OtlpExportConfig()
     file: FileExportConfig = FileExportConfig()
     alertmanager: AlertmanagerConfig = AlertmanagerConfig()
+    store: StoreConfig = StoreConfig()
 
 
 class TlsConfig(Section):

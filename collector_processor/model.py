@@ -481,3 +481,4 @@ class Incident:
     example_trace_ids: list[str]
     explanation: dict[str, Any]
     state: str = "opened"  # opened | updated | resolved
+    changed_unix_nano: int = 0  # engine time of this copy: of two copies the later one is the newer

@@ -38,6 +38,10 @@ class Rows:
             self._last = batch
         return self._unusual
 
+    def some(self, batch: VerdictBatch, chains: I64) -> Iterable[dict[str, Any]]:
+        """The rows of `chains`, in that order."""
+        return self._verdicts(batch, chains) if chains.size else ()
+
     def all(self, batch: VerdictBatch, unusual: dict[int, dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """The rows of every chain of `batch`, in its order; `unusual` is what was asked for on the engine's thread."""
         normal = iter(self._verdicts(batch, np.flatnonzero(batch.severity == Severity.NONE)))

@@ -45,11 +45,18 @@ def _alertmanager(s: Surroundings) -> Exporter:
     return AlertmanagerExporter(s.config.alertmanager, s.queues, s.rows, s.telemetry)
 
 
+def _store(s: Surroundings) -> Exporter:
+    from exporters.store.exporter import StoreExporter
+
+    return StoreExporter(s.config.store, s.data, s.queues, s.rows, s.telemetry)
+
+
 EXPORTERS: dict[str, Callable[[Surroundings], Exporter]] = {
     "prometheus": lambda s: PrometheusExporter(s.config.prometheus, s.telemetry),
     "otlp": _otlp,
     "alertmanager": _alertmanager,
     "file": lambda s: FileExporter(s.config.file, s.data, s.rows, s.telemetry),
+    "store": _store,
 }
 
 

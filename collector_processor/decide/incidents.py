@@ -319,6 +319,7 @@ class Incidents:
             example_trace_ids=list(case.examples),
             explanation=case.explanation,
             state=state,
+            changed_unix_nano=self.now_ns,
         )
 
     def _resolved(self, now_ns: int) -> list[Incident]:

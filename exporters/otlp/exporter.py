@@ -16,32 +16,14 @@ from typing import Any
 from collector_processor.config import OtlpExportConfig
 from collector_processor.model import NONE, Incident, VerdictBatch
 from collector_processor.rows import Rows, subject_record
+from exporters.allowance import Allowance, most_severe
 from exporters.backlog import Item
 from exporters.otlp.events import Anomaly, EventWriter, verdict_attributes
 from exporters.otlp.transport import Signal, Transport, connect
 from exporters.protocol import Meter
 from exporters.queue import Refused, RetryLater, WorkerQueue
 
-SAVED_S = 10  # seconds for which unused events may be used later
 OPEN_MAX = 10_000  # incidents that chains are told to belong to
-
-
-class Allowance:
-    """`per_s` events a second of engine time, and what was left over in the ten seconds before."""
-
-    def __init__(self, per_s: float) -> None:
-        self._per_s = per_s
-        self._left = self._most = per_s * SAVED_S
-        self._now_ns = 0
-
-    def take(self, wanted: int, now_ns: int) -> int:
-        """How many of `wanted` events there may be at `now_ns`."""
-        passed_s = max(now_ns - self._now_ns, 0) / 1e9
-        self._now_ns = max(now_ns, self._now_ns)
-        self._left = min(self._left + passed_s * self._per_s, self._most)
-        allowed = min(wanted, int(self._left))
-        self._left -= allowed
-        return allowed
 
 
 class OtlpExporter:
@@ -92,15 +74,14 @@ class OtlpExporter:
 
     def _told(self, verdicts: VerdictBatch) -> list[tuple[int, dict[str, Any]]]:
         """The unusual chains there are events of: all, or when there are too many at once, the most severe."""
-        unusual = list(self._rows.unusual(verdicts).items())
-        if not unusual:
-            return unusual
-        allowed = self._allowance.take(len(unusual), int(verdicts.chains.closed_ns[-1]))
-        if allowed == len(unusual):
-            return unusual
-        for queue in self._queues.values():
-            queue.drop("rate", len(unusual) - allowed)
-        return sorted(sorted(unusual, key=lambda each: -int(verdicts.severity[each[0]]))[:allowed])
+        chosen, left = most_severe(verdicts, self._allowance)
+        if not chosen.size and not left:
+            return []
+        unusual = self._rows.unusual(verdicts)
+        if left:
+            for queue in self._queues.values():
+                queue.drop("rate", left)
+        return [(chain, unusual[chain]) for chain in chosen.tolist()]
 
     def _anomaly(self, verdicts: VerdictBatch, chain: int, row: dict[str, Any]) -> Anomaly:
         chains, record = verdicts.chains, subject_record(verdicts, chain)

@@ -165,6 +165,14 @@ METRICS: dict[str, Metric] = {
             "What was given up. reason: queue_full, refused, rejected (in part), too_large, rate, shutdown, error.",
             ("exporter", "reason"),
         ),
+        Metric("store_rows", "gauge", "Rows of the store. table: verdicts, incidents.", ("table",)),
+        Metric("store_bytes", "gauge", "Bytes of what the store keeps, without the database's own overhead."),
+        Metric(
+            "store_deleted_total",
+            "counter",
+            "Rows deleted from the store. reason: age, rows (more than the bound), bytes (larger than the bound).",
+            ("table", "reason"),
+        ),
         Metric("journal_appended_total", "counter", "Requests written to the journal.", starts_at=((),)),
         Metric("journal_appended_bytes_total", "counter", "Bytes of requests written to the journal.", starts_at=((),)),
         Metric("journal_syncs_total", "counter", "Syncs of the journal; one may serve many requests.", starts_at=((),)),
@@ -186,9 +194,10 @@ METRICS: dict[str, Metric] = {
         Metric(
             "checkpoints_total",
             "counter",
-            "Checkpoints by outcome: written, failed (the last one stays), corrupt (found at the start, passed over).",
+            "Checkpoints by outcome: written, failed (the last one stays), unflushed (written as well, but without "
+            "waiting longer for an exporter that cannot deliver), corrupt (found at the start, passed over).",
             ("outcome",),
-            starts_at=(("written",), ("failed",), ("corrupt",)),
+            starts_at=(("written",), ("failed",), ("unflushed",), ("corrupt",)),
         ),
         Metric("model_info", "gauge", "1 for each model in use.", ("model", "version")),
         Metric(

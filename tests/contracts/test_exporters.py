@@ -7,9 +7,10 @@ An exporter that is new in the registry needs a line in `BENCHES`; a test sees t
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ class Bench:
     def make(self, **queue: Any) -> Exporter:
         """A new exporter, not started, over the same folder and sink."""
         config = ExportersConfig.model_validate(
-            {"prometheus": {"enabled": False}, self.name: self.config(QUEUE | queue)}
+            {"prometheus": {"enabled": False}, "store": {"enabled": False}, self.name: self.config(QUEUE | queue)}
         )
         [made] = build(Surroundings(config, rows(), self.telemetry, self.folder, "1")).values()
         assert made.name == self.name
@@ -187,8 +188,40 @@ class AlertmanagerBench(SinkBench):
         return {each.incident_id for each in incidents}
 
 
+class StoreBench(Bench):
+    """A SQLite file: dead and hanging are somebody who keeps it locked."""
+
+    name = "store"
+    keeps = True
+
+    def prepare(self, stack: ExitStack) -> None:
+        self.path = self.folder / "spanchain.db"
+        self.locker: sqlite3.Connection | None = None
+        stack.callback(self.revive)
+
+    def config(self, queue: dict[str, Any]) -> dict[str, Any]:
+        return {"enabled": True, "normal_share": 0, "queue": queue}
+
+    def kill(self) -> None:
+        if not self.path.exists():
+            self.started().shutdown(1)  # makes the file, to be locked
+        self.locker = sqlite3.connect(self.path, isolation_level=None)
+        self.locker.execute("BEGIN IMMEDIATE")
+
+    hang = kill
+
+    def revive(self) -> None:
+        if self.locker is not None:
+            self.locker.close()
+        self.locker = None
+
+    def delivered(self) -> list[str]:
+        with closing(sqlite3.connect(self.path)) as connection:
+            return [each for (each,) in connection.execute("SELECT verdict_id FROM verdicts")]
+
+
 BENCHES: dict[str, type[Bench]] = {
-    bench.name: bench for bench in (PrometheusBench, FileBench, OtlpBench, AlertmanagerBench)
+    bench.name: bench for bench in (PrometheusBench, FileBench, OtlpBench, AlertmanagerBench, StoreBench)
 }
 
 
@@ -247,7 +280,7 @@ def test_what_does_not_fit_is_counted(bench: Bench) -> None:
         assert len(bench.delivered()) == len(wanted(bench, given)), "it has no queue, so nothing can be dropped"
         return
     # Verdicts and incidents; OTLP has a span and a log record for each verdict.
-    items = {"file": 3, "otlp": 5, "alertmanager": 1}[bench.name] * 60
+    items = {"file": 3, "otlp": 5, "alertmanager": 1, "store": 3}[bench.name] * 60
     dropped, waiting = bench.counted("exporter_dropped_total"), bench.counted("exporter_queue_length")
     assert dropped > 0
     assert waiting > 0
