@@ -108,7 +108,7 @@ def write_all(descriptor: int, buffers: list[bytes]) -> int:
     return size
 
 
-class _Found(NamedTuple):
+class Found(NamedTuple):
     """A good frame: where its parts stand."""
 
     position: int
@@ -129,11 +129,35 @@ def read(segment: Segment, counters: ReadCounters, size: int | None = None) -> I
             yield found.position, Payload(found.signal, tenant, data, found.arrival_ns)
 
 
-def last_position(segment: Segment) -> int | None:
-    """The position of the last good frame of the segment."""
+def read_on(
+    segment: Segment, counters: ReadCounters, at: int, size: int, last: int, bytes_max: int
+) -> tuple[list[tuple[int, Payload, int]], int]:
+    """((position, payload, where its frame ends) of the next good frames, where to go on).
+
+    Reads from byte `at`, where a frame begins, about `bytes_max` bytes of the first `size` of the file; positions are
+    above `last`. Nothing was found only when nothing is left. Errors: OSError.
+    """
+    until = min(size, at + bytes_max)
+    while True:
+        with open(segment.path, "rb", buffering=0) as file:
+            file.seek(at)
+            content = bytearray(file.read(until - at))
+        out = []
+        with memoryview(content) as view:
+            for found in _frames(content, view, segment, counters, 0, last, is_whole=until == size):
+                tenant = str(view[found.tenant_at : found.data_at], "utf-8", "replace")
+                payload = Payload(found.signal, tenant, bytes(view[found.data_at : found.end]), found.arrival_ns)
+                out.append((found.position, payload, at + found.end))
+        if out or until == size:
+            return out, size if until == size else out[-1][2]
+        until = size  # a frame larger than that, or damage: all the rest
+
+
+def last_of(segment: Segment) -> Found | None:
+    """The last good frame of the segment."""
     content = _content(segment, ReadCounters(), None)
     with memoryview(content) as view:
-        return max((found.position for found in _frames(content, view, segment, ReadCounters())), default=None)
+        return max(_frames(content, view, segment, ReadCounters()), default=None)  # positions come first, and ascend
 
 
 def _content(segment: Segment, counters: ReadCounters, size: int | None) -> bytearray:
@@ -159,11 +183,24 @@ def _content(segment: Segment, counters: ReadCounters, size: int | None) -> byte
     return content
 
 
-def _frames(content: bytearray, view: memoryview, segment: Segment, counters: ReadCounters) -> Iterator[_Found]:
-    at, size, last = HEADER.size, len(view), segment.first - 1
+def _frames(
+    content: bytearray,
+    view: memoryview,
+    segment: Segment,
+    counters: ReadCounters,
+    at: int = HEADER.size,
+    last: int = -1,
+    *,
+    is_whole: bool = True,
+) -> Iterator[Found]:
+    """The good frames from `at` on with positions above `last`. Ends at damage when the content `is_whole` not: it may
+    only have been cut short."""
+    size, last = len(view), max(last, segment.first - 1)
     while at < size:
         found = _frame_at(view, at, segment.salt, last)
         if found is None:
+            if not is_whole:
+                return
             start = at
             at = _next_frame(content, view, at + 1, segment.salt, last)
             counters.skipped_bytes += at - start
@@ -177,7 +214,7 @@ def _frames(content: bytearray, view: memoryview, segment: Segment, counters: Re
         yield found
 
 
-def _frame_at(view: memoryview, at: int, salt: int, last: int) -> _Found | None:
+def _frame_at(view: memoryview, at: int, salt: int, last: int) -> Found | None:
     """The frame that begins at `at`, if there is a good one with a position above `last`."""
     tenant_at = at + FRAME.size
     if tenant_at > len(view):
@@ -191,7 +228,7 @@ def _frame_at(view: memoryview, at: int, salt: int, last: int) -> _Found | None:
         return None
     if zlib.crc32(view[data_at:end]) != checksum:
         return None
-    return _Found(position, arrival_ns, SIGNALS[signal], tenant_at, data_at, end)
+    return Found(position, arrival_ns, SIGNALS[signal], tenant_at, data_at, end)
 
 
 def _next_frame(content: bytearray, view: memoryview, at: int, salt: int, last: int) -> int:

@@ -32,15 +32,17 @@ from collector_processor.journal.segment import (
     ReadCounters,
     Segment,
     frame,
-    last_position,
+    last_of,
     new_salt,
     read,
+    read_on,
     segments_in,
     write_all,
 )
 from collector_processor.model import Payload
 
 FIRST_POSITION = 1
+FAILURES_MAX = 10  # to read a segment, before a tail goes on behind it
 
 
 class JournalUnavailableError(Exception):
@@ -88,6 +90,7 @@ class Journal:
         on_durable: Callable[[int, Payload], None] | None,
         lock_descriptor: int,
         next_position: int,
+        last_arrival_ns: int,
     ) -> None:
         self.directory = directory
         self.config = config
@@ -95,7 +98,8 @@ class Journal:
         self.read_counters = ReadCounters()
         self._on_durable = on_durable
         self._lock_descriptor = lock_descriptor
-        self._next = next_position
+        self.last_arrival_ns = last_arrival_ns  # of what was there when it was opened; 0 when that was nothing
+        self._next = self._durable = next_position
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._waiting: deque[_Waiting] = deque()
@@ -131,7 +135,8 @@ class Journal:
             os.close(descriptor)
             raise JournalLockedError(f"another process uses the journal in {directory}") from error
         try:
-            return cls(directory, config, on_durable, descriptor, max(at_least, _end_of(directory)))
+            end, arrival_ns = _end_of(directory)
+            return cls(directory, config, on_durable, descriptor, max(at_least, end), arrival_ns)
         except OSError:
             os.close(descriptor)
             raise
@@ -140,6 +145,11 @@ class Journal:
     def position(self) -> int:
         """The position that the next payload gets."""
         return self._next
+
+    @property
+    def durable(self) -> int:
+        """The position before which everything is as durable as configured."""
+        return self._durable
 
     @property
     def size_bytes(self) -> int:
@@ -186,6 +196,15 @@ class Journal:
                     return
                 if position >= from_position:
                     yield position, payload
+
+    def tail(self, position: int) -> Tail:
+        """A reader that follows what is written, from `position` on."""
+        return Tail(self, position)
+
+    def segments(self) -> list[tuple[Segment, int]]:
+        """(segment, its bytes) as they are now, oldest first."""
+        with self._lock:
+            return [(segment, self._sizes[segment.number]) for segment in self._segments]
 
     def truncate(self, before_position: int) -> int:
         """Deletes segments whose frames are all before `before_position` and past retention; gives the bytes freed."""
@@ -303,6 +322,7 @@ class Journal:
         self._changed.notify_all()
 
     def _delivered(self, position: int, payload: Payload) -> None:
+        self._durable = position + 1
         if self._on_durable is not None:
             self._on_durable(position, payload)
 
@@ -331,15 +351,66 @@ class Journal:
         return JournalUnavailableError("io_error", "the disk cannot be written")
 
 
-def _end_of(directory: Path) -> int:
-    """The position after the last good frame in `directory`."""
+class Tail:
+    """Follows a journal that is being written, for one reader's thread. What is durable comes once, in order."""
+
+    def __init__(self, journal: Journal, position: int) -> None:
+        self._journal = journal
+        self._last = position - 1
+        self._number, self._at = 0, HEADER.size  # the segment that is being read, and how far
+        self._failures = 0  # in a row
+
+    def read(self, bytes_max: int) -> list[tuple[int, Payload]]:
+        """(position, payload) of about `bytes_max` bytes more, or at least one; nothing when nothing is left by now.
+
+        Damage is passed over and counted, a segment that can never be read too. Errors: OSError, to be tried again.
+        """
+        durable = self._journal.durable  # first: what is durable now is in the sizes that are looked up then
+        segments = self._journal.segments()
+        for index, (segment, size) in enumerate(segments):
+            following = segments[index + 1][0].first if index + 1 < len(segments) else durable
+            if segment.number < self._number or following <= self._last + 1:
+                continue
+            if segment.number > self._number:
+                self._number, self._at = segment.number, HEADER.size
+            if self._at >= size:
+                continue
+            found, next_at = self._found(segment, size, bytes_max)
+            out = [(position, payload) for position, payload, _ in found if position < durable]
+            if len(out) == len(found):
+                self._at = next_at
+            elif out:
+                self._at = found[len(out) - 1][2]
+            if out:
+                self._last = out[-1][0]
+                return out
+        return []
+
+    def _found(self, segment: Segment, size: int, bytes_max: int) -> tuple[list[tuple[int, Payload, int]], int]:
+        counters, last = self._journal.read_counters, self._last
+        try:
+            found = read_on(segment, counters, self._at, size, last, bytes_max)
+        except FileNotFoundError:  # truncated meanwhile
+            found = [], size
+        except OSError:
+            self._failures += 1
+            if self._failures < FAILURES_MAX:
+                raise
+            counters.unreadable_files += 1
+            found = [], size
+        self._failures = 0
+        return found
+
+
+def _end_of(directory: Path) -> tuple[int, int]:
+    """The position after the last good frame in `directory`, and when that one arrived (0: there is none)."""
     segments = segments_in(directory)
     end = segments[-1].first if segments else FIRST_POSITION
     for segment in reversed(segments):
-        last = last_position(segment)
+        last = last_of(segment)
         if last is not None:
-            return max(end, last + 1)
-    return end
+            return max(end, last.position + 1), last.arrival_ns
+    return end, 0
 
 
 def sync_directory(directory: Path) -> None:
