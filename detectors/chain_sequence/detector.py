@@ -277,7 +277,8 @@ class ChainSequence:
 
     def _end_slice(self, now_ns: int) -> None:
         """Learns from the slice that ended at `now_ns`."""
-        self.distribution.end_slice(now_ns, self.share, self.known.view("flow"))
+        clumped = self.came / (self.came - self.recurred)  # of geometric clumps
+        self.distribution.end_slice(now_ns, self.share, self.known.view("flow"), clumped)
         self.repeats.end_slice(self.known.flow["total"] >= self.config.learn_chains_min)
         came = self.paths.view("novel") & (self.known.view("first_ns") > now_ns - self.distribution.slice_ns)
         counts = np.minimum(self.distribution.rows.sum_long[: came.size][came], RECURRED_MAX)

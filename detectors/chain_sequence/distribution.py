@@ -5,7 +5,8 @@ at each epoch boundary. A row's count is judged *given* the flow's count, by its
 earlier slices. Both use a negative binomial whose dispersion was learned from ended slices, after what lay beyond three
 sigma had been pulled back to three. What is expected at this time comes from the same slice of the week when at least
 two weeks are known, from the same time of day when at least two days are, and from everything so far (decaying) before
-that.
+that. Until then nobody can tell the end of a session or a batch from a failure: the rate of a flow that has been away
+before, at a time when it would have come at its present rate, is not judged.
 """
 
 from __future__ import annotations
@@ -28,15 +29,18 @@ SIGMA = 3.0
 PROFILED_MAX = 1024  # rows (and, apart, flows) whose share is kept per slice of the week
 SLICES_MIN = 3  # ended slices with traffic before shares are judged
 RATE_SLICES_MIN = 12  # ended slices before a flow's rate is judged
+AWAY_CHAINS = 7.0  # that would have come meanwhile, from which on a flow was away: e^-7 by chance
 MEMORY_SLICES = 48.0  # slices over which rate and dispersion are averaged: four hours at the default
 SLOT_MEMORY = 0.5  # weight of the newest week or day in a slice's profile
 
 
+RARE = 1.0  # chains expected in a slice below which a row tells nothing of its dispersion
 POOL_SLICES = 4.0  # that a flow's pooled dispersion counts for beside a row's own
 NATS_MIN = 7.0  # -ln of the nominal tail from which on a count is looked at closer
 ROW_DIFFERENCE_MIN, FLOW_DIFFERENCE_MIN = 3.0, 5.0  # chains that a count must be off by
 ROW_ARRAYS = ("dispersion", "own_dispersion", "weight")
-FLOW_ARRAYS = ("flow_dispersion", "rate", "rate_dispersion", "slices")
+FLOW_ARRAYS = ("flow_dispersion", "rate", "rate_dispersion", "slices", "before", "silent", "away")
+NUMBERS = {"last_epoch": int, "clumped": float, "ended": int}
 PARTS = ("rows", "flows", "row_profile", "flow_profile", "share_extremes", "rate_extremes")
 
 
@@ -163,11 +167,16 @@ class Distribution:
         self.row_profile, self.flow_profile = Profile(slice_s), Profile(slice_s)
         self.dispersion = np.ones(16)  # of a row's count given its flow's: its own, pulled to its flow's
         self.own_dispersion = np.ones(16)
+        self.clumped = 1.0  # the dispersion of rows not seen yet
         self.weight = np.zeros(16)  # slices behind it
         self.flow_dispersion = np.ones(16)
         self.rate = np.zeros(16)  # chains a slice, per flow
         self.rate_dispersion = np.ones(16)
         self.slices = np.zeros(16, np.int64)  # ended slices since the flow was first seen
+        self.before = np.zeros(16, np.int64)  # ended slices before that
+        self.silent = np.zeros(16, np.int64)  # ended slices since it was last seen
+        self.away = np.zeros(16, np.bool_)  # whether it came back after it had been away
+        self.ended = 0  # slices
         self.share_extremes, self.rate_extremes = Extremes(5.0, 2.0), Extremes(4.0, 2.0)
         self.last_epoch = -1
 
@@ -178,7 +187,8 @@ class Distribution:
         self.row_profile.reserve(rows)
         self.flow_profile.reserve(flows)
         for name in ROW_ARRAYS:
-            setattr(self, name, grown(getattr(self, name), rows, 0.0 if name == "weight" else 1.0))
+            fill = {"weight": 0.0, "dispersion": self.clumped}.get(name, 1.0)
+            setattr(self, name, grown(getattr(self, name), rows, fill))
         for name in FLOW_ARRAYS:
             setattr(self, name, grown(getattr(self, name), flows, 1.0 if name.endswith("dispersion") else 0.0))
         self.share_extremes.reserve(self.rate.size)
@@ -234,11 +244,19 @@ class Distribution:
         """What lies outside its range at the boundary `now_ns`; `old_enough` [flows] may be judged by shares."""
         ready = old_enough & (self.slices[: old_enough.size] >= SLICES_MIN)
         out = [excess for long in (False, True) for excess in self._shares_out_of_range(share, flow, ready, long=long)]
+        slot = self.slot(max(0, now_ns - 1))
         steady = self.slices >= RATE_SLICES_MIN
+        if self.flow_profile.expected(slot) is None:
+            steady &= ~(self.away | self._was_away(self.before, SLICES_MIN))
         if steady.any():
-            rates = self.rates(self.slot(max(0, now_ns - 1)))
+            rates = self.rates(slot)
             out += [excess for long in (False, True) for excess in self._rates_out_of_range(rates, steady, long=long)]
         return out
+
+    def _was_away(self, slices: I64, least: int) -> Bool:
+        """[flows] whether so many slices without a chain, `least` at least, are too many for its rate to be chance."""
+        away: Bool = (slices >= least) & (slices * self.rate >= AWAY_CHAINS)
+        return away
 
     def _shares_out_of_range(self, share: F64, flow: I32, ready: Bool, *, long: bool) -> Iterator[Excess]:
         rows, flows = self.counts(long)
@@ -266,8 +284,12 @@ class Distribution:
             return self.rows.sum_long, self.flows.sum_long
         return self.rows.sum_short, self.flows.sum_short
 
-    def end_slice(self, now_ns: int, share: F64, flow: I32) -> None:
-        """Learns dispersions, rates and profiles from the slice that ended; what lies beyond 3 sigma is pulled in."""
+    def end_slice(self, now_ns: int, share: F64, flow: I32, clumped: float = 1.0) -> None:
+        """Learns dispersions, rates and profiles from the slice that ended; what lies beyond 3 sigma is pulled in.
+
+        `clumped` is the dispersion of rows too rare to have shown theirs: rare paths come in clumps.
+        """
+        self.clumped = clumped
         slot = self.slot(now_ns - 1)
         counts, totals = self.rows.sum_long[: flow.size].astype(np.float64), self.flows.sum_long
         expected = totals[flow] * share
@@ -278,8 +300,9 @@ class Distribution:
         own = self.own_dispersion[: flow.size]
         own += np.where(judged, (squared / np.maximum(expected, 0.5) - own) / np.maximum(weight, 1.0), 0.0)
         self._pool_dispersion(flow, squared, expected)
-        pooled = self.flow_dispersion[flow]
+        pooled = np.maximum(self.flow_dispersion[flow], np.where(expected < RARE, clumped, 1.0))
         self.dispersion[: flow.size] = np.maximum(1.0, (own * weight + pooled * POOL_SLICES) / (weight + POOL_SLICES))
+        self.dispersion[flow.size :] = clumped
         if self.row_profile.expected(slot) is not None:
             counts = cleaned(counts, expected, self.dispersion[: flow.size])
         self.row_profile.update(slot, counts)
@@ -299,6 +322,7 @@ class Distribution:
         size = self.rate.size
         counts = self.flows.sum_long[:size].astype(np.float64)
         expected = self.rates(slot)
+        self._note_absence(counts > 0)
         slices, dispersion = self.slices, self.rate_dispersion
         slices += (slices > 0) | (counts > 0)
         weight = 1.0 / np.minimum(np.maximum(slices, 1), MEMORY_SLICES)
@@ -313,6 +337,12 @@ class Distribution:
         self.rate += weight * (counts - self.rate)
         self.flow_profile.update(slot, counts)
 
+    def _note_absence(self, came: Bool) -> None:
+        self.before[came & (self.slices == 0)] = self.ended
+        self.away |= came & self._was_away(self.silent, RATE_SLICES_MIN)
+        self.silent = np.where(came | (self.slices == 0), 0, self.silent + 1)
+        self.ended += 1
+
     def keep(self, kept: I64) -> None:
         """Only the rows `kept`, in that order."""
         self.rows.keep(kept)
@@ -322,14 +352,19 @@ class Distribution:
 
     def snapshot(self) -> dict[str, Any]:
         arrays = {name: getattr(self, name).copy() for name in (*ROW_ARRAYS, *FLOW_ARRAYS)}
-        return {**{name: getattr(self, name).snapshot() for name in PARTS}, **arrays, "last_epoch": self.last_epoch}
+        return {
+            **{name: getattr(self, name).snapshot() for name in PARTS},
+            **arrays,
+            **{name: getattr(self, name) for name in NUMBERS},
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         for name in PARTS:
             getattr(self, name).restore(state[name])
         for name in (*ROW_ARRAYS, *FLOW_ARRAYS):
             setattr(self, name, np.array(state[name]))
-        self.last_epoch = int(state["last_epoch"])
+        for name, kind in NUMBERS.items():
+            setattr(self, name, kind(state[name]))
 
 
 def cleaned(counts: F64, expected: F64, dispersion: F64) -> F64:
