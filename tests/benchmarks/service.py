@@ -5,8 +5,9 @@ ready-made requests over one connection per signal, four at a time. CPU time is 
 /proc, from the first request until it has nothing more to do: spanchain has judged every chain, the Collector has
 released every trace (wait_duration 1 s). spanchain decodes spans and logs, joins them, runs all detectors and writes a
 journal; the Collector groups spans by trace id and drops them and the logs. Verdict latency comes from the service's
-own histogram: from the arrival of a chain's last record to its verdict, less the wait for further records. The cost of
-the journal is the same run at `durability: os` and at `none`, in turns. The start is from exec to `/readyz`.
+own histogram, at a steady 40,000 records a second: from the arrival of a chain's last record to its verdict, less the
+wait for further records; an upper bound. The cost of the journal is the same run at `durability: os` and at `none`, in
+turns. The start is from exec to `/readyz`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ METHODS = {
     Signal.LOGS: "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
 }
 WARM_TRACES = 1000
-WAIT_S = 2.0  # quiet time of a chain in this measurement
+STEADY_RECORDS_S = 40_000
+WAIT_S = 2.4  # quiet time of a chain in this measurement: 100 ms below a bound of the latency's histogram
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +59,18 @@ def peak_mib(pid: int) -> float:
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 
 
-def send(address: str, mix: Mix) -> None:
-    """Sends every request of `mix`, up to four at a time; raises when one is refused."""
+def send(address: str, mix: Mix, records_s: float = float("inf")) -> None:
+    """Sends every request of `mix`, up to four at a time, not faster than `records_s`; raises when one is refused."""
+    begun, each_s = time.monotonic(), mix.records / len(mix.payloads) / records_s
     with grpc.insecure_channel(address) as channel, ThreadPoolExecutor(4) as pool:
         calls = {signal: channel.unary_unary(path) for signal, path in METHODS.items()}
-        list(pool.map(lambda payload: calls[payload.signal](payload.data, timeout=60), mix.payloads))
+
+        def deliver(number: int) -> None:
+            time.sleep(max(0.0, begun + number * each_s - time.monotonic()))
+            payload = mix.payloads[number]
+            calls[payload.signal](payload.data, timeout=60)
+
+        list(pool.map(deliver, range(len(mix.payloads))))
 
 
 def measured(process: Process, address: str, mix: Mix, done: Callable[[], bool]) -> Measured:
@@ -97,8 +106,8 @@ def serving(folder: Path, durability: str = "fsync") -> Iterator[tuple[Process, 
         yield process, f"127.0.0.1:{grpc_port}", f"http://127.0.0.1:{metrics}/metrics"
 
 
-def spanchain(folder: Path, mix: Mix, durability: str = "fsync") -> tuple[Measured, dict[str, float]]:
-    """The service; and the quantiles of its verdict latency after the wait, in seconds."""
+def spanchain(folder: Path, mix: Mix, durability: str = "fsync") -> Measured:
+    """The service."""
     with serving(folder, durability) as (process, address, url):
         chains = mix.records / RECORDS_A_TRACE + WARM_TRACES
         result = measured(process, address, mix, lambda: total(http_get(url), "spanchain_chains_total") >= chains)
@@ -110,18 +119,25 @@ def total(metrics: str, name: str) -> float:
     return sum(float(line.rsplit(" ", 1)[1]) for line in metrics.splitlines() if line.startswith(name + "{"))
 
 
-def latencies(metrics: str, wait_s: float) -> dict[str, float]:
-    """Upper bounds of p50 and p99 of the verdict latency after the wait, from the histogram's buckets."""
-    buckets = []
-    for line in metrics.splitlines():
-        if line.startswith("spanchain_verdict_latency_seconds_bucket"):
-            bound = line.split('le="')[1].split('"')[0]
-            buckets.append((float(bound), float(line.rsplit(" ", 1)[1])))
-    count = buckets[-1][1]
-    return {
-        name: next(bound for bound, below in buckets if below >= share * count) - wait_s
-        for name, share in (("p50", 0.5), ("p99", 0.99))
-    }
+def latency_p99_s(traces: int = 30_000) -> float:
+    """Upper bound of the 99th percentile of the time from the end of a chain's wait to its verdict."""
+    mix = payment_mix(traces, t0=time.time_ns())
+    with tempfile.TemporaryDirectory() as name, serving(Path(name)) as (process, address, url):
+        send(address, payment_mix(WARM_TRACES, seed=2, t0=time.time_ns()))
+        time.sleep(WAIT_S + 2.0)
+        before = latencies(http_get(url))
+        send(address, mix, STEADY_RECORDS_S)
+        process.wait_for("all verdicts", lambda: latencies(http_get(url))[-1][1] >= before[-1][1] + traces, 60.0, 0.5)
+        counts = [
+            (bound, count - old) for (bound, count), (_, old) in zip(latencies(http_get(url)), before, strict=True)
+        ]
+    return round(next(bound for bound, below in counts if below >= 0.99 * traces) - WAIT_S, 3)
+
+
+def latencies(metrics: str) -> list[tuple[float, float]]:
+    """(upper bound in seconds, verdicts up to it) of the buckets of the verdict latency."""
+    lines = (line for line in metrics.splitlines() if line.startswith("spanchain_verdict_latency_seconds_bucket"))
+    return [(float(line.split('le="')[1].split('"')[0]), float(line.rsplit(" ", 1)[1])) for line in lines]
 
 
 def collector(folder: Path, mix: Mix) -> Measured:
@@ -177,7 +193,7 @@ def journal_cost(traces: int = 40_000, rounds: int = 2) -> float:
     with tempfile.TemporaryDirectory() as name:
         for number in range(rounds):
             for durability, before in best.items():
-                found, _ = spanchain(Path(name) / f"{durability}{number}", mix, durability)
+                found = spanchain(Path(name) / f"{durability}{number}", mix, durability)
                 best[durability] = max(before, found.records_cpu_s)
     return best["none"] / best["os"]
 
@@ -198,7 +214,7 @@ def compare(traces: int = 40_000) -> dict[str, float]:
     mix = payment_mix(traces, t0=time.time_ns())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        ours, latency = spanchain(folder / "spanchain", mix)
+        ours = spanchain(folder / "spanchain", mix)
         theirs = collector(folder, mix)
     return {
         "spanchain_records_cpu_s": ours.records_cpu_s,
@@ -206,6 +222,4 @@ def compare(traces: int = 40_000) -> dict[str, float]:
         "ratio": ours.records_cpu_s / theirs.records_cpu_s,
         "spanchain_peak_mib": ours.peak_mib,
         "collector_peak_mib": theirs.peak_mib,
-        "latency_p50_s": latency["p50"],
-        "latency_p99_s": latency["p99"],
     }
