@@ -10,12 +10,13 @@ from __future__ import annotations
 import numpy as np
 from numba import int64, njit, uint64
 
-from collector_processor.kernels.wire import chunk, fixed64, skip, varint
+from collector_processor.kernels.wire import find_chunk, fixed64, skip, varint
 
 SAMPLE = 64
 FIELDS = 17  # of a Span; LogRecord and Metric have fewer
 VARINT, FIXED64, LEN, FIXED32 = 0, 1, 2, 5
 ANY = -1
+RESOURCES, SCOPES, RECORDS = 10, 18, 18  # tags of the fields by which requests, resources and scopes hold their parts
 
 # Wire type of each field by number (opentelemetry/proto: trace/v1 Span, logs/v1 LogRecord, metrics/v1 Metric).
 SPAN = np.array([ANY, 2, 2, 2, 2, 2, 0, 1, 1, 2, 0, 2, 0, 2, 0, 2, 5], np.int8)
@@ -94,46 +95,35 @@ def walk(buf, stride, votes, times):
     """Counts the records of the request `buf`; every `stride`-th is examined (none when 0), its times put into `times`
     (int64[2, SAMPLE]). Returns (records, times found as span, as log). Stops where the bytes are malformed; then, when
     there was no record yet, records is -1."""
-    end = buf.size
-    p = int64(0)
     records = 0
     spans = 0
     logs = 0
-    while p >= 0 and p < end:
-        tag, p = varint(buf, p, end)
-        if p < 0 or tag != 10:
-            p = skip(buf, p, end, int64(tag & uint64(7))) if p >= 0 else p
-            continue
-        p, end1 = chunk(buf, p, end)
-        if end1 < 0:
-            p = end1
+    p = int64(0)
+    while p >= 0:
+        resource, p = find_chunk(buf, p, buf.size, RESOURCES)
+        if resource < 0:
             break
-        while p >= 0 and p < end1:
-            tag, p = varint(buf, p, end1)
-            if p < 0 or tag != 18:
-                p = skip(buf, p, end1, int64(tag & uint64(7))) if p >= 0 else p
-                continue
-            p, end2 = chunk(buf, p, end1)
-            if end2 < 0:
-                p = end2
+        q = resource
+        while q >= 0:
+            scope, q = find_chunk(buf, q, p, SCOPES)
+            if scope < 0:
                 break
-            while p >= 0 and p < end2:
-                tag, p = varint(buf, p, end2)
-                if p < 0 or tag != 18:
-                    p = skip(buf, p, end2, int64(tag & uint64(7))) if p >= 0 else p
-                    continue
-                a, p = chunk(buf, p, end2)
-                if p < 0:
+            r = scope
+            while r >= 0:
+                record, r = find_chunk(buf, r, q, RECORDS)
+                if record < 0:
                     break
                 records += 1
                 if stride > 0 and records % stride == 0:
-                    span_time, log_time = examine(buf, a, p, votes)
+                    span_time, log_time = examine(buf, record, r, votes)
                     if spans < SAMPLE and uint64(0) < span_time < uint64(1 << 63):
                         times[0, spans] = int64(span_time)
                         spans += 1
                     if logs < SAMPLE and uint64(0) < log_time < uint64(1 << 63):
                         times[1, logs] = int64(log_time)
                         logs += 1
+            q = q if r >= 0 else r
+        p = p if q >= 0 else q
     return (-1 if p < 0 and records == 0 else records), spans, logs
 
 

@@ -109,6 +109,24 @@ def skip(buf, p, end, wire):
     return p
 
 
+@njit(nogil=True, cache=True, _nrt=False)
+def find_chunk(buf, p, end, tag):
+    """(begin, end) of the content of the next field in buf[p:end] whose tag, of a length-delimited field, is `tag`.
+
+    (-1, end) when there is none; (-1, -1) where the bytes before it are malformed."""
+    while p < end:
+        found, p = varint(buf, p, end)
+        if p < 0:
+            break
+        if found == tag:
+            a, b = chunk(buf, p, end)
+            return (a, b) if b >= 0 else (int64(-1), int64(-1))
+        p = skip(buf, p, end, int64(found & uint64(7)))
+        if p < 0:
+            break
+    return int64(-1), p
+
+
 @njit(forceinline=True, _nrt=False)
 def hash_bytes(buf, p, end, seed):
     """Keyed hash of buf[p:end]."""
