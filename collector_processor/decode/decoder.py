@@ -210,7 +210,8 @@ class Decoder:
 
 def clean(text: str) -> str:
     """A name without control and bidirectional formatting characters, bounded in length."""
-    return "".join(c if c.isprintable() else " " for c in text[:NAME_MAX]).strip()
+    text = text[:NAME_MAX]
+    return (text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)).strip()
 
 
 def body_text(data: bytes, is_text: bool) -> str:

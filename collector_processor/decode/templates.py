@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
 import orjson
@@ -24,6 +25,7 @@ VARIABLE: Final = "<*>"
 TEMPLATE_CHARS_MAX: Final = 480
 BODY_CHARS_MAX: Final = 4096
 CLUSTERS_OF_SHAPE_MAX: Final = 32
+SNAPSHOT_VERSION: Final = 2
 MESSAGE_FIELDS: Final = ("message", "msg", "body", "event", "log")
 
 # In the normalised text a word is a run of these, as in the kernel: every non-ASCII character counts as a letter.
@@ -31,23 +33,32 @@ _W: Final = r"[A-Za-z0-9_\x80-\U0010ffff]"
 _DIGIT_WORD: Final = re.compile(rf"(?<!{_W})[A-Za-z_\x80-\U0010ffff]*+[0-9]{_W}*+")
 _JOINED: Final = re.compile(rf"(?<!{_W})(?<!{_W}-)(?:{_W}++-)*?0(?!{_W})(?:[-.:/+,@%]0(?!{_W})|-{_W}++)*+")
 _MONTH: Final = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]{0,6}"
-_ATOMS: Final = re.compile(
-    rf"\b(?:(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)[a-z]{{0,6}},? )?(?:0[ -])?{_MONTH}[ -]+0(?:,? 0)*"  # date
-    r"(?: [A-Z]{2,5} 0)?"
-    r"|[A-Za-z][A-Za-z0-9+.-]{1,15}://[^\s\"'<>()\[\]{},]+"  # URL
-    r"|(?<![\w.+-])[\w.+-]++@\w++(?:[.-]\w++)++"  # e-mail
-    rf"|(?<![\w./<])(?:/[\w.@%+~:$-]+){{2,}}/?(?:\?[^\s\"'\])}}]*)?"  # path of two segments or more
-    rf"|(?<!\w)[A-Za-z]:\\[^\s\"']+"  # Windows path
-    r"|(?<!\w)[a-fA-F]{12,}(?!\w)"  # hexadecimal without a digit
+# What is masked as a whole: (what a text with such a thing contains, pattern). Earlier ones win at the same place.
+_ATOMS: Final = (
+    (
+        ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"),
+        rf"\b(?:(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)[a-z]{{0,6}},? )?(?:0[ -])?{_MONTH}[ -]+0(?:,? 0)*(?: [A-Z]{{2,5}} 0)?",
+    ),  # date
+    (("://",), r"[A-Za-z][A-Za-z0-9+.-]{1,15}://[^\s\"'<>()\[\]{},]+"),  # URL
+    (("@",), r"(?<![\w.+-])[\w.+-]++@\w++(?:[.-]\w++)++"),  # e-mail
+    # path of two segments or more
+    (("/",), r"(?<![\w./<])(?:/[\w.@%+~:$-]+){2,}/?(?:\?[^\s\"'\])}]*)?"),
+    ((":\\",), r"(?<!\w)[A-Za-z]:\\[^\s\"']+"),  # Windows path
 )
+_HEX: Final = r"(?<!\w)[a-fA-F]{12,}(?!\w)"  # hexadecimal without a digit
+_HEX_RUN: Final = re.compile(r"[a-fA-F]{12}")
+_JOINT: Final = re.compile(r"0-|[-.:/+,@%]0")  # stands in whatever _JOINED makes shorter
+_ZERO: Final = re.compile(rf"0(?!{_W})(?<!{_W}0)")  # the word `0`
 _ANSI: Final = re.compile(r"\x1b\[0?m?")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]+")
 _TOKEN: Final = re.compile(
     rf'"[^"\\]*(?:\\.[^"\\]*)*"?|(?<!{_W})\'[^\']*\'(?!{_W})|{_W}+|[\[({{]|[\])}}]|\s+|[^\s]', re.DOTALL
 )
 _WORD: Final = re.compile(rf"{_W}+\Z")
-_PIECE: Final = re.compile(rf"<\*>|{_W}+|\s+|[^\s]")
-_PLAIN: Final = re.compile(r"[A-Z]?[a-z\x80-\U0010ffff]+\Z|[A-Z]+\Z")
+# A word that can be a variable: a plain one, not an identifier, not part of a dotted name, not a level or a key.
+_PLACE: Final = re.compile(
+    rf"(?<![A-Za-z0-9_\x80-\U0010ffff.$#])([A-Z]?[a-z\x80-\U0010ffff]++|[A-Z]++)(?!{_W})(?![$#(=:])(?!\.[^ ])"
+)
 _EXCEPTION: Final = re.compile(
     rf"^\s*(?:Caused by: |\[.{{0,40}}\] )?((?:{_W}+[.$])*{_W}*(?:Exception|Error|Failure|Fault|Panic|Interrupt))"
     rf"(?!{_W})",
@@ -90,24 +101,24 @@ class _Reader:
     def top(self) -> str:
         """The whole text masked: prose stays, pairs keep their keys."""
         out: list[str] = []
-        while self.at < len(self.tokens):
-            token = self.tokens[self.at]
-            if self.opens():
-                out.append(self.group(1))
+        tokens, last = self.tokens, ""
+        while self.at < len(tokens):
+            token = tokens[self.at]
+            if token in _OPEN and self.opens():
+                last = self.group(1)
             else:
                 self.at += 1
-                out.append(self.atom(token, out))
+                quoted = len(token) > 1 and token[0] in "\"'"
+                last = self.atom(token, out, quoted) if quoted or last in ("=", ":") else token
+            out.append(last)
         return "".join(out)
 
     def opens(self) -> bool:
-        """Whether a group starts here. `[.` is an abbreviated logger name (`o.a.c.c.C.[.[.[/]`), not a group."""
-        if self.tokens[self.at] not in _OPEN:
-            return False
+        """Whether this bracket opens a group. `[.` is an abbreviated logger name (`o.a.c.c.C.[.[.[/]`), not a group."""
         return self.at + 1 == len(self.tokens) or self.tokens[self.at + 1] != "."
 
-    def atom(self, token: str, before: list[str]) -> str:
-        """One token of prose: the value of `key=value` and `key:value`, and quoted strings, are variables."""
-        quoted = token[0] in "\"'" and len(token) > 1
+    def atom(self, token: str, before: list[str], quoted: bool) -> str:
+        """A quoted string or what stands after `key=` and `key:` in prose: both are variables."""
         if not quoted and not _WORD.match(token):
             return token
         key = ""
@@ -125,16 +136,18 @@ class _Reader:
 
     def group(self, depth: int) -> str:
         """The bracketed group that starts here. Its items are split at commas and semicolons."""
-        opening = self.tokens[self.at]
+        tokens, end = self.tokens, len(self.tokens)
+        opening = tokens[self.at]
         closing = _OPEN[opening]
         self.at += 1
-        items: list[list[str]] = [[]]
+        item: list[str] = []
+        items = [item]
         closed = False
-        while self.at < len(self.tokens):
-            token = self.tokens[self.at]
-            if self.opens():
+        while self.at < end:
+            token = tokens[self.at]
+            if token in _OPEN and self.opens():
                 if depth < 12:
-                    items[-1].append(self.group(depth + 1))
+                    item.append(self.group(depth + 1))
                     continue
                 token = VARIABLE  # deeper than anybody reads: this bounds the recursion
             self.at += 1
@@ -142,9 +155,10 @@ class _Reader:
                 closed = True
                 break
             if token in {",", ";"}:
-                items.append([])
+                item = []
+                items.append(item)
             else:
-                items[-1].append(token)
+                item.append(token)
         if not closed and len(items) > 1:
             items.pop()  # cut off by the length limit
         return opening + _items(items, depth) + closing
@@ -170,8 +184,12 @@ def _items(items: list[list[str]], depth: int) -> str:
     words = 0
     for item in items:
         text = "".join(item).strip()
-        split = next((i for i, token in enumerate(item) if token in ("=", ":") and 0 < i <= 9), None)
-        if split is None:
+        split = 0
+        for i in range(1, min(10, len(item))):
+            if item[i] in ("=", ":"):
+                split = i
+                break
+        if not split:
             if text:
                 words += bool(_WORD.match(text))
                 parts.append(_unquoted(text))
@@ -207,7 +225,26 @@ def _unquoted(text: str) -> str:
 def _normalise(body: str) -> str:
     """`body` with every variable word as `0`: the only thing later steps read, so they agree with the kernel's hash."""
     text = _DIGIT_WORD.sub("0", body[:BODY_CHARS_MAX])
-    return _JOINED.sub("0", _ANSI.sub("", text))
+    return _joined(_ANSI.sub("", text) if "\x1b" in text else text)
+
+
+def _joined(text: str) -> str:
+    """`text` with variables that punctuation joins as one."""
+    return _JOINED.sub("0", text) if _JOINT.search(text) else text
+
+
+def _without_atoms(text: str) -> str:
+    """`text` with `0` for each date, address, path and hexadecimal number. Only what can be there is looked for."""
+    there = tuple(any(sign in text for sign in signs) for signs, _ in _ATOMS)
+    pattern = _atoms(there, _HEX_RUN.search(text) is not None)
+    return pattern.sub("0", text) if pattern is not None else text
+
+
+@cache
+def _atoms(there: tuple[bool, ...], is_hex: bool) -> re.Pattern[str] | None:
+    """One pattern for the chosen of _ATOMS and, with `is_hex`, hexadecimal numbers; None when nothing is chosen."""
+    chosen = [pattern for (_, pattern), wanted in zip(_ATOMS, there, strict=True) if wanted] + [_HEX] * is_hex
+    return re.compile("|".join(chosen)) if chosen else None
 
 
 def _message(text: str) -> str:
@@ -250,10 +287,8 @@ def _first_line(text: str) -> str:
 def mask(body: str) -> str:
     """The masked text of a log body: at most `TEMPLATE_CHARS_MAX` characters, variables as `<*>`, blanks squeezed."""
     text = _CONTROL.sub(" ", _first_line(_message(_normalise(body))))
-    text = _JOINED.sub("0", _ATOMS.sub("0", text))
-    text = _Reader(text).top()
-    pieces = [VARIABLE if piece == "0" else piece for piece in _PIECE.findall(text)]
-    text = " ".join("".join(pieces).split())
+    text = _joined(_without_atoms(text))
+    text = _ZERO.sub(VARIABLE, " ".join(_Reader(text).top().split()))
     while f"{VARIABLE}, {VARIABLE}" in text:
         text = text.replace(f"{VARIABLE}, {VARIABLE}", VARIABLE)
     if len(text) > TEMPLATE_CHARS_MAX:
@@ -266,13 +301,18 @@ class _Cluster:
     """Lines that agree in all but plain words. `words[i]`: what place i has shown; None once it is a variable."""
 
     service: int
-    shape: tuple[str, ...]
+    shape: tuple[str, ...]  # what stands before, between and after the places
     words: list[set[str] | None]
 
     def likeness(self, words: list[str]) -> float:
         """Share of the places whose word is known there; 0 when no fixed place agrees."""
-        fixed = sum(1 for word, seen in zip(words, self.words, strict=True) if seen is not None and word in seen)
-        return (fixed + self.words.count(None)) / len(words) if fixed else 0.0
+        fixed = free = 0
+        for word, seen in zip(words, self.words, strict=True):
+            if seen is None:
+                free += 1
+            elif word in seen:
+                fixed += 1
+        return (fixed + free) / len(words) if fixed else 0.0
 
 
 class Templates:
@@ -295,22 +335,20 @@ class Templates:
     def template(self, service_key: int, body: str) -> str:
         """The template of `body` as logged by the service whose content hash is `service_key`."""
         masked = mask(body)
-        pieces = _PIECE.findall(masked)
-        places = [i for i in range(len(pieces)) if _may_vary(pieces, i)]
-        if len(places) < 2:
+        parts = _PLACE.split(masked)  # what stands between two places, and the words there, by turns
+        words = parts[1::2]
+        if len(words) < 2:
             return masked
-        words = [pieces[i] for i in places]
-        for i in places:
-            pieces[i] = ""
-        cluster = self._cluster(service_key, tuple(pieces), words)
-        for place, (i, word) in enumerate(zip(places, words, strict=True)):
+        cluster = self._cluster(service_key, tuple(parts[::2]), words)
+        for place, word in enumerate(words):
             seen = cluster.words[place]
             if seen is not None:
                 seen.add(word)
                 if len(seen) >= self.distinct_min:
                     cluster.words[place] = seen = None
-            pieces[i] = VARIABLE if seen is None and word.lower() not in _OUTCOME_WORDS else word
-        return "".join(pieces)
+            if seen is None and word.lower() not in _OUTCOME_WORDS:
+                parts[2 * place + 1] = VARIABLE
+        return "".join(parts)
 
     def _cluster(self, service: int, shape: tuple[str, ...], words: list[str]) -> _Cluster:
         """The cluster most like `words` among those of the same shape, made when none is like enough."""
@@ -345,7 +383,7 @@ class Templates:
     def snapshot(self) -> dict[str, Any]:
         """The clusters, least recently used first, as plain lists; `restore` takes them back."""
         return {
-            "version": 1,
+            "version": SNAPSHOT_VERSION,
             "clusters": [
                 {
                     "service": cluster.service,
@@ -360,25 +398,27 @@ class Templates:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Takes back what `snapshot` gave. ValueError when the version is unknown."""
-        if state.get("version") != 1:
-            raise ValueError(f"templates snapshot has version {state.get('version')!r}, expected 1")
+        version = state.get("version")
+        if version not in (1, SNAPSHOT_VERSION):
+            raise ValueError(f"templates snapshot has version {version!r}, expected {SNAPSHOT_VERSION}")
         self._clusters = OrderedDict()
         self._shapes = {}
         for entry in state["clusters"]:
             words = [None if seen is None else set(seen) for seen in entry["words"]]
-            self._clusters[int(entry["number"])] = _Cluster(int(entry["service"]), tuple(entry["shape"]), words)
+            shape = _joined_pieces(entry["shape"]) if version == 1 else tuple(entry["shape"])
+            self._clusters[int(entry["number"])] = _Cluster(int(entry["service"]), shape, words)
         for number in sorted(self._clusters):
             cluster = self._clusters[number]
             self._shapes.setdefault((cluster.service, cluster.shape), []).append(number)
         self._next = int(state["next"])
 
 
-def _may_vary(pieces: list[str], i: int) -> bool:
-    """Whether piece i can be a variable: a plain word, not an identifier, not part of a dotted name, not a level."""
-    piece = pieces[i]
-    if not _PLAIN.match(piece):
-        return False
-    before = pieces[i - 1] if i else " "
-    after = pieces[i + 1] if i + 1 < len(pieces) else " "
-    dotted = after == "." and i + 2 < len(pieces) and pieces[i + 2] != " "
-    return before not in ".$#" and after not in "$#(=:" and not dotted
+def _joined_pieces(pieces: list[str]) -> tuple[str, ...]:
+    """The shape of a snapshot of version 1, which held every word and sign by itself and places as empty strings."""
+    parts = [""]
+    for piece in pieces:
+        if piece:
+            parts[-1] += piece
+        else:
+            parts.append("")
+    return tuple(parts)

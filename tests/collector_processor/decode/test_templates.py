@@ -172,3 +172,13 @@ def test_clusters_are_bounded_and_the_one_unused_longest_goes_first() -> None:
     kept = {"".join(cluster["shape"])[-1] for cluster in templates.snapshot()["clusters"]}
     assert len(templates) == 3
     assert kept == {"!", ";", "%"}
+
+
+def test_restores_the_older_form_of_shapes() -> None:
+    # Version 1 kept each word and sign of a line apart, and an empty string for each place.
+    cluster = {"service": SERVICE, "shape": ["", " ", "", " ", "<*>"], "words": [["sent"], ["mail"]], "number": 0}
+    templates = Templates(8)
+    templates.restore({"version": 1, "clusters": [cluster], "next": 1})
+    templates.template(SERVICE, "sent letter 5")
+    assert len(templates) == 1
+    assert templates.snapshot()["clusters"][0]["words"] == [["sent"], ["letter", "mail"]]
