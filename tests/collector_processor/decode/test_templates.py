@@ -161,8 +161,8 @@ def test_a_snapshot_goes_on_exactly_where_it_was() -> None:
     second.restore(state)
     assert [first.template(SERVICE, x) for x in lines] == [second.template(SERVICE, x) for x in lines]
     assert first.snapshot() == second.snapshot()
-    with pytest.raises(ValueError, match="version 2"):
-        second.restore({**state, "version": 2})
+    with pytest.raises(ValueError, match="version 3"):
+        second.restore({**state, "version": 3})
 
 
 def test_clusters_are_bounded_and_the_one_unused_longest_goes_first() -> None:
