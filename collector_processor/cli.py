@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collector_processor.config import Config
     from collector_processor.evaluation.labels import Labels
     from collector_processor.replay import Summary
+    from exporters.store.reader import Reader
 
 app = typer.Typer(
     help="Joins logs with trace spans into transaction chains, finds the unusual ones, and says what broke.",
@@ -304,6 +305,84 @@ def train(
 def where_used(models: Path) -> str:
     """How a service comes to look into the folder `models`."""
     return f"the service looks there when detectors.sequence_transformer.model is {models}"
+
+
+incidents_app = typer.Typer(help="Incidents of the store: the list, and one with its explanation and evidence.")
+app.add_typer(incidents_app, name="incidents")
+Tenant = Annotated[str | None, typer.Option("--tenant", help="Only this tenant's; without it, all.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@contextmanager
+def open_store(config: Path | None, data: Path) -> Iterator[Reader]:
+    """The store that the config names, for reading; ends the command when it cannot be read."""
+    from exporters.store.reader import Reader, StoreError
+
+    try:
+        reader = Reader(load_config(config).exporters.store, data)
+        try:
+            yield reader
+        finally:
+            reader.close()
+    except StoreError as error:
+        fail(str(error), 1)
+
+
+@incidents_app.callback(invoke_without_command=True)
+def incidents_list(
+    context: typer.Context,
+    config: ConfigFile = None,
+    data: DataDir = Path("spanchain-data"),
+    tenant: Tenant = None,
+    since: Annotated[str, typer.Option(help="Changed since: 90m, 2h, 7d, or a date and time.")] = "30d",
+    only_open: Annotated[bool, typer.Option("--open", help="Only those that are open.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """The incidents of the store, the newest first; `incidents show ID` tells all about one."""
+    if context.invoked_subcommand is not None:
+        return
+    import time
+
+    import orjson
+
+    from collector_processor import incident_view
+
+    try:
+        after_ns = incident_view.since_ns(since, time.time_ns())
+    except ValueError as error:
+        fail(str(error))
+    with open_store(config, data) as store:
+        found = store.incidents(tenant=tenant, since_ns=after_ns, only_open=only_open, limit=limit)
+    if as_json:
+        sys.stdout.write(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode() + "\n")
+    elif found:
+        out.print(incident_view.listing(found))
+    else:
+        out.print(f"no incident has changed since {incident_view.moment(after_ns)} UTC", highlight=False, markup=False)
+
+
+@incidents_app.command("show")
+def incidents_show(
+    incident: Annotated[str, typer.Argument(help="Its id, or the beginning of it.")],
+    config: ConfigFile = None,
+    data: DataDir = Path("spanchain-data"),
+    tenant: Tenant = None,
+    as_json: AsJson = False,
+) -> None:
+    """One incident: what happened, in what context, what is affected, what to do; and chains that show it."""
+    import orjson
+
+    from collector_processor import incident_view
+
+    with open_store(config, data) as store:
+        found = store.incident(incident, tenant=tenant)
+        evidence = store.evidence(found["example_trace_ids"], tenant=found["tenant"])
+    if as_json:
+        sys.stdout.write(orjson.dumps(found | {"evidence": evidence}, option=orjson.OPT_INDENT_2).decode() + "\n")
+        return
+    for part in incident_view.page(found, evidence):
+        out.print(part, highlight=False, soft_wrap=True)
 
 
 models_app = typer.Typer(help="Trained models: what there is, and which is in use.", no_args_is_help=True)

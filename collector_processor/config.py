@@ -7,6 +7,7 @@ builds `Config`. Unknown keys are errors. Units stand last in names (`_s`, `_ms`
 from __future__ import annotations
 
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, model_validator
 
@@ -365,11 +366,26 @@ class PrometheusConfig(Section):
     """Series of one metric (each bucket of a histogram is one); further label values count under `other`."""
 
 
+class InlineConfig(Section):
+    """Inline mode: the originals go out through spanchain."""
+
+    hold_s: Annotated[float, Field(ge=0)] = 10.0
+    """Longest time that spans wait for the verdicts of their chains, so that the events can be on them; less when all
+    verdicts are there. The event of a later verdict is sent as in tee mode."""
+    tenant_header: str | None = None
+    """Header that names the tenant of each request, such as `x-scope-orgid`; absent when the receiver has no tenants.
+    With several tenants and without it, all arrive as one."""
+
+
 class OtlpExportConfig(Section):
-    """`exporters/otlp`: tee mode, one log event and one span event for each unusual chain, beside the original data."""
+    """`exporters/otlp`: events over OTLP, beside the original data (tee) or on it (inline)."""
 
     enabled: bool = False
     """Whether this exporter runs."""
+    mode: Literal["tee", "inline"] = "tee"
+    """`tee`: one log event and one span event for each unusual chain; the originals reach the backend another way.
+    `inline`: spanchain is that way: it forwards every span and log record, with the event on the span."""
+    inline: InlineConfig = InlineConfig()
     endpoint: HttpAddress = "http://127.0.0.1:4317"
     """Where to send: `http://` or `https://`, host and port. Not spanchain's own receiver."""
     protocol: Literal["grpc", "http"] = "grpc"
@@ -463,6 +479,11 @@ class StoreConfig(Section):
         if self.url is not None and not self.url.get_secret_value().startswith(("postgresql://", "postgres://")):
             message = "url must begin with postgresql://"
             raise ValueError(message)
+        if self.url is not None:
+            try:
+                _ = urlsplit(self.url.get_secret_value()).port
+            except ValueError:
+                raise ValueError("url is no URL: postgresql://user@host:5432/database") from None
         if self.password is not None and self.url is None:
             message = "password needs url"
             raise ValueError(message)
@@ -653,6 +674,14 @@ class Config(Section):
     decide: DecideConfig = DecideConfig()
     service: ServiceConfig = ServiceConfig()
     exporters: ExportersConfig = ExportersConfig()
+
+    @model_validator(mode="after")
+    def _what_is_forwarded_is_written_first(self) -> Config:
+        otlp = self.exporters.otlp
+        if otlp.enabled and otlp.mode == "inline" and self.journal.durability == "none":
+            message = "exporters.otlp.mode inline forwards from the journal: journal.durability must be fsync or os"
+            raise ValueError(message)
+        return self
 
     def with_verdicts(self, which: Literal["unusual", "all", "none"]) -> Config:
         """The same config with the file exporter writing `which` verdicts, and every incident."""

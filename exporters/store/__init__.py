@@ -1,2 +1,2 @@
-"""What was found, in SQL: tables (`schema`), the connection (`database`), writing (`exporter`, `entries`), reading
-(`reader`), and deleting what is old (`retention`)."""
+"""What was found, in SQL: what is kept (`entries`), tables (`schema`), connection (`database`), writing (`exporter`,
+`sink`), deleting what is old (`retention`), and reading (`reader`)."""

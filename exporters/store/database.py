@@ -9,10 +9,9 @@ What went wrong is told by `failure`: neither the data of the statement nor the 
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
@@ -22,7 +21,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import QueuePool
 
 from collector_processor.config import StoreConfig
-from exporters.store.schema import migrate
+from exporters.store.schema import SchemaError, migrate
 
 FILE = "spanchain.db"
 BUSY_S = 1.0  # that a statement waits for another writer of the SQLite file, before it is tried again later
@@ -50,7 +49,7 @@ class Database:
         """`data` is the folder of the SQLite file. Nothing is opened yet.
 
         Raises:
-            OSError: the URL is no URL, or the driver is not installed.
+            OSError: the URL is no URL.
         """
         self.path = None if config.url is not None else data / FILE
         self._read_only = read_only
@@ -86,8 +85,6 @@ class Database:
             url = make_url(config.url.get_secret_value())
         except (ArgumentError, ValueError):
             raise OSError("exporters.store.url is no URL: postgresql://user@host/database") from None
-        if importlib.util.find_spec("psycopg") is None:
-            raise OSError("exporters.store.url needs the extra postgres: pip install 'spanchain[postgres]'")
         password = url.password if config.password is None else config.password.get_secret_value()
         return url.set(drivername="postgresql+psycopg", password=password)
 
@@ -103,7 +100,6 @@ class Database:
 
         Raises:
             OSError: the file cannot be had.
-            SchemaError: it is newer than this program.
         """
         if self.path is None or self._read_only:
             return
@@ -125,10 +121,10 @@ class Database:
     def _make_file(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
-        with self.transaction():
+        with contextlib.suppress(SchemaError), self.transaction():
             pass
 
-    @contextmanager
+    @contextlib.contextmanager
     def transaction(self) -> Iterator[Connection]:
         """A transaction that is committed when the block ends and undone when it raises; at the newest schema.
 

@@ -2,20 +2,21 @@
 
 How it works. The engine's thread makes entries of what is kept; a queue on disk holds them until the database has taken
 them, so that a database that is slow, locked or away costs the others nothing and a restart loses nothing. The queue's
-thread writes a batch in one transaction. A row that the database refuses for what is in it is left out and counted, the
-others of its batch are kept. A second thread deletes what is too old or too much (`retention.py`).
+thread writes them (`sink.py`); a second one deletes what is too old or too much (`retention.py`).
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import orjson
 import structlog
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from collector_processor.config import StoreConfig
 from collector_processor.model import I64, Incident, VerdictBatch
@@ -24,10 +25,10 @@ from exporters.allowance import Allowance, most_severe
 from exporters.backlog import Item
 from exporters.protocol import Meter
 from exporters.queue import RetryLater, WorkerQueue
-from exporters.store.database import Database, reason
-from exporters.store.entries import Entry, incident_entry, records_of, sampled, verdict_entry, write
-from exporters.store.retention import Retention
-from exporters.store.schema import SchemaError
+from exporters.store.entries import Entry, incident_entry, records_of, sampled, verdict_entry
+
+if TYPE_CHECKING:
+    from exporters.store.sink import Sink
 
 log = structlog.get_logger(__name__)
 
@@ -46,29 +47,26 @@ class StoreExporter:
         meter: Meter,
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        """Raises `OSError` when the URL cannot be used."""
         self._config = config
         self._rows = rows
         self._allowance = Allowance(config.verdicts_per_s_max)
-        self._database = Database(config, data)
+        self._data = data
+        self._meter = meter
+        self._clock_ns = clock_ns
         self._stopped = threading.Event()
-        self._retention = Retention(config, self._database, meter, self._stopped, clock_ns)
+        self._opening = threading.Lock()
+        self._sink: Sink | None = None
         self._queue = WorkerQueue(self.name, config.queue, meter, self._deliver, path=queues / "store.queue")
         self._cleaner: threading.Thread | None = None
-        self._told = ""  # the last failure, so that each is said once
 
     def start(self) -> None:
-        """Raises `OSError` when the file cannot be had or is newer than this program; a PostgreSQL that is down is no
-        error."""
+        """Raises `OSError` when the folder cannot be had or the driver is missing; a database may be down."""
         if self._cleaner is not None or self._stopped.is_set():
             return
-        try:
-            self._database.open()
-        except SchemaError as error:
-            raise OSError(str(error)) from error
+        if self._config.url is not None and importlib.util.find_spec("psycopg") is None:
+            raise OSError("exporters.store.url needs the extra postgres: pip install 'spanchain[postgres]'")
         self._queue.start()
-        self._cleaner = threading.Thread(target=self._retention.run, args=(self._tell,), name="store-retention")
-        self._cleaner.daemon = True
+        self._cleaner = threading.Thread(target=self._clean, name="store-retention", daemon=True)
         self._cleaner.start()
 
     def export(self, verdicts: VerdictBatch, incidents: list[Incident]) -> None:
@@ -111,38 +109,29 @@ class StoreExporter:
         self._stopped.set()
         if self._cleaner is not None:
             self._cleaner.join(max(end - time.monotonic(), 0.1))
-        self._database.close()
+        if self._sink is not None:
+            self._sink.close()
 
     def _deliver(self, items: list[Item]) -> int:
-        entries = [orjson.loads(item.payload) for item in items]
-        try:
-            return self._write(entries)
-        except DBAPIError as error:
-            self._tell(error)
-            raise RetryLater(reason(error)) from None
-        except SchemaError as error:
-            self._tell(error)
-            raise RetryLater("schema") from None
+        return self._opened().write([orjson.loads(item.payload) for item in items])
 
-    def _write(self, entries: list[Entry]) -> int:
-        """Writes all in one transaction; when a row cannot be kept, each in its own. How many could not be kept."""
-        try:
-            with self._database.transaction() as connection:
-                write(connection, entries)
-        except (DataError, IntegrityError) as error:
-            if len(entries) == 1:
-                self._tell(error)
-                return 1
-            return sum(self._write([entry]) for entry in entries)
-        self._told = ""
-        return 0
+    def _clean(self) -> None:
+        while not self._stopped.wait(self._config.retention_interval_s):
+            with contextlib.suppress(RetryLater):
+                self._opened().trim()
 
-    def _tell(self, error: Exception) -> None:
-        """One line for each new failure, however often it is met."""
-        said = self._database.failure(error)
-        if said != self._told:
-            log.warning("the store does not do what it should", store=str(self._database), error=said)
-        self._told = said
+    def _opened(self) -> Sink:
+        """The database; opened by the first who needs it, once it can be had."""
+        with self._opening:
+            if self._sink is None:
+                from exporters.store.sink import Sink
+
+                try:
+                    self._sink = Sink(self._config, self._data, self._meter, self._stopped, self._clock_ns)
+                except OSError as error:
+                    log.warning("the store cannot be opened", error=str(error))
+                    raise RetryLater("open") from None
+            return self._sink
 
 
 def _item(entry: Entry) -> Item:

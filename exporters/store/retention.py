@@ -13,12 +13,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from sqlalchemy import Column, Table, bindparam, select
+from sqlalchemy import Column, Connection, Table, bindparam, func, select
 
 from collector_processor.config import StoreConfig
 from exporters.protocol import Meter
 from exporters.store.database import Database
-from exporters.store.entries import stored
 from exporters.store.schema import INCIDENTS, VERDICTS
 
 BATCH = 500  # rows of one transaction
@@ -76,14 +75,6 @@ class Retention:
             self._database.shrink()
         return deleted
 
-    def run(self, failed: Callable[[Exception], None]) -> None:
-        """Passes until `stopped`; what one could not do is told to `failed` and left to the next."""
-        while not self._stopped.wait(self._config.retention_interval_s):
-            try:
-                self.trim()
-            except Exception as error:  # noqa: BLE001  # a later pass may find the database well again
-                failed(error)
-
     def _expire(self, table: Table, before_ns: int) -> Iterator[int]:
         while not self._stopped.is_set():
             gone, _ = self._delete(table, "age", before_ns=before_ns)
@@ -120,6 +111,16 @@ class Retention:
             self._meter.count("store_deleted_total", len(found), table=table.name, reason=reason)
             self._stopped.wait(PAUSE_S)
         return len(found), sum(int(row[-1]) for row in found)
+
+
+def stored(connection: Connection) -> dict[str, tuple[int, int]]:
+    """Table -> rows and bytes."""
+    out = {}
+    for table in (VERDICTS, INCIDENTS):
+        query = func.count(), func.coalesce(func.sum(table.c.bytes), 0)
+        rows, size = connection.execute(table.select().with_only_columns(*query)).one()
+        out[table.name] = (int(rows), int(size))
+    return out
 
 
 def _reaching(sizes: list[int], wanted: int) -> int:

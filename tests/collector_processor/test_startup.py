@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-UNUSED = ("holidays", "scipy.linalg", "torch", "river", "matplotlib", "opentelemetry.sdk")
+UNUSED = ("holidays", "scipy.linalg", "torch", "river", "matplotlib", "opentelemetry.sdk", "sqlalchemy")
 LOADED = f"""
 import sys
 from collector_processor.config import Config

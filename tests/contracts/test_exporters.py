@@ -203,8 +203,6 @@ class StoreBench(Bench):
         return {"enabled": True, "normal_share": 0, "queue": queue}
 
     def kill(self) -> None:
-        if not self.path.exists():
-            self.started().shutdown(1)  # makes the file, to be locked
         self.locker = sqlite3.connect(self.path, isolation_level=None)
         self.locker.execute("BEGIN IMMEDIATE")
 
@@ -217,6 +215,8 @@ class StoreBench(Bench):
 
     def delivered(self) -> list[str]:
         with closing(sqlite3.connect(self.path)) as connection:
+            if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'verdicts'").fetchone():
+                return []
             return [each for (each,) in connection.execute("SELECT verdict_id FROM verdicts")]
 
 
