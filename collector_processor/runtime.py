@@ -27,6 +27,7 @@ from typing import Any
 
 import structlog
 
+from collector_processor.clock import ForwardClock
 from collector_processor.config import Config, HealthConfig
 from collector_processor.decide.verdicts import incident_row, verdict_rows
 from collector_processor.decode.otlp_json import to_protobuf
@@ -36,8 +37,9 @@ from collector_processor.ingest.answers import Counters, RetryLaterError
 from collector_processor.ingest.auth import InsecureAddressError
 from collector_processor.ingest.receivers import Receivers
 from collector_processor.journal.checkpoint import Counters as CheckpointCounters
-from collector_processor.journal.checkpoint import read_checkpoint, write_checkpoint
+from collector_processor.journal.checkpoint import read_checkpoint
 from collector_processor.journal.wal import Journal, JournalUnavailableError
+from collector_processor.keeper import Keeper
 from collector_processor.model import Payload, Signal
 from collector_processor.rows import Rows
 from exporters.prometheus.telemetry import Telemetry
@@ -131,11 +133,11 @@ class Service:
         program = version("spanchain")
         self.telemetry = Telemetry(program, config.exporters.prometheus.series_max)
         self.counters = Counters()
-        self._clock = clock
+        self._clock = ForwardClock(clock)
         rows = Rows(verdict_rows, incident_row)
         self.exporters = build(Surroundings(config.exporters, rows, self.telemetry, data, program))
         self.exporters |= {watcher.name: watcher for watcher in watchers}
-        self._intake = Intake(config.service.backlog_bytes_max, clock)
+        self._intake = Intake(config.service.backlog_bytes_max, self._clock)
         self._stopping = threading.Event()
         self._stopped = False
         self._started: list[Exporter] = []
@@ -177,6 +179,8 @@ class Service:
         self.engine, self._position = self._restored(folder)
         self._journal = Journal.open(folder, self.config.journal, at_least=self._position, on_durable=self._intake.put)
         self._replay_until = self.journal.position
+        self._clock.not_before(max(self.engine.now_ns, self.journal.last_arrival_ns))
+        self._keeper = Keeper(folder, self.journal, self.exporters, self._checkpoints)
 
     def _restored(self, folder: Path) -> tuple[Engine, int]:
         """An engine as the newest usable checkpoint left it, and the journal position from which to go on."""
@@ -249,22 +253,25 @@ class Service:
         """Tells exporters what is open, then takes what the journal holds behind the checkpoint, as it came in then."""
         self._emit(Output(incidents=self.engine.incidents.current()))
         self._health.note = "replaying the journal"
+        restored = self._position
+        self._next_checkpoint = time.monotonic() + self.config.journal.checkpoint_interval_s
         for position, payload in self.journal.replay(self._position, self._replay_until):
             self._process(position, payload)
+            self._begin_checkpoint()
+        if self._position > restored:  # else who dies again and again before the first interval is over replays it all
+            self._next_checkpoint = 0.0
         self._health.note = ""
 
     def _work(self) -> None:
         tick_s = self.config.service.tick_ms / 1000
-        next_checkpoint = time.monotonic() + self.config.journal.checkpoint_interval_s
-        while True:
-            stopping = self._stopping.is_set()
-            self._turn(0 if stopping else tick_s)
+        while not self._stopping.is_set():
+            self._turn(tick_s)
             self._report()
-            if stopping or time.monotonic() >= next_checkpoint:
-                self._checkpoint()
-                next_checkpoint = time.monotonic() + self.config.journal.checkpoint_interval_s
-            if stopping:
-                return
+            self._begin_checkpoint()
+        self._turn(0)
+        self._report()
+        self._keeper.wait()
+        self._checkpoint()
 
     def _turn(self, wait_s: float) -> None:
         """What waits, then what is due by now."""
@@ -296,22 +303,15 @@ class Service:
             if len(verdicts):
                 self.telemetry.observe("verdict_latency_seconds", (now_ns - verdicts.chains.arrived_ns) / SECOND)
 
+    def _begin_checkpoint(self) -> None:
+        """Once an interval: the state as it is now, to be kept while the engine goes on."""
+        if time.monotonic() >= self._next_checkpoint and not self._keeper.is_busy:
+            self._keeper.begin(self._position, self.engine.snapshot())
+            self._next_checkpoint = time.monotonic() + self.config.journal.checkpoint_interval_s
+
     def _checkpoint(self) -> None:
-        """Writes a checkpoint once everything decided before it has been delivered or is on disk."""
-        state, position = self.engine.snapshot(), self._position
-        safe = [exporter.flush(5.0) for exporter in self.exporters.values()]
-        if not all(safe):
-            self._checkpoints.failures += 1
-            LOG.warning("an exporter could not be flushed; the last checkpoint stays")
-            return
-        folder = self.data / self.config.journal.dir
-        try:
-            self.journal.truncate(write_checkpoint(folder, position, state, self._checkpoints))
-        except OSError as error:
-            LOG.warning("checkpoint not written; the last one stays", error=str(error))
-            return
-        for exporter in self.exporters.values():
-            exporter.checkpointed()
+        """Keeps a checkpoint of the present state, and waits until that is done."""
+        self._keeper.keep(self._position, self.engine.snapshot())
 
     # -- numbers -----------------------------------------------------------------------------------------------------
 
@@ -355,6 +355,7 @@ class Service:
             ("journal_damaged_total", (("kind", "unreadable"),)): read.unreadable_files,
             ("checkpoints_total", (("outcome", "written"),)): checkpoints.written,
             ("checkpoints_total", (("outcome", "failed"),)): checkpoints.failures,
+            ("checkpoints_total", (("outcome", "unflushed"),)): self._keeper.unflushed,
             ("checkpoints_total", (("outcome", "corrupt"),)): checkpoints.corrupt,
         }
 

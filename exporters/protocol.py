@@ -32,7 +32,9 @@ class Exporter(Protocol):
         ...
 
     def flush(self, deadline_s: float) -> bool:
-        """True once all that was given so far is delivered or on disk; False when `deadline_s` was too short."""
+        """True once all that was given so far is delivered or on disk; False when `deadline_s` was too short.
+
+        Called from the checkpoint's thread, shortly after the snapshot, while the engine goes on and gives more."""
         ...
 
     def checkpointed(self) -> None:

@@ -52,7 +52,8 @@ class FileExporter:
         self._verdicts: VerdictFile | None = None
         self._incidents: IncidentFile | None = None
         self._closed = False
-        self._flushed: int | None = None  # `position` of verdicts.jsonl when the last flush began
+        self._began = 0  # `position` of verdicts.jsonl when the last flush began
+        self._flushed: int | None = None  # and when the one before the last good one did
 
     def start(self) -> None:
         """Opens the files. Raises `OSError`."""
@@ -65,6 +66,7 @@ class FileExporter:
                 path.unlink(missing_ok=True)
         self._verdicts = VerdictFile(verdicts)
         self._incidents = IncidentFile(incidents)
+        self._began = self._verdicts.position
         self._queue.start()
 
     def export(self, verdicts: VerdictBatch, incidents: list[Incident]) -> None:
@@ -84,7 +86,8 @@ class FileExporter:
     def flush(self, deadline_s: float) -> bool:
         if self._verdicts is None or self._closed:
             return False
-        position = self._verdicts.position  # before waiting: what is given from now on stands behind it
+        # Since this flush's snapshot was taken more may have been written; not before the last flush, which was earlier.
+        position, self._began = self._began, self._verdicts.position
         if not self._queue.flush(deadline_s):
             return False
         try:
