@@ -173,23 +173,96 @@ def nats_of(root):
 
 
 @njit(cache=True, nogil=True)
-def share_excess(counts, flow_counts, share, dispersion, flow, ready, difference_min, greatest, nats):
+def shares(good, flow, total, ratio, out):
+    """The share of its flow's chains that each row has now: normal chains of row and flow, times the time's ratio."""
+    for row in range(out.size):
+        out[row] = good[row] / max(total[flow[row]], 1.0) * ratio[row]
+
+
+@njit(cache=True, nogil=True)
+def turn(ring, sum_short, sum_long, at, short, epochs):
+    """Moves a window on by `epochs` epochs, all of them empty yet. Returns the place of the last one."""
+    size = ring.shape[0]
+    if epochs >= size:
+        ring[:] = 0
+        sum_short[:] = 0
+        sum_long[:] = 0
+        return at + epochs
+    for _ in range(epochs):
+        at += 1
+        new, leaving = at % size, (at - short) % size
+        for i in range(ring.shape[1]):
+            sum_short[i] -= ring[leaving, i]
+            sum_long[i] -= ring[new, i]
+            ring[new, i] = 0
+    return at
+
+
+@njit(cache=True, nogil=True)
+def push(
+    counts, flow, epochs, short, at, row_ring, row_short, row_long, flow_ring, flow_short, flow_long
+):  # fmt: skip
+    """Ends `epochs` epochs in the windows of rows and of their flows: all empty but the last, which had `counts`.
+
+    `*_ring` [epochs of a slice, rows or flows], `*_short` and `*_long` the sums of its last `short` and of all its
+    epochs, `at` the place of the last one. Empties `counts`; returns the new `at`.
+    """
+    turn(flow_ring, flow_short, flow_long, at, short, epochs)
+    at = turn(row_ring, row_short, row_long, at, short, epochs)
+    place = at % row_ring.shape[0]
+    for row in range(flow.size):
+        count = counts[row]
+        if count == 0:
+            continue
+        counts[row] = 0
+        f = flow[row]
+        row_ring[place, row] += count
+        row_short[row] += count
+        row_long[row] += count
+        flow_ring[place, f] += count
+        flow_short[f] += count
+        flow_long[f] += count
+    return at
+
+
+@njit(cache=True, nogil=True)
+def repeated(counts, flow, total, total_min, novel, good, bad):
+    """Rows that came within the slice, first came when their flow had `total_min` chains, and are not known yet."""
+    out = np.empty(flow.size, np.int64)
+    n = 0
+    for row in range(flow.size):
+        known = good[row] > 0.0 and bad[row] <= good[row]
+        if counts[row] > 0 and novel[row] and not known and total[flow[row]] >= total_min:
+            out[n] = row
+            n += 1
+    return out[:n]
+
+
+@njit(cache=True, nogil=True)
+def share_excess(
+    rows_short, flows_short, rows_long, flows_long, share, dispersion, flow, total, total_min, slices, slices_min,
+    difference_min, greatest, nats,
+):  # fmt: skip
     """Nats of each row's count given its flow's (negative for too few), 0 where nothing can be said.
 
-    `ready`: per flow. Keeps the greatest per flow in `greatest`. Returns the greatest of all.
+    nats [2, rows]: of the short window and of the slice. Judged are flows of `total_min` chains and `slices_min`
+    slices. Keeps the greatest per flow in `greatest`. Returns the greatest of all.
     """
     most = 0.0
     for row in range(flow.size):
         f = flow[row]
-        expected = flow_counts[f] * share[row]
-        nats[row] = 0.0
-        if expected <= 0.0 or not ready[f] or abs(counts[row] - expected) < difference_min:
-            continue
-        root = residual(float(counts[row]), expected, dispersion[row])
-        size = nats_of(root)
-        nats[row] = size if root > 0.0 else -size
-        greatest[f] = max(greatest[f], size)
-        most = max(most, size)
+        ready = total[f] >= total_min and slices[f] >= slices_min
+        for window in range(2):
+            count = rows_long[row] if window == 1 else rows_short[row]
+            expected = (flows_long[f] if window == 1 else flows_short[f]) * share[row]
+            nats[window, row] = 0.0
+            if expected <= 0.0 or not ready or abs(count - expected) < difference_min:
+                continue
+            root = residual(float(count), expected, dispersion[row])
+            size = nats_of(root)
+            nats[window, row] = size if root > 0.0 else -size
+            greatest[f] = max(greatest[f], size)
+            most = max(most, size)
     return most
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from collector_processor.config import ChainSequenceConfig, Config
 from collector_processor.kernels import familiarity as flags
+from collector_processor.kernels import sequence as kernels
 from collector_processor.model import (
     FINDING,
     I32,
@@ -257,11 +258,9 @@ class ChainSequence:
         self._refresh_shares()
         boundary = distribution.missed_boundary(now_ns)
         if boundary is not None:
-            distribution.push(boundary, np.zeros(size, np.int64), flow)
+            distribution.push(boundary, np.zeros(size, np.int64), flow)  # what was seen since came after it
             self._end_slice(boundary)
-        seen = self.known.view("seen")
-        ended = distribution.push(now_ns, seen, flow)
-        seen[:] = 0
+        ended = distribution.push(now_ns, self.known.view("seen"), flow)
         findings = [found for found in (self._repeated(), self._out_of_range(now_ns)) if found.size]
         if ended:
             self._end_slice(now_ns)
@@ -270,10 +269,10 @@ class ChainSequence:
 
     def _refresh_shares(self) -> None:
         """The share of each row expected now."""
-        good, flow = self.known.view("good"), self.known.view("flow")
-        total = self.known.flow["total"]
-        overall = good / np.maximum(total[flow], 1.0)
-        self.share = overall * self.known.view("ratio")
+        if self.share.size != self.known.size:
+            self.share = np.empty(self.known.size)
+        row = self.known.row
+        kernels.shares(row["good"], row["flow"], self.known.flow["total"], row["ratio"], self.share)
 
     def _end_slice(self, now_ns: int) -> None:
         """Learns from the slice that ended at `now_ns`."""
@@ -313,10 +312,11 @@ class ChainSequence:
 
         p: that many different ones by chance, times that they came again so often (geometric, from earlier new paths).
         """
-        counts = self.distribution.rows.sum_long[: self.paths.size]
-        flow = self.known.view("flow")
-        warm = self.known.flow["total"][flow] >= self.config.learn_chains_min
-        rows = np.flatnonzero((counts > 0) & warm & self.paths.view("novel") & ~self.known.known())
+        counts, flow, row = self.distribution.rows.sum_long, self.known.view("flow"), self.known.row
+        rows = kernels.repeated(
+            *(counts, flow, self.known.flow["total"], float(self.config.learn_chains_min)),
+            *(self.paths.column["novel"], row["good"], row["bad"]),
+        )
         if rows.size == 0:
             return no_findings()
         groups: dict[tuple[int, int, int], list[tuple[int, int, Judgement]]] = {}
@@ -342,8 +342,8 @@ class ChainSequence:
 
     def _out_of_range(self, now_ns: int) -> Findings:
         flow = self.known.view("flow")
-        old_enough = self.known.flow["total"] >= self.config.learn_chains_min
-        found = self.distribution.out_of_range(now_ns, self.share, flow, old_enough)
+        total, least = self.known.flow["total"], float(self.config.learn_chains_min)
+        found = self.distribution.out_of_range(now_ns, self.share, flow, total, least)
         found = [excess for excess in found if excess.p < WINDOW_P]
         findings = no_findings(len(found))
         for i, excess in enumerate(found):

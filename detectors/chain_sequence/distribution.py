@@ -75,26 +75,6 @@ class Window:
             self.ring = np.pad(self.ring, ((0, 0), (0, pad)))
             self.sum_short, self.sum_long = np.pad(self.sum_short, (0, pad)), np.pad(self.sum_long, (0, pad))
 
-    def push(self, counts: I64, epochs: int) -> None:
-        """Ends `epochs` epochs: all empty but the last, which had `counts`."""
-        size = self.ring.shape[0]
-        if epochs >= size:
-            self.ring[:] = 0
-            self.sum_short[:] = 0
-            self.sum_long[:] = 0
-            self.at += epochs - 1
-            epochs = 1
-        for step in range(epochs):
-            self.at += 1
-            leaving = self.ring[self.at % size]
-            self.sum_long -= leaving
-            self.sum_short -= self.ring[(self.at - self.short) % size]
-            leaving[:] = 0
-            if step == epochs - 1:
-                leaving[: counts.size] = counts
-                self.sum_short += leaving
-                self.sum_long += leaving
-
     def keep(self, kept: I64) -> None:
         """Only the columns `kept`, in that order."""
         self.ring = np.ascontiguousarray(self.ring[:, kept])
@@ -195,14 +175,18 @@ class Distribution:
         self.rate_extremes.reserve(self.rate.size)
 
     def push(self, now_ns: int, counts: I64, flow: I32) -> bool:
-        """Ends the epochs up to `now_ns`, of which the last had `counts` per row; True when a slice ended with it."""
+        """Ends the epochs up to `now_ns`, of which the last had `counts` per row, and empties those.
+
+        True when a slice ended with it.
+        """
         epoch = now_ns // self.epoch_ns
         passed = max(1, epoch - self.last_epoch) if self.last_epoch >= 0 else 1
         self.last_epoch = epoch
-        by_flow = np.zeros(self.rate.size, np.int64)
-        np.add.at(by_flow, flow, counts)
-        self.rows.push(counts, passed)
-        self.flows.push(by_flow, passed)
+        rows, flows = self.rows, self.flows
+        rows.at = flows.at = kernels.push(
+            *(counts, flow, passed, self.short, rows.at, rows.ring, rows.sum_short, rows.sum_long),
+            *(flows.ring, flows.sum_short, flows.sum_long),
+        )
         return now_ns % self.slice_ns == 0 and passed <= self.epochs
 
     def missed_boundary(self, now_ns: int) -> int | None:
@@ -240,12 +224,16 @@ class Distribution:
             return self.rate
         return np.concatenate([expected, self.rate[expected.size :]])[: self.rate.size]
 
-    def out_of_range(self, now_ns: int, share: F64, flow: I32, old_enough: Bool) -> list[Excess]:
-        """What lies outside its range at the boundary `now_ns`; `old_enough` [flows] may be judged by shares."""
-        ready = old_enough & (self.slices[: old_enough.size] >= SLICES_MIN)
-        out = [excess for long in (False, True) for excess in self._shares_out_of_range(share, flow, ready, long=long)]
-        slot = self.slot(max(0, now_ns - 1))
+    def out_of_range(self, now_ns: int, share: F64, flow: I32, total: F64, total_min: float) -> list[Excess]:
+        """What lies outside its range at the boundary `now_ns`.
+
+        `total` [flows] normal chains; flows of `total_min` or more may be judged by shares.
+        """
+        out = self._shares_out_of_range(share, flow, total, total_min)
         steady = self.slices >= RATE_SLICES_MIN
+        if not steady.any():
+            return out
+        slot = self.slot(max(0, now_ns - 1))
         if self.flow_profile.expected(slot) is None:
             steady &= ~(self.away | self._was_away(self.before, SLICES_MIN))
         if steady.any():
@@ -258,15 +246,22 @@ class Distribution:
         away: Bool = (slices >= least) & (slices * self.rate >= AWAY_CHAINS)
         return away
 
-    def _shares_out_of_range(self, share: F64, flow: I32, ready: Bool, *, long: bool) -> Iterator[Excess]:
-        rows, flows = self.counts(long)
-        nats, extremes = np.empty(flow.size), self.share_extremes
-        limits = (share, self.dispersion, flow, ready, ROW_DIFFERENCE_MIN, extremes.current, nats)
-        if kernels.share_excess(rows, flows, *limits) > NATS_MIN:
-            for row in np.flatnonzero(np.abs(nats) > NATS_MIN).tolist():
-                size, f = float(nats[row]), int(flow[row])
-                expected = float(flows[f] * share[row])
-                yield Excess("row", row, long, extremes.p(f, abs(size)), size, int(rows[row]), expected)
+    def _shares_out_of_range(self, share: F64, flow: I32, total: F64, total_min: float) -> list[Excess]:
+        rows, flows, extremes = self.rows, self.flows, self.share_extremes
+        nats = np.empty((2, flow.size))
+        most = kernels.share_excess(
+            *(rows.sum_short, flows.sum_short, rows.sum_long, flows.sum_long, share, self.dispersion, flow),
+            *(total, total_min, self.slices, SLICES_MIN, ROW_DIFFERENCE_MIN, extremes.current, nats),
+        )
+        if most <= NATS_MIN:
+            return []
+        out = []
+        for window, row in np.argwhere(np.abs(nats) > NATS_MIN).tolist():
+            counts, flow_counts = self.counts(bool(window))
+            size, f = float(nats[window, row]), int(flow[row])
+            p, expected = extremes.p(f, abs(size)), float(flow_counts[f] * share[row])
+            out.append(Excess("row", row, bool(window), p, size, int(counts[row]), expected))
+        return out
 
     def _rates_out_of_range(self, rates: F64, steady: Bool, *, long: bool) -> Iterator[Excess]:
         _, flows = self.counts(long)

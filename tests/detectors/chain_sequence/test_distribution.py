@@ -30,7 +30,7 @@ class Bench:
             now_ns = int((self.slice * SLICE_S + epoch * EPOCH_S) * NS)
             counts = np.array([usual // EPOCHS, rare if epoch == EPOCHS - 1 else 0])
             ended = self.distribution.push(now_ns, counts, self.flow)
-            found = self.distribution.out_of_range(now_ns, share, self.flow, np.ones(1, np.bool_))
+            found = self.distribution.out_of_range(now_ns, share, self.flow, np.ones(1), 1.0)
             if ended:
                 self.distribution.end_slice(now_ns, share, self.flow, clumped)
         self.slice += 1
