@@ -11,6 +11,7 @@ from zlib import crc32
 
 import numpy as np
 
+from collector_processor.kernels import text as kernels
 from collector_processor.model import F32, F64, I64
 
 TRIGRAM_WEIGHT = 0.5  # against 1 for a whole word
@@ -19,6 +20,11 @@ WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+|[^\W\d_]+")
 
 def ngrams(text: str) -> tuple[I64, F64]:
     """(32-bit hashes [n], weights [n]) of the distinct words and trigrams of `text`."""
+    if text.isascii():
+        data = np.frombuffer(text.encode(), np.uint8)
+        hashes, weights = np.empty(2 * data.size + 1, np.int64), np.empty(2 * data.size + 1)
+        n = kernels.grams(data, TRIGRAM_WEIGHT, hashes, weights)
+        return hashes[:n], weights[:n]
     words = [word.lower() for word in WORDS.findall(text)]
     grams = {f" {word}" for word in words}
     for word in words:
@@ -31,7 +37,6 @@ def ngrams(text: str) -> tuple[I64, F64]:
 
 def folded(hashes: I64, weights: F64, dimensions: int) -> F32:
     """float32[dimensions] of length 1 (0 without n-grams): the weights added up by hash, with a sign by hash."""
-    vector = np.zeros(dimensions)
-    np.add.at(vector, (hashes >> 8) % dimensions, np.where((hashes >> 4) & 1, weights, -weights))
-    norm = float(np.linalg.norm(vector))
-    return np.asarray(vector / norm if norm else vector, np.float32)
+    vector = np.empty(dimensions, np.float32)
+    kernels.fold(hashes, weights, vector)
+    return vector

@@ -17,22 +17,21 @@ from collector_processor.kernels.wire import finish, mix
 
 
 @njit(cache=True, nogil=True)
-def bag(events):
-    """(distinct events ascending, level of each) of one chain's events."""
-    ordered = np.sort(events)
-    out = np.empty(ordered.size, np.int32)
-    level = np.empty(ordered.size, np.uint8)
+def bag(events, counted):
+    """(distinct events ascending, level of each) of one chain's events; `counted` is zero for all, and again after."""
+    distinct = np.empty(events.size, np.int32)
     n = 0
-    i = 0
-    while i < ordered.size:
-        j = i
-        while j < ordered.size and ordered[j] == ordered[i]:
-            j += 1
-        out[n] = ordered[i]
-        level[n] = min(255, 1 + int(2.0 * math.log2(float(j - i))))
-        n += 1
-        i = j
-    return out[:n], level[:n]
+    for event in events:
+        if counted[event] == 0:
+            distinct[n] = event
+            n += 1
+        counted[event] += 1
+    out = np.sort(distinct[:n])
+    level = np.empty(n, np.uint8)
+    for i in range(n):
+        level[i] = min(255, 1 + int(2.0 * math.log2(float(counted[out[i]]))))
+        counted[out[i]] = 0
+    return out, level
 
 
 @njit(cache=True, nogil=True)
@@ -63,6 +62,126 @@ def deviations(event, level, pool_event, pool_level, start, length, rows, weight
                 i += 1
                 a += 1
         out[r] = apart / math.sqrt(together) if together > 0.0 else 0.0
+
+
+@njit(cache=True, nogil=True)
+def compared_rows(row, flow, good, bad, used, most, out):
+    """Fills `out` with the known rows of the same flow but `row` itself, the most frequent ones when there are more
+    than `most`; gives their number."""
+    n = 0
+    for r in range(used):
+        if flow[r] == flow[row] and good[r] > 0.0 and bad[r] <= good[r] and r != row:
+            out[n] = r
+            n += 1
+    if n > most:
+        frequent = np.argsort(-good[out[:n]], kind="mergesort")[:most]
+        out[:most] = out[:n][frequent]
+        n = most
+    return n
+
+
+@njit(cache=True, nogil=True)
+def merged(a, a_end, b, b_end, event, level, both, mine, theirs):
+    """Fills the events of two bags, ascending, and the level that each has in the one and the other; their number."""
+    n = 0
+    while a < a_end or b < b_end:
+        left = a < a_end and (b >= b_end or event[a] <= event[b])
+        right = b < b_end and (a >= a_end or event[b] <= event[a])
+        both[n] = event[a] if left else event[b]
+        mine[n] = level[a] if left else 0.0
+        theirs[n] = level[b] if right else 0.0
+        a += left
+        b += right
+        n += 1
+    return n
+
+
+@njit(cache=True, nogil=True)
+def unembedded(row, rows, event, level, start, length, vector_of, out):
+    """Fills `out` with the events that `compare` needs vectors of and that have none; gives their number."""
+    size = 0
+    for r in rows:
+        size = max(size, length[row] + length[r])
+    both = np.empty(size, np.int32)
+    mine = np.empty(size)
+    theirs = np.empty(size)
+    found = 0
+    for r in rows:
+        n = merged(
+            start[row], start[row] + length[row], start[r], start[r] + length[r], event, level, both, mine, theirs
+        )
+        more = 0
+        less = 0
+        for i in range(n):
+            more += theirs[i] == 0.0
+            less += mine[i] == 0.0
+        if more == 0 or less == 0:
+            continue
+        for side in (theirs, mine):
+            for i in range(n):
+                if side[i] == 0.0 and vector_of[both[i]] < 0:
+                    new = True
+                    for k in range(found):
+                        new = new and out[k] != both[i]
+                    if new:
+                        out[found] = both[i]
+                        found += 1
+    return found
+
+
+@njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+def likeness(vectors, a, b):
+    """0-1: how alike two unit vectors are; 0 when one is missing."""
+    if a < 0 or b < 0:
+        return 0.0
+    total = np.float32(0.0)
+    for d in range(vectors.shape[1]):
+        total += vectors[a, d] * vectors[b, d]
+    return min(max(float(total), 0.0), 1.0)
+
+
+@njit(cache=True, nogil=True)
+def soften(n, both, mine, theirs, vectors, vector_of, cost):
+    """Multiplies the cost of an event that only one bag has by how unlike the most similar one is that only the other
+    has."""
+    near = np.zeros(n)
+    for i in range(n):
+        if theirs[i] == 0.0:
+            for j in range(n):
+                if mine[j] == 0.0:
+                    alike = likeness(vectors, vector_of[both[i]], vector_of[both[j]])
+                    near[i] = max(near[i], alike)
+                    near[j] = max(near[j], alike)
+    for i in range(n):
+        cost[i] *= 1.0 - near[i]
+
+
+@njit(cache=True, nogil=True)
+def compare(row, other, event, level, start, length, weight, vectors, vector_of):
+    """(distance, deviation, event farthest apart, whether `row` has more of it) of two bags; -1 for no event."""
+    size = length[row] + length[other]
+    both = np.empty(size, np.int32)
+    mine = np.empty(size)
+    theirs = np.empty(size)
+    n = merged(
+        start[row], start[row] + length[row], start[other], start[other] + length[other],
+        event, level, both, mine, theirs,
+    )  # fmt: skip
+    cost = np.empty(n)
+    total = 0.0
+    for i in range(n):
+        cost[i] = weight[both[i]] * abs(mine[i] - theirs[i])
+        total += weight[both[i]] * max(mine[i], theirs[i])
+    if total == 0.0:
+        return 0.0, 0.0, -1, True
+    soften(n, both, mine, theirs, vectors, vector_of, cost)
+    apart = 0.0
+    worst = 0
+    for i in range(n):
+        apart += cost[i]
+        if cost[i] > cost[worst]:
+            worst = i
+    return apart / total, apart / math.sqrt(total), both[worst], mine[worst] > theirs[worst]
 
 
 @njit(cache=True, nogil=True)

@@ -205,6 +205,23 @@ def value_lanes(rows, pool, start, length, head, kind, uniform, model, keys, cou
 
 
 @njit(cache=True, nogil=True)
+def rows_of_heads(rows, head, used, out):
+    """Fills `out` with all rows < used that have the same head as one of `rows`; gives their number."""
+    greatest = 0
+    for r in rows:
+        greatest = max(greatest, head[r])
+    wanted = np.zeros(greatest + 2, np.bool_)  # TOP, which is -1, is the last
+    for r in rows:
+        wanted[head[r]] = True
+    n = 0
+    for r in range(used):
+        if head[r] <= greatest and wanted[head[r]]:
+            out[n] = r
+            n += 1
+    return n
+
+
+@njit(cache=True, nogil=True)
 def rank(flow, value, histogram, width, young, p):
     """p[c] = share of the flow's histogram at or above each value; beyond the greatest it falls by the nat."""
     bins = histogram.shape[1]
@@ -249,23 +266,50 @@ def rehash(keys, count, kinds, new_keys, new_count, new_kinds):
             new_kinds[j] = kinds[i]
 
 
+@njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+def product(queries, k, vectors, row):
+    """The scalar product of two rows, added up in whatever order the processor is fastest at."""
+    total = 0.0
+    for i in range(queries.shape[1]):
+        total += queries[k, i] * vectors[row, i]
+    return total
+
+
 @njit(cache=True, nogil=True)
-def softmax_of(queries, vectors, candidates, wanted, out):
-    """out[k] = softmax over the rows `candidates` of `vectors` of their products with queries[k], at row wanted[k]."""
-    products = np.empty(candidates.size)
-    for k in range(wanted.size):
+def chances(queries, vectors, vocabulary, events, first, last, out):
+    """out[first:last] = P of each of `events` and, after them, of the end, by a softmax of products with `queries`.
+
+    Weighed against each other are `vocabulary` (ascending), `events` and the end; the vector of event e is
+    vectors[e + 1], that of the end vectors[0]; queries[k] is what is expected at position first + k.
+    """
+    own = np.sort(events)
+    candidates = np.empty(vocabulary.size + own.size + 1, np.int64)
+    n = 0
+    i = 0
+    j = 0
+    while i < vocabulary.size or j < own.size:
+        if j >= own.size or (i < vocabulary.size and vocabulary[i] <= own[j]):
+            event = vocabulary[i]
+            i += 1
+        else:
+            event = own[j]
+            j += 1
+        if n == 0 or candidates[n - 1] != event + 1:
+            candidates[n] = event + 1
+            n += 1
+    candidates[n] = 0
+    n += 1
+    products = np.empty(n)
+    for k in range(first, last):
+        wanted = events[k] + 1 if k < events.size else 0
         greatest = -1e300
         target = 0.0
-        for c in range(candidates.size):
-            row = candidates[c]
-            product = 0.0
-            for d in range(queries.shape[1]):
-                product += queries[k, d] * vectors[row, d]
-            products[c] = product
-            greatest = max(greatest, product)
-            if row == wanted[k]:
-                target = product
+        for c in range(n):
+            products[c] = product(queries, k - first, vectors, candidates[c])
+            greatest = max(greatest, products[c])
+            if candidates[c] == wanted:
+                target = products[c]
         total = 0.0
-        for c in range(candidates.size):
+        for c in range(n):
             total += math.exp(products[c] - greatest)
         out[k] = max(math.exp(target - greatest) / total, 1e-12)

@@ -55,6 +55,7 @@ class BagTable:
         self.seen_in = np.zeros(256)  # normal chains per event
         self.chains = 0.0
         self.weight = np.ones(256)
+        self.counted = np.zeros(256, np.int32)  # scratch of the kernel: zero between calls
         self.weighted_at = 0.0  # `chains` when weights were computed
 
     def rows(self, batch: ChainBatch) -> I32:
@@ -77,13 +78,14 @@ class BagTable:
         known = self.weight.size
         self.seen_in = grown(self.seen_in, events)
         self.weight = grown(self.weight, events)
+        self.counted = np.zeros(self.weight.size, np.int32)
         self.weight[known:] = self._weight_of(np.zeros(self.weight.size - known))
 
     def _weight_of(self, seen_in: F64) -> F64:
         return np.asarray(np.log((1.0 + self.chains) / (1.0 + seen_in)) + 1.0)
 
     def _row_on_sight(self, batch: ChainBatch, chain: int) -> int:
-        event, level = kernels.bag(batch.event[batch.offsets[chain] : batch.offsets[chain + 1]])
+        event, level = kernels.bag(batch.event[batch.offsets[chain] : batch.offsets[chain + 1]], self.counted)
         return self.add(int(batch.flow[chain]), int(batch.closed_ns[chain]), event, level)
 
     def add(self, flow: int, now_ns: int, event: I32, level: U8) -> int:
@@ -109,49 +111,30 @@ class BagTable:
         return self.event[part], self.level[part]
 
     def nearest(self, row: int) -> Nearest:
-        """The distance of `row` to the known bags of its flow; 1 when there are none."""
-        rows = np.array(self.rows_of_flow.get(int(self.familiarity.row["flow"][row]), ()), np.int64)
-        rows = rows[self.familiarity.known()[rows] & (rows != row)]
-        if rows.size > self.compared_max:
-            good = self.familiarity.row["good"][rows]
-            rows = rows[np.argsort(-good, kind="stable")[: self.compared_max]]
-        if rows.size == 0:
-            return Nearest(1.0, float(np.sqrt((self.weight[self.bag(row)[0]] * self.bag(row)[1]).sum())))
-        event, level = self.bag(row)
-        deviation = np.empty(rows.size)
-        kernels.deviations(
-            *(event, level, self.event, self.level, self.start, self.length, rows, self.weight, deviation)
-        )
-        order = np.argsort(deviation, kind="stable")[:NEAREST]
-        return min((self._compared(row, int(rows[i])) for i in order), key=lambda found: found.deviation)
+        """The distance of `row` to the known bags of its flow; 1 when there are none.
 
-    def _compared(self, row: int, other: int) -> Nearest:
-        """The distance of two bags when events that only one has may stand for similar ones that only the other has."""
+        Events that only one of two bags has may stand for similar ones that only the other has.
+        """
+        known, rows = self.familiarity.row, np.empty(self.size, np.int64)
+        columns = (known["flow"], known["good"], known["bad"])
+        rows = rows[: kernels.compared_rows(row, *columns, self.size, self.compared_max, rows)]
         event, level = self.bag(row)
-        known, known_level = self.bag(other)
-        both = np.union1d(event, known)
-        mine, theirs = np.zeros(both.size), np.zeros(both.size)
-        mine[np.searchsorted(both, event)] = level
-        theirs[np.searchsorted(both, known)] = known_level
-        weight = self.weight[both]
-        cost = weight * np.abs(mine - theirs)
-        only_mine, only_theirs = np.flatnonzero(theirs == 0), np.flatnonzero(mine == 0)
-        if only_mine.size and only_theirs.size:
-            texts = self.symbols.events.text
-            extra = self.vectors.of(both[only_mine].tolist(), texts)
-            missing = self.vectors.of(both[only_theirs].tolist(), texts)
-            alike = np.einsum("ik,jk->ij", extra, missing)  # without BLAS, whose threads cost more than so little work
-            alike = np.clip(alike, 0.0, 1.0).astype(np.float64)
-            cost[only_mine] *= 1.0 - alike.max(axis=1)
-            cost[only_theirs] *= 1.0 - alike.max(axis=0)
-        total = float((weight * np.maximum(mine, theirs)).sum())
-        worst = int(np.argmax(cost))
-        if total == 0.0:
-            return Nearest(0.0, 0.0, other)
-        apart = float(cost.sum())
-        return Nearest(
-            apart / total, apart / math.sqrt(total), other, int(both[worst]), bool(mine[worst] > theirs[worst])
-        )
+        if rows.size == 0:
+            return Nearest(1.0, float(np.sqrt((self.weight[event] * level).sum())))
+        deviation = np.empty(rows.size)
+        pool = (self.event, self.level, self.start, self.length)
+        kernels.deviations(event, level, *pool, rows, self.weight, deviation)
+        rows = rows[np.argsort(deviation, kind="stable")[:NEAREST]]
+        self.vectors.reserve(self.weight.size)
+        lacking = np.empty(int((self.length[rows] + event.size).sum()), np.int32)
+        lacking = lacking[: kernels.unembedded(row, rows, *pool, self.vectors.row_of, lacking)]
+        self.vectors.of(lacking.tolist(), self.symbols.events.text)
+        best = Nearest(math.inf, math.inf)
+        for other in rows.tolist():
+            found = kernels.compare(row, other, *pool, self.weight, self.vectors.vectors, self.vectors.row_of)
+            if found[1] < best.deviation:
+                best = Nearest(found[0], found[1], other, int(found[2]), bool(found[3]))
+        return best
 
     def learn(self, rows: I32, batch: ChainBatch, normal: Bool, odd: F64) -> bool:
         """Counts chains; True when a bag became known, or stopped being so, or weights changed."""
@@ -202,6 +185,7 @@ class BagTable:
         rows = np.arange(state["start"].size)
         self._restore_rows(state, rows, known.view("flow").tolist(), known.view("first_ns").tolist())
         self.seen_in, self.weight = np.array(state["seen_in"], np.float64), np.array(state["weight"], np.float64)
+        self.counted = np.zeros(self.weight.size, np.int32)
         self.chains, self.weighted_at = float(state["chains"]), float(state["weighted_at"])
 
     def _restore_rows(self, state: dict[str, Any], kept: I64, flow: list[int], first_ns: list[int]) -> None:

@@ -17,7 +17,9 @@ from typing import Any, Protocol
 import numpy as np
 import onnxruntime
 
-from collector_processor.model import F32
+from collector_processor.kernels.text import rarity
+from collector_processor.model import F32, I32, NONE
+from detectors.familiarity import grown
 from detectors.hashing import folded, ngrams
 
 DIMENSIONS = 256
@@ -49,9 +51,8 @@ class HashedEmbedder:
         """float32[DIMENSIONS] of length 1 (0 for a text without words); counts the text for the IDF of later ones."""
         hashes, weights = ngrams(text)
         self.texts += 1
-        buckets = hashes % BUCKETS
-        self.seen_in[np.unique(buckets)] += 1
-        return folded(hashes, weights * (np.log((1.0 + self.texts) / self.seen_in[buckets]) + 1.0), DIMENSIONS)
+        rarity(hashes, weights, self.seen_in, self.texts)
+        return folded(hashes, weights, DIMENSIONS)
 
     def snapshot(self) -> dict[str, Any]:
         return {"texts": self.texts, "seen_in": self.seen_in.copy()}
@@ -133,28 +134,54 @@ class EventVectors:
     def __init__(self, embedder: Embedder, limit: int) -> None:
         self.embedder = embedder
         self.limit = limit
-        self.vectors: dict[int, F32] = {}
+        self.clear()
+
+    def clear(self) -> None:
+        """No vectors."""
+        self.events: list[int] = []  # the event of each row, oldest first
+        self.vectors: F32 = np.zeros((0, self.embedder.dimensions), np.float32)  # with room for more rows
+        self.row_of: I32 = np.zeros(0, np.int32)  # per event its row, -1 without one
+
+    def reserve(self, events: int) -> None:
+        """Room in `row_of` for so many events."""
+        self.row_of = grown(self.row_of, events, NONE)
 
     def of(self, events: list[int], texts: list[str]) -> F32:
-        """float32[len(events), dimensions]."""
+        """float32[len(events), dimensions]; `texts` of all events."""
+        self.reserve(len(texts))
         out = np.empty((len(events), self.embedder.dimensions), np.float32)
-        for row, event in enumerate(events):
-            vector = self.vectors.get(event)
-            if vector is None:
-                if len(self.vectors) >= self.limit:
-                    for old in list(self.vectors)[: math.ceil(self.limit / 2)]:
-                        del self.vectors[old]
-                vector = self.vectors[event] = self.embedder.embed(texts[event])
-            out[row] = vector
+        for i, event in enumerate(events):
+            if self.row_of[event] == NONE:
+                if len(self.events) >= self.limit:
+                    self._keep(self.events[math.ceil(self.limit / 2) :])
+                self._put(event, self.embedder.embed(texts[event]))
+            out[i] = self.vectors[self.row_of[event]]
         return out
+
+    def _keep(self, kept: list[int]) -> None:
+        vectors = self.vectors[self.row_of[kept]]
+        self.row_of[self.events] = NONE
+        self.events = []
+        for event, vector in zip(kept, vectors, strict=True):
+            self._put(event, vector)
+
+    def _put(self, event: int, vector: F32) -> None:
+        row = len(self.events)
+        self.vectors = grown(self.vectors, row + 1)
+        self.vectors[row] = vector
+        self.row_of[event] = row
+        self.events.append(event)
 
     def snapshot(self) -> dict[str, Any]:
         return {
             "embedder": self.embedder.snapshot(),
-            "events": np.fromiter(self.vectors, np.int32, len(self.vectors)),
-            "vectors": np.array(list(self.vectors.values()), np.float32).reshape(-1, self.embedder.dimensions),
+            "events": np.array(self.events, np.int32),
+            "vectors": self.vectors[: len(self.events)].copy(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
+        self.clear()
         self.embedder.restore(state["embedder"])
-        self.vectors = dict(zip(state["events"].tolist(), np.array(state["vectors"], np.float32), strict=True))
+        self.reserve(int(state["events"].max(initial=-1)) + 1)
+        for event, vector in zip(state["events"].tolist(), np.array(state["vectors"], np.float32), strict=True):
+            self._put(event, vector)

@@ -211,8 +211,8 @@ class LaneTable:
         kernels.count_lanes(
             found.lane, found.offsets, normal, batch.closed_ns, column["good"], column["bad"], column["last_ns"]
         )
-        rows = np.unique(found.lane).astype(np.int64)
-        self._count(rows[column["good"][rows] > (1.0 + PORTION) * column["counted"][rows]])
+        due = found.lane[column["good"][found.lane] > (1.0 + PORTION) * column["counted"][found.lane]]
+        self._count(np.unique(due).astype(np.int64))
 
     def _count(self, rows: I64) -> None:
         """Brings the n-gram table up to date with `rows`, and values anew the lanes of their heads."""
@@ -229,8 +229,8 @@ class LaneTable:
             events = np.unique(np.concatenate([self.lane(row).events for row in new.tolist()]))
             events = events[~np.isin(events, self.vocabulary)][: VOCABULARY_MAX - self.vocabulary.size]
             self.vocabulary = np.sort(np.concatenate([self.vocabulary, events]).astype(np.int32))
-        heads = np.unique(column["head"][rows]).tolist()
-        self.revalue(np.concatenate([np.array(self.rows_of_head[head], np.int64) for head in heads]))
+        alike = np.empty(self.size, np.int64)
+        self.revalue(alike[: kernels.rows_of_heads(rows, column["head"], self.size, alike)])
 
     def fade(self, factor: float) -> None:
         """Forgets a little of what was counted."""

@@ -8,21 +8,22 @@ file is taken only with its known SHA-256 and only when everything is inside it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 
-from collector_processor.kernels.lanes import softmax_of
+from collector_processor.kernels.lanes import chances
 from collector_processor.model import F32, F64, I32, Symbols
 from detectors.sequence_transformer.promoted import ModelFile
 from detectors.sequence_transformer.tokens import FEATURES, LENGTH, OVERLAP, EventFeatures, end_features
 
-BATCH = 4  # parts of lanes per run: lanes come in ones and twos once a system is known
-CANDIDATES = 64  # events per run
-LENGTHS = {8: 0, 16: 8, LENGTH: 16}  # positions of a run, and the least number of events that needs it
+CANDIDATES_FEW, CANDIDATES = 8, 64  # events per run
+LENGTHS = {1: 0, 2: 1, 8: 2, 16: 8, LENGTH: 16}  # positions of a run, and the least number of events that needs it
+BATCHES = {1: 16, 2: 8, 8: 4, 16: 1, LENGTH: 1}  # parts of lanes per run: long ones come one at a time
 DIGITS = 2  # of ln P that count: what a processor's own way of adding up changes lies far behind
 MODEL_BYTES_MAX = 8 << 20
 
@@ -92,57 +93,49 @@ class Transformer:
         A lane's answer does not depend on which others are asked in the same call: runs have fixed shapes, in which a
         row knows nothing of the others.
         """
-        self._add_vectors()
-        parts = [(lane, first, end) for lane in lanes for first, end, _ in split(lane.events.size)]
-        queries: list[F32] = [np.zeros(0, np.float32)] * len(parts)
+        starts = np.cumsum([0] + [lane.events.size + 1 for lane in lanes]).tolist()
+        parts = [(n, *part) for n, lane in enumerate(lanes) for part in split(lane.events.size)]
+        found: list[tuple[list[tuple[int, int, int, int]], F32]] = []
         for length, least in LENGTHS.items():
-            fitting = [i for i, (_, first, end) in enumerate(parts) if least <= end - first < length]
-            for lo in range(0, len(fitting), BATCH):
-                chosen = fitting[lo : lo + BATCH]
-                for i, found in zip(chosen, self._queries([parts[i] for i in chosen], length), strict=False):
-                    queries[i] = found
-        answers = iter(queries)
-        return [self._of_lane(lane, vocabulary, answers) for lane in lanes]
+            fitting = [part for part in parts if least <= part[2] - part[1] < length]
+            for lo in range(0, len(fitting), BATCHES[length]):
+                chosen = fitting[lo : lo + BATCHES[length]]
+                found.append((chosen, self._queries([(lanes[n], first, end) for n, first, end, _ in chosen], length)))
+        while self.vectors.shape[0] <= len(self.features.symbols.events):
+            self._run(np.zeros((1, 1, FEATURES), np.float32))
+        out = np.empty(starts[-1])
+        for chosen, answers in found:
+            for (n, first, end, counted), queries in zip(chosen, answers, strict=False):
+                events = lanes[n].events
+                last = events.size + 1 if end == events.size else end
+                place = out[starts[n] : starts[n + 1]]
+                chances(queries[counted - first : last - first], self.vectors, vocabulary, events, counted, last, place)
+        out = np.exp(np.round(np.log(out), DIGITS))
+        return [out[lo:hi] for lo, hi in itertools.pairwise(starts)]
 
     def _queries(self, parts: Sequence[tuple[Lane, int, int]], length: int) -> F32:
-        """float32[BATCH, length, D]: what the model expects after each position of parts (lane, first event, end)."""
+        """float32[batch, length, D]: what the model expects after each position of parts (lane, first event, end)."""
         features = self.features.all()
-        tokens = np.zeros((BATCH, length, FEATURES), np.float32)
+        tokens = np.zeros((BATCHES[length], length, FEATURES), np.float32)
         for row, (lane, first, end) in enumerate(parts):
             tokens[row, 0] = self.features.head(lane.head, lane.kind)
-            tokens[row, 1 : end - first + 1] = features[lane.events[first:end]]
-        (queries,) = self.session.run(["queries"], {"tokens": tokens, "candidates": tokens[0, :1]})
+            if end > first:
+                tokens[row, 1 : end - first + 1] = features[lane.events[first:end]]
+        return self._run(tokens)
+
+    def _run(self, tokens: F32) -> F32:
+        """The queries of `tokens`. The same run makes vectors of some events that have none yet."""
+        features, have = self.features.all(), self.vectors.shape[0]
+        if have > features.shape[0]:
+            (queries,) = self.session.run(["queries"], {"tokens": tokens, "candidates": tokens[0, :1]})
+            return np.asarray(queries, np.float32)
+        new = features[have - 1 : have - 1 + CANDIDATES] if have else end_features()[None]
+        padded = np.zeros((CANDIDATES if len(new) > CANDIDATES_FEW else CANDIDATES_FEW, FEATURES), np.float32)
+        padded[: len(new)] = new
+        queries, vectors = self.session.run(["queries", "vectors"], {"tokens": tokens, "candidates": padded})
+        made = np.asarray(vectors[: len(new)], np.float32)
+        self.vectors = np.concatenate([self.vectors, made]) if have else made
         return np.asarray(queries, np.float32)
-
-    def _add_vectors(self) -> None:
-        """Vectors of events that have none yet; row 0 is the end, row e + 1 event e."""
-        if self.vectors.shape[0] == 0:
-            self.vectors = self._vectors_of(end_features()[None])
-        features = self.features.all()
-        if self.vectors.shape[0] <= features.shape[0]:
-            new = self._vectors_of(features[self.vectors.shape[0] - 1 :])
-            self.vectors = np.concatenate([self.vectors, new])
-
-    def _vectors_of(self, features: F32) -> F32:
-        out = []
-        for lo in range(0, features.shape[0], CANDIDATES):
-            part = features[lo : lo + CANDIDATES]
-            padded = np.zeros((CANDIDATES, FEATURES), np.float32)
-            padded[: part.shape[0]] = part
-            (vectors,) = self.session.run(["vectors"], {"tokens": padded[None, :1], "candidates": padded})
-            out.append(np.asarray(vectors[: part.shape[0]], np.float32))
-        return np.concatenate(out)
-
-    def _of_lane(self, lane: Lane, vocabulary: I32, queries: Iterator[F32]) -> F64:
-        """P of a lane's events from the queries of its parts."""
-        candidates = np.append(np.union1d(vocabulary, lane.events) + 1, 0)  # rows of `vectors`, the end last
-        wanted = np.append(lane.events + 1, 0)
-        out = np.empty(lane.events.size + 1)
-        for first, end, counted in split(lane.events.size):
-            last = lane.events.size + 1 if end == lane.events.size else end
-            asked = next(queries)[counted - first : last - first]
-            softmax_of(asked, self.vectors, candidates, wanted[counted:last], out[counted:last])
-        return np.asarray(np.exp(np.round(np.log(out), DIGITS)))
 
 
 def split(events: int) -> list[tuple[int, int, int]]:

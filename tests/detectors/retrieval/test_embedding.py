@@ -47,7 +47,7 @@ def test_each_text_is_embedded_once_and_the_number_of_vectors_is_bounded() -> No
     assert vectors.embedder.texts == 2  # type: ignore[attr-defined]
     for event in range(20):
         vectors.of([event], texts)
-    assert len(vectors.vectors) <= 4
+    assert len(vectors.events) <= 4
 
 
 def test_a_snapshot_takes_vectors_and_frequencies_along() -> None:
