@@ -9,13 +9,14 @@ each element at its worst.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from collector_processor.model import FINDING, NONE, Kind, Level, Symbols
+from collector_processor.model import FINDING, NONE, Findings, Kind, Level, Symbols
 
 SUSPECTS_MAX = 5
 ELEMENTS_MAX = 256  # of one case
@@ -34,14 +35,18 @@ Element = tuple[int, int, int, int, int, int]  # kind, level, service, event, ca
 Nats = Mapping[Element, float]
 
 
-def element_of(row: np.void, symbols: Symbols) -> Element:
-    """What `row` is about. A finding about a flow is about the operation that the flow enters by."""
-    service, event, flow = int(row["service"]), int(row["event"]), int(row["flow"])
-    if service == NONE and row["caller"] == NONE and flow != NONE:
-        event = int(symbols.flows.column("event")[flow])
-        service = int(symbols.events.column("service")[event])
-    rule = int(row["detail"]) if row["kind"] == Kind.RULE_VIOLATION else 0
-    return int(row["kind"]), int(row["level"]), service, event, int(row["caller"]), rule
+def elements_of(found: Findings, symbols: Symbols) -> list[Element]:
+    """What each row is about. A finding about a flow is about the operation that the flow enters by."""
+    if not found.size:
+        return []
+    out = []
+    columns = (found[name].tolist() for name in ("kind", "level", "service", "event", "caller", "flow", "detail"))
+    for kind, level, service, event, caller, flow, detail in zip(*columns, strict=True):
+        if service == NONE and caller == NONE and flow != NONE:
+            event = int(symbols.flows.column("event")[flow])
+            service = int(symbols.events.column("service")[event])
+        out.append((kind, level, service, event, caller, detail if kind == Kind.RULE_VIOLATION else 0))
+    return out
 
 
 def touches(element: Element, service: int) -> bool:
@@ -123,16 +128,27 @@ class Case:
     examples: list[str] = field(default_factory=list)
     told: tuple[int, ...] = ()  # severity, magnitude and first suspects as last handed out
     explanation: dict[str, Any] = field(default_factory=dict)
+    _ranking: list[tuple[int, float]] = field(default_factory=list)  # as of the last element taken; empty: to be made
+    _ordered: tuple[int, list[Element]] = (NONE, [])  # likewise, and the root it is for
+
+    def takes(self, element: Element, nat: float) -> bool:
+        """Whether what is said of `element` is worse than before, and there is room for it."""
+        return nat > self.nats.get(element, 0.0) and (element in self.nats or len(self.nats) < ELEMENTS_MAX)
 
     def add(self, element: Element, nat: float, row: np.void, evidence: dict[str, Any]) -> None:
-        """Keeps what is said of `element` if it is worse than before."""
-        if nat > self.nats.get(element, 0.0) and (element in self.nats or len(self.nats) < ELEMENTS_MAX):
-            self.nats[element] = nat
-            self.rows[element] = row.copy()
-            self.evidence[element] = evidence
+        """Keeps what is said of an `element` that it takes."""
+        self.nats[element] = nat
+        self.rows[element] = row.copy()
+        self.evidence[element] = evidence
+        self._ranking, self._ordered = [], (NONE, [])
 
     def ranking(self) -> list[tuple[int, float]]:
         """(service, evidence) by how much of the case each explains when those before it are taken out."""
+        if not self._ranking:
+            self._ranking = self._ranked()
+        return self._ranking
+
+    def _ranked(self) -> list[tuple[int, float]]:
         left = dict(self.nats)
         out: list[tuple[int, float]] = []
         while len(out) < SUSPECTS_MAX and (masses := mass(left)):
@@ -145,10 +161,14 @@ class Case:
 
     def ordered(self) -> list[Element]:
         """The elements: those of the first suspect first, operations and calls before pools, then by evidence."""
-        return sorted(
-            self.nats,
-            key=lambda e: (not touches(e, self.root), is_soft(e), -self.nats[e] * (1 + (e[1] != Level.SERVICE)), e),
-        )
+        root, order = self._ordered
+        if root != self.root or not order:
+            order = sorted(
+                self.nats,
+                key=lambda e: (not touches(e, self.root), is_soft(e), -self.nats[e] * (1 + (e[1] != Level.SERVICE)), e),
+            )
+            self._ordered = (self.root, order)
+        return order
 
     def operation(self, service: int) -> int:
         """The operation of `service` that says most, NONE when none does."""
@@ -157,19 +177,20 @@ class Case:
 
     def count(self, seen: Any) -> None:
         """Counts the chains of `seen` that had something unusual at a service that the case is about."""
-        about = [e[2] if e[2] != NONE else e[4] for e in self.nats]
-        rows = seen[np.isin(seen["service"], about)]
+        about = {e[2] if e[2] != NONE else e[4] for e in self.nats}
+        rows = seen[[service in about for service in seen["service"].tolist()]]
         if not rows.size:
             return
-        _, first = np.unique(rows[["hi", "lo"]], return_index=True)
-        chains = rows[np.sort(first)]
+        first = np.ones(rows.size, np.bool_)  # of its chain, whose rows are neighbours
+        first[1:] = (rows["lo"][1:] != rows["lo"][:-1]) | (rows["hi"][1:] != rows["hi"][:-1])
+        chains = rows[first]
         self.chains += chains.size
-        for flow, count in zip(*np.unique(chains["flow"], return_counts=True), strict=True):
-            if int(flow) in self.flows or len(self.flows) < FLOWS_MAX:
-                self.flows[int(flow)] = self.flows.get(int(flow), 0) + int(count)
+        for flow, count in sorted(Counter(chains["flow"].tolist()).items()):
+            if flow in self.flows or len(self.flows) < FLOWS_MAX:
+                self.flows[flow] = self.flows.get(flow, 0) + count
         own = rows[(rows["service"] == self.root) & (rows["instance"] != NONE)]
-        for instance, count in zip(*np.unique(own["instance"], return_counts=True), strict=True):
-            self.instances[int(instance)] = self.instances.get(int(instance), 0) + int(count)
+        for instance, count in sorted(Counter(own["instance"].tolist()).items()):
+            self.instances[instance] = self.instances.get(instance, 0) + count
         for row in chains[: EXAMPLES_MAX - len(self.examples)]:
             self.examples.append(f"{int(row['hi']):016x}{int(row['lo']):016x}")
 

@@ -28,7 +28,7 @@ from collector_processor.decide.cases import (
     Case,
     Element,
     Nats,
-    element_of,
+    elements_of,
     groups,
     restored,
     services_of,
@@ -141,10 +141,14 @@ class Incidents:
         while self.recent and self.recent[0][0] < now_ns - self.window_ns:
             self.recent.popleft()
         repeated, told = self.repeats.advance()
-        rows = {element_of(row, self.symbols): row for row in findings}
-        evidence = {element_of(row, self.symbols): said for row, said in zip(repeated, told, strict=True)}
-        rows |= {element_of(row, self.symbols): row for row in repeated}
-        nats = {element: -math.log(max(float(row["p"]), P_MIN)) for element, row in rows.items()}
+        rows: dict[Element, np.void] = {}
+        nats: dict[Element, float] = {}
+        evidence: dict[Element, dict[str, Any]] = {}
+        for found, said in ((findings, ()), (repeated, told)):
+            elements = elements_of(found, self.symbols)
+            rows |= zip(elements, found, strict=True)
+            nats |= zip(elements, (-math.log(max(p, P_MIN)) for p in found["p"].tolist()), strict=True)
+            evidence |= zip(elements, said, strict=False)
         half = self.threshold() / 2
         self.since = {e: self.since.get(e, now_ns) for e, n in nats.items() if n >= half}
         changed: list[Case] = []
@@ -232,11 +236,11 @@ class Incidents:
         if max(nats[element] for element in members) >= self.threshold() / 2:
             case.seen_ns = self.now_ns
         for element in members:
-            row = rows[element]
-            said = evidence.get(element)
-            if said is None:
-                said = explain.cleaned(self.sources[row["detector"]].evidence(row))
-            case.add(element, nats[element], row, said)
+            if case.takes(element, nats[element]):
+                row, said = rows[element], evidence.get(element)
+                if said is None:
+                    said = explain.cleaned(self.sources[row["detector"]].evidence(row))
+                case.add(element, nats[element], row, said)
         case.root = case.ranking()[0][0]
 
     def _told(self, case: Case) -> Incident | None:
