@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit, uint32
 
 
-def _crc_table():  # type: ignore[no-untyped-def]
+def _crc_table():
     table = np.arange(256, dtype=np.uint32)
     for _ in range(8):
         table = np.where(table & 1, (table >> 1) ^ np.uint32(0xEDB88320), table >> 1).astype(np.uint32)
