@@ -40,7 +40,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(PY) -m collector_processor.warmup
 	@touch $@
 
-components: ## the real Collector, telemetrygen, Prometheus and Alertmanager that `make test` runs
+components: ## the real Collector, telemetrygen, Prometheus, Alertmanager and PostgreSQL that `make test` runs
 	$(call say,looking for the real components that the end-to-end tests run)
 	@python=$(PY); test -x $$python || python=$(PYTHON); $$python tests/e2e/components.py
 

