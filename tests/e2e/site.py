@@ -116,11 +116,32 @@ class Site:
         process.wait_http(f"http://{self.address('backend_health')}/")
         return process
 
-    def start_collector(self, config: str = "otel-collector.yaml", **env: str) -> Process:
-        """The Collector with a shipped configuration, between applications, backend and spanchain."""
+    def start_sink(self) -> Process:
+        """A backend that takes everything and keeps nothing."""
+        path = self.folder / "sink.yaml"
+        pipeline = {"receivers": ["otlp"], "exporters": ["nop"]}
+        config = {
+            "receivers": {"otlp": {"protocols": {"grpc": {"endpoint": self.address("backend_grpc")}}}},
+            "exporters": {"nop": None},
+            "extensions": {"health_check": {"endpoint": self.address("backend_health")}},
+            "service": {
+                "extensions": ["health_check"],
+                "telemetry": {"metrics": {"level": "none"}},
+                "pipelines": {"traces": pipeline, "logs": pipeline},
+            },
+        }
+        path.write_text(yaml.safe_dump(config))
+        process = self.processes.start("sink", self.binaries.collector, f"--config={path}")
+        process.wait_http(f"http://{self.address('backend_health')}/")
+        return process
+
+    def start_collector(self, config: str = "otel-collector.yaml", *settings: str, **env: str) -> Process:
+        """The Collector with a shipped configuration, between applications, backend and spanchain.
+
+        settings: what is merged over it, each as `key::key: value`."""
         process = self.processes.start(
             "collector",
-            *(self.binaries.collector, f"--config={ROOT / config}"),
+            *(self.binaries.collector, f"--config={ROOT / config}", *(f"--config=yaml:{each}" for each in settings)),
             env={
                 "COLLECTOR_OTLP_GRPC": self.address("apps_grpc"),
                 "COLLECTOR_OTLP_HTTP": self.address("apps_http"),
