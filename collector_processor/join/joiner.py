@@ -21,11 +21,9 @@ from collector_processor.kernels import join as kernel
 from collector_processor.kernels.table import LookupTable, find_many
 from collector_processor.model import (
     I32,
-    I64,
     NONE,
     U64,
     ChainBatch,
-    Outcome,
     RecordBatch,
     Signal,
     Symbols,
@@ -203,103 +201,76 @@ class Joiner:
         chains = self._chains[due]
         due = due[np.lexsort((chains["lo"], chains["hi"], self._deadlines[due]))]
         batches = []
-        ends = np.cumsum(self._chains["count"][due])
+        counts = self._chains["count"][due]
+        ends = np.cumsum(counts)
         first = 0
         while first < due.size:
             before = int(ends[first - 1]) if first else 0
-            last = max(first + 1, int(np.searchsorted(ends, before + BATCH_RECORDS, "right")))
+            last = max(first + 1, int(ends.searchsorted(before + BATCH_RECORDS, "right")))
             last = min(last, first + BATCH_CHAINS)
-            batches.append(self._emit_batch(due[first:last], evicted))
+            batches.append(self._emit_batch(due[first:last], counts[first:last], evicted))
             first = last
         return batches
 
-    def _emit_batch(self, due: I32, evicted: bool) -> ChainBatch:
+    def _emit_batch(self, due: I32, counts: I32, evicted: bool) -> ChainBatch:
         symbols = self.symbols
-        n = due.size
-        counts = self._chains["count"][due]
-        records = int(counts.sum())
-        closed = self._deadlines[due]
-        roots, gaps = self._chains["root"][due], self._chains["gap"][due]
-        cells = int(self._state[kernel.CELLS_OPEN])
-        chain_int, chain_hash = np.empty((n, 7), np.int64), np.empty((n, 4), np.uint64)
-        offsets = np.empty(n + 1, np.int64)
-        record_int, record_time = np.empty((records, 3), np.int32), np.empty(records, np.int64)
-        record_float, record_span = np.empty((records, 2), np.float32), np.empty(records, np.uint64)
-        record_byte = np.empty((records, 3), np.uint8)
-        cell_int, cell_number = np.empty((cells, 2), np.int32), np.empty(cells, np.float64)
+        n, records, cells = due.size, int(counts.sum()), int(self._state[kernel.CELLS_OPEN])
+        tenant, root, entry = np.empty((3, n), np.int32)
+        chain_time, chain_hash = np.empty((4, n), np.int64), np.empty((4, n), np.uint64)
+        outcome, offsets = np.empty(n, np.uint8), np.empty(n + 1, np.int64)
+        record_int, record_time = np.empty((3, records), np.int32), np.empty(records, np.int64)
+        record_float, record_span = np.empty((2, records), np.float32), np.empty(records, np.uint64)
+        record_byte = np.empty((3, records), np.uint8)
+        cell_int, cell_number = np.empty((2, cells), np.int32), np.empty(cells, np.float64)
         cell_hash = np.empty(cells, np.uint64)
+        self._salt(len(symbols.tenants) - 1)
         m, k = kernel.emit(
-            due,
-            symbols.events.hash,
-            symbols.events.column("service"),
-            self._slots,
-            self._chains,
-            self._deadlines,
-            self._pool,
-            self._cells,
-            self._closed,
-            self._state,
-            max(1, int(counts.max())),
-            chain_int,
-            chain_hash,
-            offsets,
-            record_int,
-            record_time,
-            record_float,
-            record_span,
-            record_byte,
-            cell_int,
-            cell_number,
-            cell_hash,
+            *(due, evicted, symbols.events.hash, symbols.events.column("service"), self._salts, self._limits[1]),
+            *(self._slots, self._chains, self._deadlines, self._pool, self._cells, self._closed, self._state),
+            *(self._gap, self._seen, max(1, int(counts.max()))),
+            *(tenant, root, entry, chain_time, chain_hash, outcome, offsets),
+            *(record_int, record_time, record_float, record_span, record_byte, cell_int, cell_number, cell_hash),
         )
-        kernel.learn_waits(roots, gaps, self._gap, self._seen)
         self._closed_chains += n
-        tenant = chain_int[:, 0].astype(np.int32)
-        for each in np.unique(tenant).tolist():
-            self._salt(each)
-        aged = closed >= chain_int[:, 5] + self._limits[1]
-        outcome = np.where((roots >= 0) & ~aged, Outcome.COMPLETE, Outcome.TIMEOUT).astype(np.uint8)
-        if evicted:
-            outcome[:] = Outcome.EVICTED
         batch = ChainBatch(
             symbols=symbols,
             tenant=tenant,
-            trace_hi=chain_hash[:, 0] ^ self._salts[tenant],
-            trace_lo=chain_hash[:, 1].copy(),
-            flow=self._flows(tenant, chain_int[:, 2]),
+            trace_hi=chain_hash[0],
+            trace_lo=chain_hash[1],
+            flow=self._flows(tenant, entry),
             path=np.empty(n, np.int32),
-            sequence=chain_hash[:, 3].copy(),
-            start_ns=chain_int[:, 3].copy(),
-            end_ns=chain_int[:, 4].copy(),
-            closed_ns=closed,
-            arrived_ns=chain_int[:, 6].copy(),
+            sequence=chain_hash[3],
+            start_ns=chain_time[0],
+            end_ns=chain_time[1],
+            closed_ns=chain_time[2],
+            arrived_ns=chain_time[3],
             outcome=outcome,
-            root=chain_int[:, 1].astype(np.int32),
+            root=root,
             offsets=offsets,
-            event=record_int[:m, 0].copy(),
-            instance=record_int[:m, 1].copy(),
-            parent=record_int[:m, 2].copy(),
+            event=record_int[0, :m],
+            instance=record_int[1, :m],
+            parent=record_int[2, :m],
             time_ns=record_time[:m],
-            duration=record_float[:m, 0].copy(),
-            self_time=record_float[:m, 1].copy(),
+            duration=record_float[0, :m],
+            self_time=record_float[1, :m],
             span_id=record_span[:m],
-            kind=record_byte[:m, 0].copy(),
-            status=record_byte[:m, 1].copy(),
-            enters=record_byte[:m, 2].astype(np.bool_),
-            cell_record=cell_int[:k, 0].copy(),
-            cell_key=cell_int[:k, 1].copy(),
+            kind=record_byte[0, :m],
+            status=record_byte[1, :m],
+            enters=record_byte[2, :m].view(np.bool_),
+            cell_record=cell_int[0, :k].copy(),
+            cell_key=cell_int[1, :k].copy(),
             cell_number=cell_number[:k].copy(),
             cell_hash=cell_hash[:k].copy(),
         )
-        self._name_paths(batch, chain_hash[:, 2])
+        self._name_paths(batch, chain_hash[2])
         return batch
 
     # -- names on first sight ----------------------------------------------------------------------------------------
 
-    def _flows(self, tenant: I32, entry: I64) -> I32:
+    def _flows(self, tenant: I32, entry: I32) -> I32:
         """Flow ids of chains that begin with the operations `entry`."""
         flow = self._flow_of[entry]
-        if (flow < 0).any():
+        if flow.min() < 0:
             symbols = self.symbols
             services = symbols.events.column("service")
             _, first = np.unique(entry, return_index=True)

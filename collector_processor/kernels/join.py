@@ -62,6 +62,7 @@ CELL = np.dtype([("next", np.int32), ("key", np.int32), ("number", np.float64), 
 EVENT_BITS = 21
 EVENT_MASK = (1 << EVENT_BITS) - 1
 FREE = np.iinfo(np.int64).max  # deadline of a row that holds no chain
+COMPLETE, TIMEOUT, EVICTED = 0, 1, 2  # model.Outcome
 
 # Columns of `state` int64[STATE]: what the kernels count and carry from call to call.
 CHAINS_TOP = 0  # rows of `chains` ever used
@@ -575,41 +576,36 @@ def self_times(pool, order, n, walk, parent, covered, reach, out):
         out[i] = max(np.float32(0.0), pool[order[i]].duration - np.float32(covered[i]))
 
 
+@njit(forceinline=True)
+def learn_wait(root, gap, estimate, seen):
+    """Longest usual time between two arrivals of a flow, per root event: rises at once half way to a longer gap, sinks
+    by 0.2 % a chain. root: event id (-1 skipped), gap ns; estimate float64, seen int64 [events]."""
+    if root < 0:
+        return
+    seen[root] += 1
+    if gap > estimate[root]:
+        estimate[root] += 0.5 * (gap - estimate[root])
+    else:
+        estimate[root] += 0.002 * (gap - estimate[root])
+
+
 @njit(nogil=True, cache=True)
 def emit(
-    due,
-    hashes,
-    event_service,
-    slots,
-    chains,
-    deadlines,
-    pool,
-    cells,
-    closed,
-    state,
-    outlier,
-    chain_int,
-    chain_hash,
-    offsets,
-    record_int,
-    record_time,
-    record_float,
-    record_span,
-    record_byte,
-    cell_int,
-    cell_number,
-    cell_hash,
-):
+    due, evicted, hashes, event_service, salts, age_max, slots, chains, deadlines, pool, cells, closed, state, gaps,
+    seen, outlier, tenant, root_row, entry_event, chain_time, chain_hash, outcome, offsets, record_int, record_time,
+    record_float, record_span, record_byte, cell_int, cell_number, cell_hash,
+):  # fmt: skip
     """Writes the chains `due` out in that order, forgets them and frees their records.
 
-    hashes uint64[events]: content hash of each event. event_service int32[events]. outlier int64: chains of more
-    records than this are sorted with the same code, only memory for them is taken. Out, per chain c: chain_int int64[n,
-    7] (tenant, root row or -1, entry event, start, end, opened, last), chain_hash uint64[n,
-    4] (hi, lo, path, sequence), offsets int64[n + 1]. Per record: record_int int32[m, 3] (event, instance, parent row),
-    record_time int64[m], record_float float32[m, 2] (duration, self time), record_span uint64[m], record_byte uint8[m,
-    3] (kind, status, 1 when the span enters a module). Per attribute value: cell_int int32[k, 2] (row, key),
-    cell_number float64[k], cell_hash uint64[k]. Returns (records, attribute values) written. Parked chains must not be
-    among `due`."""
+    hashes uint64[events]: content hash of each event. event_service int32[events]. salts uint64[tenants]. gaps, seen:
+    as in `learn_wait`. outlier int64: records of the longest chain.
+
+    Out, per chain: tenant, root_row (row or -1), entry_event int32[n], chain_time int64[4, n] (start, end, when it was
+    due, last arrival), chain_hash uint64[4, n] (trace id hi, lo, path, sequence), outcome uint8[n] (model.Outcome),
+    offsets int64[n + 1]. Per record: record_int int32[3, m] (event, instance, parent row), record_time int64[m],
+    record_float float32[2, m] (duration, self time), record_span uint64[m], record_byte uint8[3, m] (kind, status, 1
+    when the span enters a module). Per attribute value: cell_int int32[2, k] (row, key), cell_number float64[k],
+    cell_hash uint64[k]. Returns (records, attribute values) written. Parked chains must not be among `due`."""
     size = 8
     while size < 2 * outlier:
         size *= 2
@@ -671,20 +667,20 @@ def emit(
                     before = event
                 if entry < 0:
                     entry = event
-            record_int[m + j, 0] = event
-            record_int[m + j, 1] = pool[k].instance
-            record_int[m + j, 2] = m + place[p] if p >= 0 else -1
+            record_int[0, m + j] = event
+            record_int[1, m + j] = pool[k].instance
+            record_int[2, m + j] = m + place[p] if p >= 0 else -1
             record_time[m + j] = pool[k].time
-            record_float[m + j, 0] = pool[k].duration
-            record_float[m + j, 1] = alone[i]
+            record_float[0, m + j] = pool[k].duration
+            record_float[1, m + j] = alone[i]
             record_span[m + j] = pool[k].span
-            record_byte[m + j, 0] = kind
-            record_byte[m + j, 1] = pool[k].event >> (EVENT_BITS + 3)
-            record_byte[m + j, 2] = enters
+            record_byte[0, m + j] = kind
+            record_byte[1, m + j] = pool[k].event >> (EVENT_BITS + 3)
+            record_byte[2, m + j] = enters
             v = pool[k].cells
             while v >= 0:
-                cell_int[n_cells, 0] = m + j
-                cell_int[n_cells, 1] = cells[v].key
+                cell_int[0, n_cells] = m + j
+                cell_int[1, n_cells] = cells[v].key
                 cell_number[n_cells] = cells[v].number
                 cell_hash[n_cells] = cells[v].hash
                 n_cells += 1
@@ -693,17 +689,20 @@ def emit(
             entry = int64(pool[order[root]].event & EVENT_MASK)
         elif entry < 0:
             entry = int64(pool[order[0]].event & EVENT_MASK)
-        chain_int[c, 0] = chains[s].tenant
-        chain_int[c, 1] = m + place[root] if root >= 0 else -1
-        chain_int[c, 2] = entry
-        chain_int[c, 3] = start
-        chain_int[c, 4] = finish_time
-        chain_int[c, 5] = chains[s].opened
-        chain_int[c, 6] = chains[s].last
-        chain_hash[c, 0] = chains[s].hi
-        chain_hash[c, 1] = chains[s].lo
-        chain_hash[c, 2] = mix(path, uint64(entry >= 0))
-        chain_hash[c, 3] = sequence
+        tenant[c] = chains[s].tenant
+        root_row[c] = m + place[root] if root >= 0 else -1
+        entry_event[c] = entry
+        chain_time[0, c] = start
+        chain_time[1, c] = finish_time
+        chain_time[2, c] = deadlines[s]
+        chain_time[3, c] = chains[s].last
+        chain_hash[0, c] = chains[s].hi ^ salts[chains[s].tenant]
+        chain_hash[1, c] = chains[s].lo
+        chain_hash[2, c] = mix(path, uint64(entry >= 0))
+        chain_hash[3, c] = sequence
+        in_time = chains[s].root >= 0 and deadlines[s] < chains[s].opened + age_max
+        outcome[c] = EVICTED if evicted else (COMPLETE if in_time else TIMEOUT)
+        learn_wait(chains[s].root, chains[s].gap, gaps, seen)
         m += n
         offsets[c + 1] = m
         remember_closed(closed, chains[s].hi, chains[s].lo)
@@ -749,19 +748,3 @@ def drop_parked(due, slots, chains, deadlines, pool, cells, state):
             due[kept] = s
             kept += 1
     return kept
-
-
-@njit(nogil=True, cache=True)
-def learn_waits(roots, gaps, estimate, seen):
-    """Longest usual time between two arrivals of a flow, per root event: rises at once half way to a longer gap, sinks
-    by 0.2 % a chain. roots int64[n] event ids (-1 skipped), gaps float32[n] ns; estimate float64, seen int64
-    [events]."""
-    for c in range(roots.size):
-        e = roots[c]
-        if e < 0:
-            continue
-        seen[e] += 1
-        if gaps[c] > estimate[e]:
-            estimate[e] += 0.5 * (gaps[c] - estimate[e])
-        else:
-            estimate[e] += 0.002 * (gaps[c] - estimate[e])
