@@ -42,6 +42,7 @@ from collector_processor.journal.wal import Journal, JournalUnavailableError
 from collector_processor.keeper import Keeper
 from collector_processor.model import Payload, Signal
 from collector_processor.rows import Rows
+from exporters.forwarding import Forwarding
 from exporters.prometheus.telemetry import Telemetry
 from exporters.protocol import Exporter
 from exporters.registry import Surroundings, build
@@ -181,6 +182,9 @@ class Service:
         self._replay_until = self.journal.position
         self._clock.not_before(max(self.engine.now_ns, self.journal.last_arrival_ns))
         self._keeper = Keeper(folder, self.journal, self.exporters, self._checkpoints)
+        self._forwarding = [exporter for exporter in self.exporters.values() if isinstance(exporter, Forwarding)]
+        for exporter in self._forwarding:
+            exporter.attach(self.journal)
 
     def _restored(self, folder: Path) -> tuple[Engine, int]:
         """An engine as the newest usable checkpoint left it, and the journal position from which to go on."""
@@ -279,6 +283,8 @@ class Service:
         for position, payload in taken:
             self._process(position, payload)
         self._emit(self.engine.tick(settled_ns))
+        for exporter in self._forwarding:
+            exporter.advance(settled_ns)
 
     def _process(self, position: int, payload: Payload) -> None:
         self._emit(self.engine.process((payload,), payload.arrival_ns))

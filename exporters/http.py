@@ -49,16 +49,14 @@ class Poster:
         self._timeout_s = timeout_s
         self._context = (context or tls_context(None)) if parts.scheme == "https" else None
 
-    def post(self, path: str, body: bytes, content_type: str, encoding: str | None = None) -> bytes:
-        """What the server answered with 2xx.
+    def post(self, path: str, body: bytes, content_type: str, more: Mapping[str, str] | None = None) -> bytes:
+        """What the server answered with 2xx. more: headers of this request alone.
 
         Raises:
             RetryLater: it cannot be reached, or asks to come again.
             Refused: any other answer.
         """
-        headers = {"Content-Type": content_type, "User-Agent": "spanchain", **self._headers}
-        if encoding:
-            headers["Content-Encoding"] = encoding
+        headers = {"Content-Type": content_type, "User-Agent": "spanchain", **self._headers, **(more or {})}
         connection = self._connect()
         try:
             connection.request("POST", self._base + path, body, headers)

@@ -35,8 +35,10 @@ class Surroundings:
 
 def _otlp(s: Surroundings) -> Exporter:
     from exporters.otlp.exporter import OtlpExporter
+    from exporters.otlp.inline import InlineExporter
 
-    return OtlpExporter(s.config.otlp, s.queues, s.rows, s.telemetry, s.version)
+    make = InlineExporter if s.config.otlp.mode == "inline" else OtlpExporter
+    return make(s.config.otlp, s.queues, s.rows, s.telemetry, s.version)
 
 
 def _alertmanager(s: Surroundings) -> Exporter:

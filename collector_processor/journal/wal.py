@@ -108,6 +108,8 @@ class Journal:
         self._segments = segments_in(directory)
         self._sizes = {segment.number: segment.path.stat().st_size for segment in self._segments}
         self._size = sum(self._sizes.values())
+        self._tails: list[Tail] = []
+        self._needless = 0  # the position from which checkpoints need the journal
         self._synced = 0  # bytes of the current segment that a sync has covered
         self._descriptor = -1
         self._is_spoiled = False
@@ -198,8 +200,11 @@ class Journal:
                     yield position, payload
 
     def tail(self, position: int) -> Tail:
-        """A reader that follows what is written, from `position` on."""
-        return Tail(self, position)
+        """A reader that follows what is written, from `position` on; what it has not passed is not truncated."""
+        tail = Tail(self, position)
+        with self._lock:
+            self._tails.append(tail)
+        return tail
 
     def segments(self) -> list[tuple[Segment, int]]:
         """(segment, its bytes) as they are now, oldest first."""
@@ -207,11 +212,14 @@ class Journal:
             return [(segment, self._sizes[segment.number]) for segment in self._segments]
 
     def truncate(self, before_position: int) -> int:
-        """Deletes segments whose frames are all before `before_position` and past retention; gives the bytes freed."""
+        """Deletes segments whose frames are all before `before_position`, passed by every tail, and past retention;
+        gives the bytes freed."""
         freed = 0
         keep_after = time.time() - self.config.retention_s
         with self._lock:
-            while len(self._segments) > 1 and self._segments[1].first <= before_position:
+            self._needless = max(self._needless, before_position)
+            before = min([self._needless, *(tail.passed for tail in self._tails)])
+            while len(self._segments) > 1 and self._segments[1].first <= before:
                 path = self._segments[0].path
                 try:
                     if self.config.retention_s and path.stat().st_mtime > keep_after:
@@ -357,6 +365,7 @@ class Tail:
     def __init__(self, journal: Journal, position: int) -> None:
         self._journal = journal
         self._last = position - 1
+        self.passed = position  # what is before it may go
         self._number, self._at = 0, HEADER.size  # the segment that is being read, and how far
         self._failures = 0  # in a row
 
@@ -385,6 +394,12 @@ class Tail:
                 self._last = out[-1][0]
                 return out
         return []
+
+    def pass_to(self, position: int) -> None:
+        """What is before `position` is not needed here any more; segments that nobody needs go at once, not with the
+        next checkpoint: a disk that is full has no room for one."""
+        self.passed = position
+        self._journal.truncate(0)
 
     def _found(self, segment: Segment, size: int, bytes_max: int) -> tuple[list[tuple[int, Payload, int]], int]:
         counters, last = self._journal.read_counters, self._last

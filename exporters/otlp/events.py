@@ -19,6 +19,7 @@ from typing import Any
 from opentelemetry._logs import LogRecord, SeverityNumber
 from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk._logs import ReadableLogRecord
 from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
@@ -44,6 +45,7 @@ class Anomaly:
     ended_ns: int  # when that ended
     judged_ns: int
     attributes: Attributes
+    span_kind: int = 0  # SpanKind of that span, as on the wire
 
 
 class EventWriter:
@@ -70,6 +72,12 @@ class EventWriter:
             end_time=anomaly.ended_ns,
         )
         return bytes(encode_spans([span]).SerializeToString())
+
+    def event(self, anomaly: Anomaly) -> tuple[bytes, bytes]:
+        """(the event as a `Span.Event`, the request that `span_event` gives)."""
+        request = self.span_event(anomaly)
+        [event] = ExportTraceServiceRequest.FromString(request).resource_spans[0].scope_spans[0].spans[0].events
+        return event.SerializeToString(), request
 
     def log_event(self, anomaly: Anomaly) -> bytes:
         """An `ExportLogsServiceRequest` with the event."""

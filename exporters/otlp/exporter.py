@@ -38,7 +38,6 @@ class OtlpExporter:
         self._allowance = Allowance(config.events_per_s_max)
         self._open: dict[str, tuple[str, str | None]] = {}  # open incident -> tenant and service
         self._transport: Transport | None = None
-        signals: tuple[Signal, ...] = ("spans", "logs") if config.span_events else ("logs",)
         self._queues = {
             signal: WorkerQueue(
                 f"{self.name}_{signal}",
@@ -48,8 +47,12 @@ class OtlpExporter:
                 batch_bytes=config.request_bytes_max,
                 path=folder / f"otlp_{signal}.queue",
             )
-            for signal in signals
+            for signal in self._queued()
         }
+
+    def _queued(self) -> tuple[Signal, ...]:
+        """What goes through queues of its own."""
+        return ("spans", "logs") if self._config.span_events else ("logs",)
 
     def start(self) -> None:
         """Raises `OSError` when a certificate or the folder cannot be had; a receiver that is down is no error."""
@@ -65,12 +68,14 @@ class OtlpExporter:
         logs += [self._incident(incident) for incident in incidents]
         if logs:
             self._queues["logs"].put(logs)
-        if "spans" in self._queues:
-            whole = [each for each in anomalies if each.span_id and int(each.row["trace_id"], 16)]
-            if whole:
-                self._queues["spans"].put(
-                    [_item(each.row["verdict_id"], self._write.span_event(each)) for each in whole]
-                )
+        whole = [each for each in anomalies if each.span_id and int(each.row["trace_id"], 16)]
+        self._put_on_spans(whole)
+
+    def _put_on_spans(self, anomalies: list[Anomaly]) -> None:
+        """Sends events of spans."""
+        if "spans" in self._queues and anomalies:
+            events = [_item(each.row["verdict_id"], self._write.span_event(each)) for each in anomalies]
+            self._queues["spans"].put(events)
 
     def _told(self, verdicts: VerdictBatch) -> list[tuple[int, dict[str, Any]]]:
         """The unusual chains there are events of: all, or when there are too many at once, the most severe."""
@@ -83,14 +88,18 @@ class OtlpExporter:
                 queue.drop("rate", left)
         return [(chain, unusual[chain]) for chain in chosen.tolist()]
 
+    def _drop_over_rate(self, number: int) -> None:
+        for queue in self._queues.values():
+            queue.drop("rate", number)
+
     def _anomaly(self, verdicts: VerdictBatch, chain: int, row: dict[str, Any]) -> Anomaly:
         chains, record = verdicts.chains, subject_record(verdicts, chain)
-        span_id, ended_ns = 0, int(chains.end_ns[chain])
+        span_id, span_kind, ended_ns = 0, 0, int(chains.end_ns[chain])
         if record != NONE:
-            span_id = int(chains.span_id[record])
+            span_id, span_kind = int(chains.span_id[record]), int(chains.kind[record]) - 1
             ended_ns = int(chains.time_ns[record]) + int(chains.duration[record])
         attributes = verdict_attributes(row, self._incident_of(row))
-        return Anomaly(row, span_id, ended_ns, int(chains.closed_ns[chain]), attributes)
+        return Anomaly(row, span_id, ended_ns, int(chains.closed_ns[chain]), attributes, span_kind)
 
     def flush(self, deadline_s: float) -> bool:
         end = time.monotonic() + deadline_s

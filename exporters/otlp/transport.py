@@ -8,7 +8,9 @@ tried again is what the OTLP specification lists: RESOURCE_EXHAUSTED only when t
 from __future__ import annotations
 
 import gzip
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
@@ -30,6 +32,7 @@ METHODS = {
     "spans": "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
     "logs": "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
 }
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 PATHS = {"spans": "/v1/traces", "logs": "/v1/logs"}
 RETRYABLE = frozenset(
     {
@@ -48,8 +51,9 @@ log = structlog.get_logger(__name__)
 class Transport(Protocol):
     """A way to a receiver."""
 
-    def send(self, signal: Signal, body: bytes) -> int:
-        """Sends one export request; how many of its records were rejected. Raises `RetryLater` or `Refused`."""
+    def send(self, signal: Signal, body: bytes, headers: Mapping[str, str] = NO_HEADERS) -> int:
+        """Sends one export request, with `headers` besides those of the config; how many of its records were rejected.
+        Raises `RetryLater` or `Refused`."""
         ...
 
     def close(self) -> None: ...
@@ -78,9 +82,10 @@ class GrpcTransport:
         self._metadata = [(name.lower(), value.get_secret_value()) for name, value in config.headers.items()]
         self._timeout_s = config.timeout_s
 
-    def send(self, signal: Signal, body: bytes) -> int:
+    def send(self, signal: Signal, body: bytes, headers: Mapping[str, str] = NO_HEADERS) -> int:
+        metadata = [*self._metadata, *((name.lower(), value) for name, value in headers.items())]
         try:
-            answer = self._calls[signal](body, timeout=self._timeout_s, metadata=self._metadata)
+            answer = self._calls[signal](body, timeout=self._timeout_s, metadata=metadata)
         except grpc.RpcError as error:
             raise _verdict_on(error, signal) from error
         except ValueError as error:  # the channel was closed by shutdown
@@ -122,10 +127,10 @@ class HttpTransport:
         self._poster = Poster(config.endpoint, headers, config.timeout_s, context)
         self._gzip = config.compression == "gzip"
 
-    def send(self, signal: Signal, body: bytes) -> int:
+    def send(self, signal: Signal, body: bytes, headers: Mapping[str, str] = NO_HEADERS) -> int:
         packed = gzip.compress(body, 1) if self._gzip else body
-        encoding = "gzip" if self._gzip else None
-        return rejected_in(signal, self._poster.post(PATHS[signal], packed, "application/x-protobuf", encoding))
+        more = {**headers, "Content-Encoding": "gzip"} if self._gzip else headers
+        return rejected_in(signal, self._poster.post(PATHS[signal], packed, "application/x-protobuf", more))
 
     def close(self) -> None:
         """Every request has its own connection."""

@@ -144,13 +144,13 @@ METRICS: dict[str, Metric] = {
         Metric(
             "exporter_queue_length",
             "gauge",
-            "Verdicts and incidents that wait for a sink, in memory and on disk.",
+            "Verdicts and incidents that wait for a sink, in memory and on disk; of otlp_forward, payloads.",
             ("exporter",),
         ),
         Metric(
             "exporter_sent_total",
             "counter",
-            "Verdicts and incidents that a sink has taken.",
+            "Verdicts and incidents that a sink has taken; of otlp_forward, spans and log records.",
             ("exporter",),
         ),
         Metric(
@@ -173,6 +173,14 @@ METRICS: dict[str, Metric] = {
             "Rows deleted from the store. reason: age, rows (more than the bound), bytes (larger than the bound).",
             ("table", "reason"),
         ),
+        Metric(
+            "inline_events_total",
+            "counter",
+            "Inline mode: events sent, on their span, or on a child span since the span had gone. place: span, child.",
+            ("place",),
+            starts_at=(("span",), ("child",)),
+        ),
+        Metric("inline_lag_seconds", "gauge", "Inline mode: age of the oldest payload that has not been forwarded."),
         Metric("journal_appended_total", "counter", "Requests written to the journal.", starts_at=((),)),
         Metric("journal_appended_bytes_total", "counter", "Bytes of requests written to the journal.", starts_at=((),)),
         Metric("journal_syncs_total", "counter", "Syncs of the journal; one may serve many requests.", starts_at=((),)),

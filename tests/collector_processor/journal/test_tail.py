@@ -91,9 +91,23 @@ def test_what_a_failed_sync_took_back_is_never_given(tmp_path: Path, monkeypatch
     journal.close()
 
 
+def test_what_a_tail_has_not_passed_stays_and_goes_once_it_has(tmp_path: Path) -> None:
+    journal = opened(tmp_path)
+    tail = journal.tail(0)
+    for number in range(40):
+        journal.append(payload(number))
+    assert journal.truncate(30) == 0
+    tail.pass_to(20)
+    assert 10 < min(position for position, _ in journal.replay()) <= 20
+    tail.pass_to(41)
+    assert 20 < min(position for position, _ in journal.replay()) <= 30, "the checkpoint needs the rest"
+    journal.close()
+
+
 def test_truncated_segments_are_stepped_over(tmp_path: Path) -> None:
     journal = opened(tmp_path)
     tail = journal.tail(0)
+    tail.passed = 100
     for number in range(40):
         journal.append(payload(number))
     assert journal.truncate(30) > 0
