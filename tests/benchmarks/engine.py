@@ -21,6 +21,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from collector_processor.config import Config
 from collector_processor.engine import Engine
 from collector_processor.model import Payload, Signal
+from detectors.registry import DETECTORS
 from tests.benchmarks.payloads import RECORDS_A_TRACE, Mix, payment_mix
 
 REQUESTS: dict[Signal, Any] = {Signal.TRACES: ExportTraceServiceRequest, Signal.LOGS: ExportLogsServiceRequest}
@@ -56,8 +57,7 @@ def run_engine(mix: Mix, config: Config) -> int:
 
 def only(*detectors: str) -> Config:
     """The default config with `detectors` alone."""
-    names = ("chain_sequence", "retrieval", "sequence_transformer", "context", "online")
-    return Config.model_validate({"detectors": {name: {"enabled": name in detectors} for name in names}})
+    return Config.model_validate({"detectors": {name: {"enabled": name in detectors} for name in DETECTORS}})
 
 
 def against_parse(mix: Mix) -> dict[str, float]:
