@@ -108,12 +108,25 @@ def test_a_slow_spanchain_never_holds_up_the_backend_in_tee_mode() -> None:
 
 def test_inline_mode_has_no_way_past_spanchain_and_drops_nothing() -> None:
     path = CONFIGS / "collector-inline.yaml"
-    for pipeline in pipelines(path).values():
-        expected = ["otlp_grpc/spanchain"] if pipeline["receivers"] == ["otlp"] else ["otlp_grpc/backend"]
-        assert pipeline["exporters"] == expected
+    for name, pipeline in pipelines(path).items():
+        to_spanchain = pipeline["receivers"] == ["otlp"] and name != "metrics"
+        assert pipeline["exporters"] == ["otlp_grpc/spanchain" if to_spanchain else "otlp_grpc/backend"]
     for exporter in yaml.safe_load(path.read_text())["exporters"].values():
         assert exporter["sending_queue"]["block_on_overflow"] is True
         assert exporter["retry_on_failure"]["max_elapsed_time"] == "0s"
+
+
+def test_inline_mode_sends_to_the_receiver_that_leads_to_the_backend() -> None:
+    """Else everything would come back to spanchain, for ever."""
+    otlp = load(CONFIGS / "spanchain-inline.yaml").exporters.otlp
+    assert (otlp.enabled, otlp.mode) == (True, "inline")
+    path = CONFIGS / "collector-inline.yaml"
+    receivers = yaml.safe_load(path.read_text())["receivers"]
+    address = receivers["otlp/spanchain"]["protocols"]["grpc"]["endpoint"].partition(":-")[2].rstrip("}")
+    assert otlp.endpoint == f"http://{address}"
+    for pipeline in pipelines(path).values():
+        if "otlp/spanchain" in pipeline["receivers"]:
+            assert pipeline["exporters"] == ["otlp_grpc/backend"]
 
 
 @pytest.mark.parametrize("path", COLLECTOR, ids=name)
