@@ -24,7 +24,7 @@ from collector_processor.config import StoreConfig
 from exporters.store.schema import SchemaError, migrate
 
 FILE = "spanchain.db"
-BUSY_S = 1.0  # that a statement waits for another writer of the SQLite file, before it is tried again later
+BUSY_S = 5.0  # that a statement waits for another writer of the SQLite file, before it is tried again later
 CONNECT_S = 5
 STATEMENT_MS = 30_000
 WAL_BYTES_MAX = 1 << 26  # to which SQLite cuts its log after a burst
@@ -162,7 +162,9 @@ class Database:
             return
         connection = self._engine.raw_connection()
         try:
-            connection.cursor().execute("PRAGMA incremental_vacuum(2000)").fetchall()
+            file = connection.driver_connection
+            assert isinstance(file, sqlite3.Connection)
+            file.executescript("PRAGMA incremental_vacuum(2000)")  # `execute` would give back one page only
         finally:
             connection.close()
 

@@ -73,7 +73,7 @@ class Sink:
         try:
             with self.database.transaction() as connection:
                 write(connection, entries)
-        except (DataError, IntegrityError) as error:
+        except (DataError, IntegrityError, OverflowError) as error:  # the last is Python's own, for SQLite
             if len(entries) == 1:
                 self._tell(error)
                 return 1
