@@ -9,7 +9,8 @@ slot; keys are packed integers, so nothing is hashed that could collide.
    within the slot's own history, shrunk towards the residuals of its whole group, whose tail goes on exponentially in
    log space; so a cold element can speak, and magnitude counts beyond the history's maximum.
 3. `judge` looks observations up, weighs each surprise by the share of a chain's usual time that it explains, and adds
-   it to the window of the element and of the pools of its services; `windows.py` says how improbable the sums are.
+   it to the window of the element and of the pools of its services, with what the history gives to expect under such
+   weights; `windows.py` says how improbable the sums are.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ LOWEST = math.log(1e3)  # 1 us; the last bin ends at 220 s
 GROUPS = 8  # 0 calls, 1-6 span kinds (model.ChainBatch.kind), 7 time in a queue
 QUEUE = 7
 SURPRISE_MAX = 15.0
+LEVELS = 16  # of what delay matters, by octaves from 1 ms
 STALE = 0.03  # share of a slot's observations that its table may lack
 YOUNG = 50.0  # observations below which an element learns even while it is in alarm
 
@@ -157,8 +159,9 @@ def _surprise(table, position):
 
 @njit(nogil=True, cache=True)
 def judge(
-    n, key, value, chain, group, near, far, material_ns, column, table_keys, table_slots, pools, table, typical, seen,
-    seen_min, level, sums, counts, hits, hit_values, hit_usual, hit, chain_value, surprise, slot,
+    n, key, value, chain, group, near, far, material_ns, column, table_keys, table_slots, pools, table, usual_surprise,
+    typical, seen, seen_min, level, sums, usual_sums, counts, hits, hit_values, hit_usual, hit, chain_value, surprise,
+    slot,
 ):  # fmt: skip
     """Surprise and slot of observations 0..n-1, added to `column` of the windows; per chain three parts of its value.
 
@@ -179,6 +182,7 @@ def judge(
         u *= min(max(weight, 0.0), 1.0)
         surprise[i] = u
         c = chain[i]
+        octave = min(max(int(math.log2(material_ns[c] / 1e6)), 0), LEVELS - 1)
         chain_value[c, 0] = max(chain_value[c, 0], u)
         chain_value[c, 1] += 1.0
         called = far[i] >= 0
@@ -192,6 +196,7 @@ def judge(
             if e < 0:
                 continue
             sums[e, column] += u
+            usual_sums[e, column] += usual_surprise[s, octave]
             counts[e, column] += 1
             if u > hit:
                 hits[e, column] += 1
@@ -282,10 +287,12 @@ def survival(counts, prior, out):
 
 
 @njit(nogil=True, cache=True)
-def refresh(slots, histogram, seen, group, share, shrink, fresh, middle, typical, table):
+def refresh(slots, histogram, seen, group, share, shrink, fresh, middle, typical, table, usual_surprise):
     """Recomputes median and surprise table of `slots` from their histograms and the residuals of their groups.
 
     `share` float64[groups, 2 * BINS]: of a group's residuals that reach each bin, BINS being the median.
+    `usual_surprise` float32[slots, LEVELS] is the mean surprise of the history when delays count in full from the
+    middle of each octave on.
     """
     for k in range(slots.size):
         s = slots[k]
@@ -303,3 +310,12 @@ def refresh(slots, histogram, seen, group, share, shrink, fresh, middle, typical
             above += histogram[s, b]
             prior = share[group[s], min(max(b - m + BINS, 0), 2 * BINS - 1)]
             table[s, b] = min(-math.log((above + shrink * prior) / (seen[s] + shrink)), SURPRISE_MAX)
+        for octave in range(LEVELS):
+            usual_surprise[s, octave] = 0.0
+        for b in range(m, BINS):
+            if histogram[s, b] > 0:
+                late = math.exp(LOWEST + (b + 0.5) * WIDTH) - typical[s]
+                part = histogram[s, b] * table[s, b] / (seen[s] + shrink)
+                for octave in range(LEVELS):
+                    material = 1e6 * 2.0 ** (octave + 0.5)
+                    usual_surprise[s, octave] += part * min(max(late / material, 0.0), 1.0)

@@ -93,10 +93,16 @@ def variant_key(element, variant):
 
 
 @njit(nogil=True, cache=True)
+def _weighed(nats, least, hit):
+    """A surprise as it counts: not at all up to `least`, in full from `hit` on."""
+    return nats * min(max((nats - least) / (hit - least), np.float32(0.0)), np.float32(1.0))
+
+
+@njit(nogil=True, cache=True)
 def judge(
     offsets, event, kind, status, parent, service, logs, calls, last, sibling, named, column, table_keys, table_slots,
-    variant_keys, variant_rows, nats, new_nats, seen, seen_min, blamed, blamed_by, level, sums, counts, hits, hit,
-    least, chain_value, surprise, slot,
+    variant_keys, variant_rows, nats, new_nats, usual_nats, seen, seen_min, blamed, blamed_by, level, sums, usual_sums,
+    counts, hits, hit, least, chain_value, surprise, slot,
 ):  # fmt: skip
     """Surprise float32[m, 2] and slot int32[m, 2] of each span's logs and calls, added to `column` of the windows.
 
@@ -127,8 +133,7 @@ def judge(
                     continue
                 slot[r, what] = s
                 row = _find(variant_keys, variant_rows, variant_key(element, logs[r] if what == 0 else calls[r]))
-                u = nats[row] if row >= 0 else new_nats[s]
-                u *= min(max((u - least) / (hit - least), np.float32(0.0)), np.float32(1.0))
+                u = _weighed(nats[row] if row >= 0 else new_nats[s], least, hit)
                 top = max(top, u)
                 surprise[r, what] = max(u - other[r], np.float32(0.0))
             if surprise[r, 0] > hit:
@@ -156,6 +161,7 @@ def judge(
                 chain_value[c, 1] += 1.0
                 chain_value[c, 2] = max(chain_value[c, 2], level[s])
                 counts[s, column] += 1
+                usual_sums[s, column] += usual_nats[s]
                 if u > 0.0 and blames[own] >= 0:
                     greatest[own] = max(greatest[own], u)
                     continue
@@ -254,13 +260,19 @@ def unknown(event, kind, table_keys, table_slots, out):
 
 
 @njit(nogil=True, cache=True)
-def refresh(slots, first, following, count, seen, fresh, excess, rate, shrink, nats, new_nats):
-    """Recomputes the surprises of every variant of `slots`. `rate` is the share of observations that are new at all."""
+def refresh(
+    slots, first, following, count, seen, fresh, excess, rate, shrink, least, hit, nats, new_nats, usual_nats
+):  # fmt: skip
+    """Recomputes the surprises of every variant of `slots`. `rate` is the share of observations that are new at all.
+
+    `usual_nats` float32[slots]: the mean surprise of what the history holds, as far as it counts.
+    """
     for k in range(slots.size):
         s = slots[k]
         fresh[s] = 0
         total = seen[s] + shrink
         once = excess[s]
+        usual = 0.0
         a = first[s]
         while a >= 0:
             rarer = 0.0
@@ -272,5 +284,7 @@ def refresh(slots, first, following, count, seen, fresh, excess, rate, shrink, n
             if count[a] == 1:
                 once += 1
             nats[a] = max(0.0, -math.log(min((rarer + excess[s] + shrink * rate) / total, 1.0)))
+            usual += count[a] * _weighed(nats[a], least, hit)
             a = following[a]
+        usual_nats[s] = usual / total
         new_nats[s] = max(0.0, -math.log(min((once + 0.5 + shrink * rate) / total, 1.0)))

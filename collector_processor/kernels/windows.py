@@ -8,7 +8,10 @@ after a short acquaintance is more likely ignorance than trouble, so it holds le
 acquaintance over PATIENCE_S: two minutes after two, a day after an hour.
 
 A sum of n surprises has mean n m and variance n d; d is larger than the variance of one surprise when they come in
-bursts. Two large deviation exponents, by what the surprises are:
+bursts. What was learned from N surprises is itself uncertain, which makes the variance of a prediction
+n d (1 + n / N): a young element needs more to be unusual. A detector may know better what is usual: `usual` holds what
+it expects of each observation by itself (another mix of traffic, a rare variant that history knows), and the greater
+one counts. Two large deviation exponents, by what the surprises are:
 - unbounded (how slow): about a gamma distribution, n m^2 / d * (r - 1 - ln r) with r = sum / (n m);
 - bounded (how rare, at most -ln of 1 / history): Bennett's (1962) n d / b^2 * h(b t / (n d)) with t = sum - n m and
   h(x) = (1 + x) ln(1 + x) - x. Pieces of the sum are at most b: `piece`, or the greatest excess that one epoch has
@@ -34,11 +37,15 @@ NEVER = np.iinfo(np.int64).min
 
 
 @njit(nogil=True, cache=True)
-def exponent(total, n, mean, dispersion, piece):
-    """-ln of the probability that n surprises sum up to `total`; unbounded ones when `piece` is 0."""
+def exponent(total, n, mean, dispersion, piece, known):
+    """-ln of the probability that n surprises sum up to `total`, where `known` surprises taught mean and dispersion.
+
+    They are taken to be unbounded when `piece` is 0.
+    """
     usual = n * mean
     if total <= usual:
         return 0.0
+    dispersion *= 1.0 + n / known
     if piece == 0.0:
         ratio = total / usual
         return n * mean * mean / dispersion * (ratio - 1.0 - math.log(ratio))
@@ -56,8 +63,8 @@ def patient(known_ns, since_ns, now_ns):
 
 @njit(nogil=True, cache=True)
 def judge_slots(
-    used, sums, counts, mean, dispersion, memory, piece, hold, now_ns, window_ns, level, born_ns, since_ns, loud_ns,
-    alarmed_ns, out,
+    used, sums, usual, counts, mean, dispersion, memory, prior, piece, hold, now_ns, window_ns, level, born_ns,
+    since_ns, loud_ns, alarmed_ns, out,
 ):  # fmt: skip
     """Fills `out` float32[used] with the exponent of each slot's window without its greatest epoch.
 
@@ -66,19 +73,23 @@ def judge_slots(
     for s in range(used):
         n = 0.0
         total = 0.0
+        expected = 0.0
         worst = 0.0
         at = 0
         for e in range(counts.shape[1]):
             n += counts[s, e]
             total += sums[s, e]
-            excess = sums[s, e] - counts[s, e] * mean[s]
+            expected += usual[s, e]
+            excess = sums[s, e] - max(counts[s, e] * mean[s], usual[s, e])
             if excess > worst:
                 worst = excess
                 at = e
         n -= counts[s, at]
         total -= sums[s, at]
+        expected -= usual[s, at]
         burst = max(piece, memory[s, 4]) if piece > 0.0 else 0.0
-        out[s] = exponent(total, n, mean[s], dispersion[s], burst) if n > 0 else 0.0
+        known = memory[s, 1] + prior[1]
+        out[s] = exponent(total, n, max(mean[s], expected / n), dispersion[s], burst, known) if n > 0 else 0.0
         level[s] = min(out[s], LEVEL_MAX)
         if out[s] >= hold:
             if loud_ns[s] < now_ns - window_ns:
@@ -90,7 +101,7 @@ def judge_slots(
 
 @njit(nogil=True, cache=True)
 def teach(
-    used, column, sums, counts, hits, hit_values, hit_usual, alarmed_ns, silent_ns, kept, prior, memory, mean,
+    used, column, sums, usual, counts, hits, hit_values, hit_usual, alarmed_ns, silent_ns, kept, prior, memory, mean,
     dispersion,
 ):  # fmt: skip
     """Takes the epoch `column`, which leaves the window, into mean and dispersion, and clears it.
@@ -108,21 +119,22 @@ def teach(
         if n == 0:
             continue
         total = sums[s, column]
+        expected = max(n * mean[s], usual[s, column])
         sums[s, column] = 0.0
+        usual[s, column] = 0.0
         counts[s, column] = 0
         hits[s, column] = 0
         hit_values[s, column] = 0.0
         hit_usual[s, column] = 0.0
         if alarmed_ns[s] >= silent_ns and memory[s, 1] >= YOUNG:
             continue
-        usual = n * mean[s]
-        deviation = min((total - usual) ** 2 / n, DEVIATION_MAX * dispersion[s])
-        total = min(total, usual + DEVIATION_MAX * math.sqrt(n * dispersion[s]))
+        deviation = min((total - expected) ** 2 / n, DEVIATION_MAX * dispersion[s])
+        total = min(total, expected + DEVIATION_MAX * math.sqrt(n * dispersion[s]))
         memory[s, 0] = memory[s, 0] * kept + total
         memory[s, 1] = memory[s, 1] * kept + n
         memory[s, 2] = memory[s, 2] * kept + deviation
         memory[s, 3] = memory[s, 3] * kept + 1.0
-        memory[s, 4] = max(memory[s, 4] * kept, total - usual)
+        memory[s, 4] = max(memory[s, 4] * kept, total - expected)
         mean[s] = (memory[s, 0] + prior[0] * prior[1]) / (memory[s, 1] + prior[1])
         dispersion[s] = (memory[s, 2] + prior[2] * prior[3]) / (memory[s, 3] + prior[3])
 
@@ -153,6 +165,7 @@ class Windows:
         ("near", np.int32, False),  # service that the element belongs to, the callee of a call
         ("far", np.int32, False),  # the caller of a call, else -1
         ("sums", np.float64, True),  # of surprises, per epoch of the window
+        ("usual", np.float64, True),  # sum of the surprises that the detector expected
         ("counts", np.int32, True),  # of observations
         ("hits", np.int32, True),  # of observations that are surprising by themselves
         ("hit_values", np.float64, True),  # sum of their values
@@ -170,6 +183,7 @@ class Windows:
     near: Any
     far: Any
     sums: Any
+    usual: Any
     counts: Any
     hits: Any
     hit_values: Any
@@ -236,8 +250,8 @@ class Windows:
         """float32[used]: the exponent of each slot's window at the boundary `now_ns`; from `hold` on it is in alarm."""
         out = np.empty(self.used, np.float32)
         judge_slots(
-            *(self.used, self.sums, self.counts, self.mean, self.dispersion, self.memory, self.piece, hold, now_ns),
-            *(self.columns * self.epoch_ns, self.level),
+            *(self.used, self.sums, self.usual, self.counts, self.mean, self.dispersion, self.memory, self.prior),
+            *(self.piece, hold, now_ns, self.columns * self.epoch_ns, self.level),
             *(self.born_ns, self.since_ns, self.loud_ns, self.alarmed_ns, out),
         )
         return out
@@ -249,8 +263,8 @@ class Windows:
         for _ in range(min(max(steps, 1), self.columns)):
             self.column = (self.column + 1) % self.columns
             teach(
-                *(self.used, self.column, self.sums, self.counts, self.hits, self.hit_values, self.hit_usual),
-                *(self.alarmed_ns, now_ns - self.columns * self.epoch_ns, self.kept, self.prior),
+                *(self.used, self.column, self.sums, self.usual, self.counts, self.hits, self.hit_values),
+                *(self.hit_usual, self.alarmed_ns, now_ns - self.columns * self.epoch_ns, self.kept, self.prior),
                 *(self.memory, self.mean, self.dispersion),
             )
 

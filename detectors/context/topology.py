@@ -112,12 +112,13 @@ class Topology:
             *(batch.offsets, batch.event, batch.kind, batch.status, batch.parent),
             *(self.symbols.events.column("service"), o.logs, o.calls, o.last, o.sibling, self.named),
             *(w.column, w.lookup.keys, w.lookup.values, self.variant_keys, self.variant_rows),
-            *(self.rows["nats"], s["new_nats"], s["seen"], self.config.learn_min),
+            *(self.rows["nats"], s["new_nats"], s["usual_nats"], s["seen"], self.config.learn_min),
             *(
                 self.blamed,
                 self.blamed_by,
                 w.level,
                 w.sums,
+                w.usual,
                 w.counts,
                 w.hits,
                 np.float32(self.config.hit),
@@ -301,7 +302,8 @@ class Topology:
                 s["excess"],
                 rate,
             ),
-            *(self.config.shrink, v["nats"], s["new_nats"]),
+            *(self.config.shrink, np.float32(self.config.least), np.float32(self.config.hit)),
+            *(v["nats"], s["new_nats"], s["usual_nats"]),
         )
 
     def _new_slots(self, batch: ChainBatch) -> None:
@@ -448,6 +450,7 @@ SLOTS = {
     "fresh": np.float32,  # observations that the surprises do not know yet
     "excess": np.float32,
     "new_nats": np.float32,
+    "usual_nats": np.float32,  # mean surprise of the history
     "audited_ns": np.int64,
 }
 ROWS = {"count": np.float32, "following": np.int32, "nats": np.float32}

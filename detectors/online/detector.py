@@ -93,8 +93,18 @@ class Online:
         value, surprise, slot = np.zeros((len(batch), 3)), np.empty(n, np.float32), np.empty(n, np.int32)
         kernel.judge(
             *(n, o.key, o.value, o.chain, o.group, o.near, o.far, self._material(batch), w.column),
-            *(w.lookup.keys, w.lookup.values, self.pools, h.table, h.typical, h.seen, self.config.learn_min),
-            *(w.level, w.sums, w.counts, w.hits, w.hit_values, w.hit_usual, self.config.hit),
+            *(w.lookup.keys, w.lookup.values, self.pools, h.table, h.usual, h.typical, h.seen),
+            *(
+                self.config.learn_min,
+                w.level,
+                w.sums,
+                w.usual,
+                w.counts,
+                w.hits,
+                w.hit_values,
+                w.hit_usual,
+                self.config.hit,
+            ),
             *(value, surprise, slot),
         )
         nats = in_nats(value)

@@ -24,6 +24,7 @@ class History:
     PER_SLOT = (
         ("histogram", np.float32, kernel.BINS),
         ("table", np.float32, kernel.BINS),
+        ("usual", np.float32, kernel.LEVELS),  # mean surprise, by what delay matters
         ("seen", np.float32, 0),
         ("fresh", np.float32, 0),  # observations that the table does not know yet
         ("middle", np.int32, 0),
@@ -32,6 +33,7 @@ class History:
     )
     histogram: Any
     table: Any
+    usual: Any
     seen: Any
     fresh: Any
     middle: Any
@@ -81,7 +83,7 @@ class History:
         slots: I64 = np.flatnonzero(touched)
         kernel.refresh(
             *(slots, self.histogram, self.seen, self.group, self.residual_share, self.config.shrink),
-            *(self.fresh, self.middle, self.typical, self.table),
+            *(self.fresh, self.middle, self.typical, self.table, self.usual),
         )
 
     def snapshot(self, used: int) -> dict[str, Any]:
