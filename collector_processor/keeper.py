@@ -37,6 +37,7 @@ class Keeper:
         self._counters = counters
         self._kept_at = time.monotonic()
         self._thread: threading.Thread | None = None
+        self.took_s = 0.0  # the last one, snapshot not included
         self.unflushed = 0  # checkpoints written although an exporter could not be flushed
 
     @property
@@ -56,6 +57,13 @@ class Keeper:
 
     def keep(self, position: int, state: dict[str, Any]) -> bool:
         """Writes a checkpoint, once everything decided before it has been delivered or is on disk; whether it did."""
+        begun = time.monotonic()
+        try:
+            return self._kept(position, state)
+        finally:
+            self.took_s = time.monotonic() - begun
+
+    def _kept(self, position: int, state: dict[str, Any]) -> bool:
         late = [name for name, flushed in self._flushed().items() if not flushed]
         if late and not self._is_overdue():
             self._counters.failures += 1

@@ -49,6 +49,7 @@ from exporters.registry import Surroundings, build
 
 LOG = structlog.get_logger(__name__)
 SECOND = 1_000_000_000
+REPLAYED_S = 1.0  # of replay between two checkpoints, where they take no longer than a quarter of that
 EXPORTED_COUNTERS = (
     "records_received_total",
     "records_rejected_total",
@@ -257,22 +258,25 @@ class Service:
         """Tells exporters what is open, then takes what the journal holds behind the checkpoint, as it came in then."""
         self._emit(Output(incidents=self.engine.incidents.current()))
         self._health.note = "replaying the journal"
-        restored = self._position
-        self._next_checkpoint = time.monotonic() + self.config.journal.checkpoint_interval_s
+        restored, interval_s = self._position, self.config.journal.checkpoint_interval_s
+        self._next_checkpoint = time.monotonic() + min(REPLAYED_S, interval_s)
         for position, payload in self.journal.replay(self._position, self._replay_until):
+            if self._stopping.is_set():
+                return
             self._process(position, payload)
-            self._begin_checkpoint()
-        if self._position > restored:  # else who dies again and again before the first interval is over replays it all
-            self._next_checkpoint = 0.0
+            # Soon and often: else who dies again before the replay is over begins it anew, and it grows each time.
+            self._begin_checkpoint(min(max(REPLAYED_S, 4 * self._keeper.took_s), interval_s))
+        self._next_checkpoint = 0.0 if self._position > restored else time.monotonic() + interval_s
         self._health.note = ""
 
     def _work(self) -> None:
-        tick_s = self.config.service.tick_ms / 1000
+        tick_s, interval_s = self.config.service.tick_ms / 1000, self.config.journal.checkpoint_interval_s
         while not self._stopping.is_set():
             self._turn(tick_s)
             self._report()
-            self._begin_checkpoint()
-        self._turn(0)
+            self._begin_checkpoint(interval_s)
+        if not self._health.note:  # else the journal holds something that comes before what waits
+            self._turn(0)
         self._report()
         self._keeper.wait()
         self._checkpoint()
@@ -309,11 +313,11 @@ class Service:
             if len(verdicts):
                 self.telemetry.observe("verdict_latency_seconds", (now_ns - verdicts.chains.arrived_ns) / SECOND)
 
-    def _begin_checkpoint(self) -> None:
-        """Once an interval: the state as it is now, to be kept while the engine goes on."""
+    def _begin_checkpoint(self, interval_s: float) -> None:
+        """When it is time for one: the state as it is now, to be kept while the engine goes on."""
         if time.monotonic() >= self._next_checkpoint and not self._keeper.is_busy:
             self._keeper.begin(self._position, self.engine.snapshot())
-            self._next_checkpoint = time.monotonic() + self.config.journal.checkpoint_interval_s
+            self._next_checkpoint = time.monotonic() + interval_s
 
     def _checkpoint(self) -> None:
         """Keeps a checkpoint of the present state, and waits until that is done."""
