@@ -1,9 +1,10 @@
 """`spanchain demo`: the service on its defaults, the platform in a process of its own, and a display of both.
 
 How it works. The service runs in this process with its real ports; the platform is another process that speaks OTLP
-gRPC to one of them and gets the faults on its standard input. What the display shows comes from an exporter
-(`watcher.py`) and from the service's own metrics endpoint; what was injected comes from the story, beside it. A
-terminal gets a live screen, anything else plain lines.
+gRPC to one of them and gets the faults on its standard input. The platform has been open for a while: what it sent
+until now is put into the journal, from which the service learns as it does after any restart. What the display shows
+comes from an exporter (`watcher.py`) and from the service's own metrics endpoint; what was injected comes from the
+story, beside it. A terminal gets a live screen, anything else plain lines.
 """
 
 from __future__ import annotations
@@ -29,20 +30,20 @@ from rich.console import Console
 from rich.live import Live
 from rich.terminal_theme import MONOKAI
 
-from collector_processor.config import Config
+from collector_processor.config import Config, JournalConfig
 from collector_processor.demo import story
 from collector_processor.demo.board import Board, Entry
 from collector_processor.demo.screen import Scene, draw, plain, summary
 from collector_processor.demo.watcher import View, Watcher
-from collector_processor.model import Incident
+from collector_processor.journal.wal import Journal
+from collector_processor.model import Incident, Payload
 from collector_processor.simulator.faults import SECOND_NS
 from collector_processor.simulator.traffic import DAY_S as DAY_TRUE_S
 from collector_processor.simulator.traffic import Calendar
 
 HOST: Final = "127.0.0.1"
 FRAMES_PER_S: Final = 4
-SEED: Final = 7
-OPENS_IN_S: Final = 2.0  # the platform's process has started by then
+BEGINS_IN_S: Final = 2.5  # the platform's process has started by then, and its past is written
 STATUS_EVERY_S: Final = 10.0
 UNENDING_S: Final = 3600.0
 STOP_S: Final = 5.0
@@ -90,11 +91,13 @@ def addresses(config: Config) -> tuple[tuple[str, str], ...]:
 class Platform:
     """The process that plays the platform."""
 
-    def __init__(self, target: str, start_ns: int, duration_s: float, board: Board) -> None:
+    def __init__(self, target: str, opened_ns: int, start_ns: int, duration_s: float, board: Board) -> None:
+        """Open since `opened_ns`; sends to `target` from `start_ns` on, for `duration_s`."""
         arguments = {
-            "--start": start_ns,
-            "--duration": duration_s,
-            "--seed": SEED,
+            "--start": opened_ns,
+            "--since": start_ns,
+            "--duration": duration_s + (start_ns - opened_ns) / SECOND_NS,
+            "--seed": story.SEED,
             "--rate": story.RATE,
             "--day": story.DAY_S,
             "--swing": story.SWING,
@@ -177,13 +180,12 @@ class Rates:
 class Show:
     """A running demo: the scene, and what is told of it."""
 
-    def __init__(self, board: Board, watcher: Watcher, start_ns: int, ends_ns: int | None) -> None:
+    def __init__(self, board: Board, watcher: Watcher, opened_ns: int, start_ns: int, ends_ns: int | None) -> None:
         self.board = board
         self.watcher = watcher
         self.rates = Rates()
-        self.calendar = Calendar(start_ns, DAY_TRUE_S / story.DAY_S, story.OPENS)
-        warm_ns = start_ns + int(story.WARMUP_S * SECOND_NS)
-        self.scene = Scene(board, start_ns, start_ns, warm_ns, ends_ns, self.calendar.business_time(start_ns))
+        self.calendar = Calendar(opened_ns, DAY_TRUE_S / story.DAY_S, story.OPENS)
+        self.scene = Scene(board, start_ns, start_ns, ends_ns, self.calendar.business_time(start_ns))
 
     def update(self, now_ns: int, open_chains: int | None) -> tuple[Incident, ...]:
         """Bring the scene to `now_ns`; returns the incidents that changed."""
@@ -221,8 +223,7 @@ class Lines:
         if scene.now_ns >= self._next_status_ns:
             self._next_status_ns = scene.now_ns + int(STATUS_EVERY_S * SECOND_NS)
             newest = scene.chains_rate[-1] if scene.chains_rate else 0.0
-            phase = "learning what is normal" if scene.now_ns < scene.warmup_until_ns else "watching"
-            self._print(f"{phase}: {scene.chains:,} chains, {newest:,.0f} a second, {scene.unusual:,} unusual")
+            self._print(f"watching: {scene.chains:,} chains, {newest:,.0f} a second, {scene.unusual:,} unusual")
 
     def _entry(self, incident: Incident) -> Entry | None:
         return next((entry for entry in self.show.board.entries if incident.incident_id in entry.incidents), None)
@@ -238,6 +239,16 @@ def save_picture(scene: Scene, path: Path, width: int = 150) -> None:
     svg = console.export_svg(title="spanchain demo", theme=MONOKAI)
     svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
     path.write_text(svg.replace("Fira Code", "Menlo, Consolas, DejaVu Sans Mono"), encoding="utf-8")
+
+
+def write_past(folder: Path, config: JournalConfig, opened_ns: int, until_ns: int) -> None:
+    """What the platform sent from `opened_ns` to `until_ns`, into the journal in `folder`. Raises `OSError`."""
+    journal = Journal.open(folder, config.model_copy(update={"durability": "os"}))
+    try:
+        for signal, data, sent_ns in story.platform(opened_ns).payloads(until_ns):
+            journal.append(Payload(signal, "default", data, sent_ns))
+    finally:
+        journal.close()
 
 
 def _play(console: Console, show: Show, gauge: Gauge, failure: Callable[[], str | None], until_ns: int) -> None:
@@ -284,22 +295,28 @@ def run_demo(
     with ExitStack() as stack:
         folder = data_dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spanchain-demo-")))
         console.print("starting the service (the first time, kernels are compiled) …", style="dim")
+        start_ns = time.time_ns() + int(BEGINS_IN_S * SECOND_NS)
+        opened_ns = start_ns - int(story.WARMUP_S * SECOND_NS)
+        board = Board(story.story(story.SEED, start_ns, length_s))
+        until_ns = start_ns + int(length_s * SECOND_NS)
+        platform = Platform(config.receivers.grpc.endpoint, opened_ns, start_ns, length_s, board)
+        stack.callback(platform.stop)
         service = Service(config, folder, watchers=(watcher,))
+        stack.callback(service.stop, STOP_S)
         try:
+            write_past(folder / config.journal.dir, config.journal, opened_ns, start_ns)
+            time.sleep(max(0.0, (start_ns - time.time_ns()) / SECOND_NS))
             service.start()
-        except StartError as error:
+        except (OSError, StartError) as error:
             console.print(str(error), style="red", highlight=False, markup=False)
             return 1
-        stack.callback(service.stop, STOP_S)
-        start_ns = time.time_ns() + int(OPENS_IN_S * SECOND_NS)
-        board = Board(story.story(SEED, start_ns, length_s))
-        until_ns = start_ns + int(length_s * SECOND_NS)
-        platform = Platform(config.receivers.grpc.endpoint, start_ns, length_s, board)
-        stack.callback(platform.stop)
+        console.print(f"learning from {story.WARMUP_S:.0f} s of normal traffic …", style="dim")
+        while not service.ready and not service.failed:
+            time.sleep(0.05)
         urls = addresses(config)
         gauge = Gauge(dict(urls)["metrics"], "spanchain_open_chains")
         stack.callback(gauge.stop)
-        show = Show(board, watcher, start_ns, until_ns if exit_after else None)
+        show = Show(board, watcher, opened_ns, start_ns, until_ns if exit_after else None)
         show.scene.urls = urls
 
         def failure() -> str | None:

@@ -14,7 +14,6 @@ from typing import Final
 from rich import box
 from rich.console import Group, RenderableType
 from rich.panel import Panel
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -51,7 +50,6 @@ class Scene:
     board: Board
     started_ns: int
     now_ns: int
-    warmup_until_ns: int
     ends_ns: int | None
     business: datetime
     urls: tuple[tuple[str, str], ...] = ()
@@ -117,19 +115,9 @@ def _header(scene: Scene, wide: bool) -> RenderableType:
         Text.assemble(("unusual ", "dim"), (f"{share:.2%}", "bold"), (f" of {scene.chains:,}" if wide else "", "dim")),
         Text.assemble((scene.business.strftime("%a %H:%M"), "bold"), (" over there" if wide else "", "dim")),
     )
-    rows: list[RenderableType] = [numbers]
-    if scene.now_ns < scene.warmup_until_ns:
-        whole = (scene.warmup_until_ns - scene.started_ns) / 1e9
-        progress = Table.grid(padding=(0, 1))
-        progress.add_row(
-            Text("learning what is normal", style="cyan"),
-            ProgressBar(total=whole, completed=elapsed_s, width=40),
-            Text(f"first fault in {whole - elapsed_s:.0f} s", style="dim"),
-        )
-        rows.append(progress)
     title = Text.assemble(("spanchain", "bold magenta"), " watches a payment platform")
     return Panel(
-        Group(*rows), title=title, title_align="left", subtitle=f"{span(elapsed_s)}{total}", subtitle_align="right",
+        numbers, title=title, title_align="left", subtitle=f"{span(elapsed_s)}{total}", subtitle_align="right",
         box=box.ROUNDED, border_style="magenta",
     )  # fmt: skip
 

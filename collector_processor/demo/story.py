@@ -4,7 +4,9 @@ How it works. A real service learns for hours and waits minutes before it believ
 for that long. So time runs twenty times as fast: every time in the settings of engine, detectors and decide is a
 twentieth of its default, the alert budget is that of twenty days, and about 60 requests a second make up for what is
 missing in length. The rules by which it judges are the shipped ones. A business day passes in 75 s, its ups and downs
-flattened. `python -m collector_processor.demo settings` prints the settings as `configs/demo.yaml` holds them.
+flattened. The platform has run for a while when the demo begins: the journal holds that, and the service learns from it
+as after any restart. `python -m collector_processor.demo settings` prints the settings as `configs/demo.yaml` holds
+them.
 """
 
 from __future__ import annotations
@@ -17,14 +19,18 @@ from pydantic import BaseModel
 
 from collector_processor.config import Config
 from collector_processor.simulator.faults import RECIPES, SECOND_NS, Fault, Recipe, fault, rounds
+from collector_processor.simulator.simulator import Simulator
+from collector_processor.simulator.traffic import DAY_S as DAY_TRUE_S
 
-WARMUP_S: Final = 40.0
+WARMUP_S: Final = 40.0  # of normal traffic before the demo begins: what the journal holds of it is learned at once
+FIRST_S: Final = 3.0  # from the begin of the demo to the first fault
 EVERY_S: Final = 16.0
 LASTS_S: Final = 10.0
 OPENS: Final = datetime(2025, 12, 1, 7, 0, tzinfo=UTC)  # a Monday morning
 DAY_S: Final = 75.0
 SWING: Final = 0.15
 RATE: Final = 60.0
+SEED: Final = 7
 INTERVAL_S: Final = 0.25
 
 # The first faults of every demo: one of each family, each in another service than the one before.
@@ -76,6 +82,11 @@ def settings() -> dict[str, Any]:
 SETTINGS: Final = settings()
 
 
+def platform(start_ns: int) -> Simulator:
+    """The platform as it runs without faults, open from `start_ns` on."""
+    return Simulator(SEED, start_ns, DAY_TRUE_S / DAY_S, rate=RATE, swing=SWING, interval_s=INTERVAL_S, opening=OPENS)
+
+
 def demo_config(overrides: dict[str, Any] | None = None) -> Config:
     """The embedded defaults with SETTINGS, and `overrides` of the same form on top."""
     return Config.model_validate(merged(SETTINGS, overrides or {}))
@@ -94,7 +105,7 @@ def story(seed: int, start_ns: int, duration_s: float) -> tuple[Fault, ...]:
     chosen: list[Recipe] = [next(found for found in RECIPES if (found.kind, found.place) == key) for key in OPENING]
     more = rounds(seed)
     out: list[Fault] = []
-    at_s = WARMUP_S
+    at_s = FIRST_S
     while at_s + LASTS_S <= duration_s:
         recipe = chosen[len(out)] if len(out) < len(chosen) else next(more)
         while out and recipe.service == out[-1].service:

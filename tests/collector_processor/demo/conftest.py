@@ -50,4 +50,4 @@ def start_ns() -> int:
 @pytest.fixture
 def board() -> Board:
     """The two-minute story; nothing was said yet."""
-    return Board(story(1, START_NS, 120.0))
+    return Board(story(1, START_NS + 37 * SECOND_NS, 83.0))  # the first fault at 40 s

@@ -13,7 +13,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from collector_processor.demo import run_demo
+from collector_processor.demo import run_demo, story
 from collector_processor.demo.run import Gauge, Lines, Platform, Rates, Show, demo_ports, port_or_any
 from collector_processor.demo.story import demo_config
 from collector_processor.demo.watcher import View, Watcher
@@ -82,7 +82,7 @@ def test_a_dead_platform_says_why(board, monkeypatch, tmp_path):
     script.write_text("#!/bin/sh\ncat > /dev/null\necho 'no such thing' >&2\nexit 3\n")
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
-    platform = Platform("127.0.0.1:1", time.time_ns(), 1.0, board)
+    platform = Platform("127.0.0.1:1", time.time_ns(), time.time_ns(), 1.0, board)
     deadline = time.monotonic() + 10
     while (reason := platform.failure()) is None and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -93,7 +93,7 @@ def test_a_dead_platform_says_why(board, monkeypatch, tmp_path):
 def test_plain_lines_tell_each_fault_and_incident_once(board, incident, start_ns):
     console = Console(file=StringIO(), width=200)
     watcher = Watcher()
-    show = Show(board, watcher, start_ns, None)
+    show = Show(board, watcher, start_ns - 40 * SECOND_NS, start_ns, None)
     lines = Lines(console, show)
     opened = incident("a", 43, "account", text="debits fail")
     for second in range(60):
@@ -108,14 +108,13 @@ def test_plain_lines_tell_each_fault_and_incident_once(board, incident, start_ns
         "injected: the network of risk is slow",
     ]
     assert sum("debits fail" in line for line in said) == 1
-    assert sum(line.startswith("learning what is normal") for line in said) == 4
-    assert sum(line.startswith("watching") for line in said) == 2
+    assert sum(line.startswith("watching") for line in said) == 6
     assert show.scene.open_chains == 5
 
 
 @pytest.mark.slow
 def test_the_service_and_the_platform_run_together(tmp_path):
-    """A short demo on free ports: traffic gets through, a fault is injected, a summary and a picture come out."""
+    """A short demo on free ports: the past is learned, traffic gets through, a summary and a picture come out."""
     console = Console(file=StringIO(), width=160)
     over = {
         "receivers": {"grpc": {"endpoint": "127.0.0.1:0"}, "http": {"endpoint": "127.0.0.1:0"}},
@@ -127,6 +126,8 @@ def test_the_service_and_the_platform_run_together(tmp_path):
     said = console.file.getvalue()
     assert code == 0, said
     chains = [int(found.replace(",", "")) for found in re.findall(r": ([\d,]+) chains", said)]
-    assert chains[-1] > 0
-    assert "0 faults injected" in said
+    past = sum(1 for _ in story.platform(0).payloads(int(story.WARMUP_S) * SECOND_NS))
+    assert past > 100
+    assert chains[-1] > 1000
+    assert "injected: account throws while it debits" in said
     assert picture.stat().st_size > 5000

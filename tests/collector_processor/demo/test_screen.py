@@ -27,7 +27,6 @@ def scene(board, start_ns) -> Scene:
         board=board,
         started_ns=start_ns,
         now_ns=start_ns + 10 * SECOND_NS,
-        warmup_until_ns=start_ns + 40 * SECOND_NS,
         ends_ns=start_ns + 120 * SECOND_NS,
         business=datetime(2025, 12, 24, 9, 12, tzinfo=UTC),
         urls=(("metrics", "http://127.0.0.1:9464/metrics"),),
@@ -55,10 +54,8 @@ def test_what_is_broken_fits_its_column():
     assert max(len(recipe.title) for recipe in RECIPES) <= 36
 
 
-def test_warm_up_says_what_is_going_on(scene):
+def test_before_the_first_fault_all_is_well(scene):
     shown = text(draw(scene))
-    assert "learning what is normal" in shown
-    assert "first fault in 30 s" in shown
     assert "0:10 of 2:00" in shown
     for part in ("3,210", "150", "321", "0.15%", "Wed 09:12", "http://127.0.0.1:9464/metrics", "nothing yet"):
         assert part in shown
@@ -76,7 +73,6 @@ def test_a_fault_that_is_named_has_its_tick_and_words(scene, incident, start_ns)
     assert "debits fail" in shown
     assert "account throws while it debits" in shown
     assert "look at account" in shown
-    assert "learning" not in shown
 
 
 def test_a_missed_fault_has_its_cross_and_a_false_incident_its_row(scene, incident, start_ns):

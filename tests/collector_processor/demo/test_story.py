@@ -7,15 +7,15 @@ from pathlib import Path
 
 from collector_processor.config import Config
 from collector_processor.config_file import load
-from collector_processor.demo.story import LASTS_S, OPENING, SPEED, WARMUP_S, as_file, demo_config, merged, story
+from collector_processor.demo.story import FIRST_S, LASTS_S, OPENING, SPEED, as_file, demo_config, merged, story
 from collector_processor.simulator.faults import KINDS, SECOND_NS
 
 
-def test_two_minutes_hold_the_opening_after_the_warm_up(start_ns):
+def test_two_minutes_hold_the_opening(start_ns):
     faults = story(1, start_ns, 120.0)
-    assert faults[0].start_ns == start_ns + int(WARMUP_S * SECOND_NS)
+    assert faults[0].start_ns == start_ns + int(FIRST_S * SECOND_NS)
     assert [(fault.kind, fault.place) for fault in faults] == list(OPENING[: len(faults)])
-    assert len(faults) == 5
+    assert len(faults) == 7
     assert faults[-1].end_ns <= start_ns + 120 * SECOND_NS
 
 
