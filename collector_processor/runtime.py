@@ -226,6 +226,11 @@ class Service:
         return self._journal
 
     @property
+    def ready(self) -> bool:
+        """Whether it has taken in what the journal held when it started."""
+        return self._health.ready
+
+    @property
     def failed(self) -> bool:
         """Whether the engine has died of a fault; the log says which."""
         return self._health.failed
