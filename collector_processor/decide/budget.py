@@ -9,21 +9,15 @@ neither the order nor the grouping of its chains matters.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
+from collector_processor.kernels import budget as kernels
 from collector_processor.model import F64, I32, Bool
 
-DAY_S = 86_400.0
-MEMORY_S = 3600.0
-MEMORY_CHAINS = 64.0
-SHARE_BY_CHANCE = 0.05  # unusual chains among the last MEMORY_CHAINS that chance alone explains: about two or three
+SHARE_BY_CHANCE = 0.05  # unusual chains among the last 64 that chance alone explains: about two or three
 SHARE_CHANGED = 0.5
-LIMIT_MIN = 1e-7
-LIMIT_FIRST = 1e-4  # until a flow's rate is known
-PRIOR_S = 60.0  # how long the first chain of a flow counts as observed: one chain is no rate
 
 
 class Budget:
@@ -58,7 +52,7 @@ class Budget:
         """What the limit of `flow` rests on; None before the first boundary."""
         if not 0 <= flow < self._seconds.size or self._seconds[flow] == 0:
             return None
-        return float(self._chains[flow] / self._seconds[flow] * DAY_S)
+        return float(self._chains[flow] / self._seconds[flow] * kernels.DAY_S)
 
     def count(self, flow: I32, unusual: Bool) -> None:
         """Notes n judged chains."""
@@ -69,19 +63,13 @@ class Budget:
 
     def advance(self, now_ns: int) -> None:
         """Ends an epoch: folds what was noted into rates, shares and limits."""
-        new, alarms = self._pending[:, 0], self._pending[:, 1]
-        if not new.any():
+        if not self._pending.any():
             return
-        elapsed = (now_ns - self._last_ns) / 1e9 if self._last_ns else PRIOR_S
+        elapsed = (now_ns - self._last_ns) / 1e9 if self._last_ns else kernels.PRIOR_S
         self._last_ns = now_ns
-        fade = math.exp(-elapsed / MEMORY_S)
-        known = self._seconds > 0
-        self._chains = self._chains * fade + new
-        self._seconds = np.where(known, self._seconds * fade + elapsed, np.where(new > 0, max(elapsed, PRIOR_S), 0.0))
-        fade_chains = np.exp(-new / MEMORY_CHAINS)
-        self._share = self._share * fade_chains + (1.0 - fade_chains) * alarms / np.maximum(new, 1)
-        self._pending[:] = 0
-        self._set_limits()
+        kernels.fold_epoch(
+            *(self._pending, self._chains, self._seconds, self._share, self._limit, elapsed, self._alerts, self._most),
+        )
 
     def snapshot(self) -> dict[str, Any]:
         return {
@@ -97,13 +85,8 @@ class Budget:
         self._last_ns = int(state["last_ns"])
         self._pending = np.array(state["pending"], np.int64)
         self._chains, self._seconds, self._share = (np.array(state[k]) for k in ("chains", "seconds", "share"))
-        self._limit = np.full(self._chains.size, LIMIT_FIRST)
-        self._set_limits()
-
-    def _set_limits(self) -> None:
-        seen = self._seconds > 0
-        per_day = np.maximum(self._chains[seen] / self._seconds[seen] * DAY_S, 1e-6)
-        self._limit[seen] = np.clip(self._alerts / per_day, LIMIT_MIN, self._most)
+        self._limit = np.full(self._chains.size, kernels.LIMIT_FIRST)
+        kernels.set_limits(self._chains, self._seconds, self._alerts, self._most, self._limit)
 
     def _grow(self, flow: I32) -> None:
         have, need = self._share.size, int(flow.max(initial=-1)) + 1
@@ -114,4 +97,4 @@ class Budget:
         self._chains, self._seconds, self._share = (
             np.concatenate([old, np.zeros(more)]) for old in (self._chains, self._seconds, self._share)
         )
-        self._limit = np.concatenate([self._limit, np.full(more, LIMIT_FIRST)])
+        self._limit = np.concatenate([self._limit, np.full(more, kernels.LIMIT_FIRST)])

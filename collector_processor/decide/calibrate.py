@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from collector_processor.kernels import calibrate as kernels
-from collector_processor.model import F64, I32, U8, U64, Bool, ChainBatch
+from collector_processor.model import F64, I32, U8, Bool, ChainBatch
 
 PER_CALL = 32  # calibration scores that a full ring takes at one epoch boundary
 ROWS_FIRST = 16
@@ -157,11 +157,9 @@ class Calibrator:
 
 def uniform_hash(batch: ChainBatch) -> F64:
     """[n] numbers in 0-1 that depend on the content of each chain only (splitmix64 of trace id, sequence and start)."""
-    x: U64 = batch.trace_hi ^ batch.trace_lo ^ batch.sequence ^ batch.start_ns.view(np.uint64)
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((x ^ (x >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) / 2.0**53
+    out = np.empty(len(batch))
+    kernels.spread_evenly(batch.trace_hi, batch.trace_lo, batch.sequence, batch.start_ns, out)
+    return out
 
 
 def _columns(saved: Any, columns: list[int | None]) -> Any:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
+from numba import njit, uint64
 
 P_MIN = 1e-30  # smallest p-value; keeps -ln p and its sums finite
 COLD, POOLED, OWN = 0, 1, 2  # what a fused p-value rests on: nothing, the tenant's pool, the flow's own history
@@ -247,6 +247,17 @@ def learn_chains(
             if count[r, k] >= 2:
                 shape_max = SHAPE_MAX if k + 1 < columns else 0.0
                 tail[r, k, 0], tail[r, k, 1] = fit_tail(ordered[r, k], count[r, k], shape_max)
+
+
+@njit(cache=True, nogil=True)
+def spread_evenly(trace_hi, trace_lo, sequence, start_ns, out):
+    """out[c] = a number in 0-1 by splitmix64 of what chain c is."""
+    for c in range(out.size):
+        x = trace_hi[c] ^ trace_lo[c] ^ sequence[c] ^ uint64(start_ns[c])
+        x += uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> uint64(30))) * uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> uint64(27))) * uint64(0x94D049BB133111EB)
+        out[c] = float((x ^ (x >> uint64(31))) >> uint64(11)) / 2.0**53
 
 
 @njit(cache=True, nogil=True)

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from collector_processor.kernels import slices as kernels
 from collector_processor.model import F64, I64, NONE, ChainBatch, Findings, Kind, Level, no_findings
 
 NS = 1_000_000_000
@@ -37,8 +38,6 @@ GOLDEN = 0.6180339887498949  # multiples of it, modulo 1, are evenly spread at a
 Z_MAX = 6.0
 Z_FINDING = 4.0
 MEMORY = 1.0 / 120.0  # least weight of a new slice in mean and deviation
-FINE = 1e6  # integer units of a sum
-ERROR_SPAN, ERROR_LOG = 2, 17
 
 
 def _trees() -> Any:
@@ -122,14 +121,8 @@ class Slices:
         if need > self.sums.shape[0]:
             more = max(need, 2 * self.sums.shape[0]) - self.sums.shape[0]
             self.sums = np.concatenate([self.sums, np.zeros((more, self.sums.shape[1]), np.int64)])
-        is_log = batch.kind == 0
-        broken = batch.status >= np.where(is_log, ERROR_LOG, ERROR_SPAN)
-        ends = np.concatenate([np.zeros((1, 2), np.int64), np.cumsum(np.stack([broken, is_log], 1), axis=0)])
-        errors, logs = np.diff(ends[batch.offsets], axis=0).T
-        took = np.log(np.maximum((batch.end_ns - batch.start_ns).astype(np.float64), 1e3))
-        columns = (np.ones(len(batch)), (errors > 0) * FINE, took * FINE, logs * FINE, nats * FINE)
-        for column, values in enumerate(columns):
-            np.add.at(self.sums[:, column], np.maximum(batch.flow, 0), np.rint(values).astype(np.int64))
+        columns = (batch.offsets, batch.kind, batch.status, batch.flow, batch.start_ns, batch.end_ns)
+        kernels.sum_flows(*columns, nats, self.sums)
 
     def advance(self, now_ns: int) -> Findings:
         """Findings about the slice that ended, if one did, by the boundary `now_ns`."""
@@ -154,7 +147,7 @@ class Slices:
     def _features(self, sums: I64) -> F64:
         """Chains a second (log), share with errors, log duration, logs a chain (log), score."""
         chains = float(sums[0])
-        means = sums[1:5] / chains / FINE
+        means = sums[1:5] / chains / kernels.FINE
         rate = np.log(chains / (self.slice_ns / NS))
         return np.array([rate, means[0], means[1], np.log1p(means[2]), means[3]])
 

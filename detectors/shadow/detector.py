@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 
 from collector_processor.config import Config
+from collector_processor.kernels import slices as kernels
 from collector_processor.model import F64, I64, Bool, ChainBatch, Findings, Kind, Level, Symbols, no_findings
 from detectors.protocol import Scores, no_scores
 
 NS = 1_000_000_000
 HOUR_NS = 3600 * NS
 SHORTEST_NS, LONGEST_NS = 1e3, 3.6e12  # self times are clipped to 1 us .. 1 h
-SPAN_ERROR = 2
 OVERDISPERSION = 4.0  # spans of one hour are alike: the variance of a mean is this many times that of independent ones
 NATS_MAX = 60.0
 SLOWER, FAILING = 0, 1  # `detail` of a finding
-COLUMNS = ("then_n", "then_sum", "then_square", "then_errors", "now_n", "now_sum", "now_errors")
+THEN, NOW = ("then_n", "then_sum", "then_square", "then_errors"), ("now_n", "now_sum", "now_errors")
 
 
 class Shadow:
@@ -36,7 +36,8 @@ class Shadow:
     def __init__(self, config: Config, symbols: Symbols) -> None:
         self.config = config.detectors.shadow
         self.symbols = symbols
-        self._column = {name: np.zeros(0) for name in COLUMNS}
+        self._sums = np.zeros((0, len(THEN)))  # of one epoch; zero between calls
+        self._then, self._now = np.zeros((0, len(THEN))), np.zeros((0, len(NOW)))
         self._first_ns = np.zeros(0, np.int64)  # of each operation; 0 never seen
         self._last_ns = np.zeros(0, np.int64)
         self._frozen = np.zeros(0, np.bool_)
@@ -54,18 +55,13 @@ class Shadow:
         return self._findings.copy()
 
     def learn(self, batch: ChainBatch, normal: Bool) -> None:
-        rows = np.flatnonzero(normal[batch.chain_of()] & (batch.kind > 0))
-        if not rows.size:
-            return
         self._grow(len(self.symbols.events))
-        size, event = self._frozen.size, batch.event[rows]
-        length = np.log(np.clip(batch.self_time[rows].astype(np.float64), SHORTEST_NS, LONGEST_NS))
-        n = np.bincount(event, minlength=size).astype(np.float64)
-        failed = (batch.status[rows] == SPAN_ERROR).astype(np.float64)
-        total, square, errors = (
-            np.bincount(event, weights, size).astype(np.float64) for weights in (length, length**2, failed)
+        columns = (batch.offsets, batch.kind, batch.status, batch.event, batch.self_time)
+        kernels.sum_operations(*columns, normal, SHORTEST_NS, LONGEST_NS, self._sums)
+        kernels.creep(
+            *(self._sums, int(batch.closed_ns[-1]), self.config.memory_s * NS, self.config.reference_s * NS),
+            *(float(self.config.learn_min), self._first_ns, self._last_ns, self._frozen, self._then, self._now),
         )
-        self._add(np.flatnonzero(n), int(batch.closed_ns[-1]), n, total, square, errors)
 
     def evidence(self, finding: np.void) -> dict[str, Any]:
         operation = int(finding["event"])
@@ -81,7 +77,7 @@ class Shadow:
             "text": f"{name} {what}; it has crept up in steps that each passed as normal",
             "expected": expected,
             "actual": actual,
-            "history": round(float(self._column["then_n"][operation])),
+            "history": round(float(self._then[operation, 0])),
             "within_s": round(days * 86_400),
         }
 
@@ -97,7 +93,7 @@ class Shadow:
     def snapshot(self) -> dict[str, Any]:
         return {
             "version": 1,
-            "column": {name: values.copy() for name, values in self._column.items()},
+            "column": {name: values.copy() for name, values in self._columns().items()},
             "first_ns": self._first_ns.copy(),
             "last_ns": self._last_ns.copy(),
             "frozen": self._frozen.copy(),
@@ -107,7 +103,10 @@ class Shadow:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._column = {name: np.array(state["column"][name]) for name in COLUMNS}
+        self._then, self._now = (
+            np.stack([np.array(state["column"][name], np.float64) for name in names], axis=1) for names in (THEN, NOW)
+        )
+        self._sums = np.zeros_like(self._then)
         self._first_ns, self._last_ns = np.array(state["first_ns"]), np.array(state["last_ns"])
         self._frozen, self._since_ns = np.array(state["frozen"]), np.array(state["since_ns"])
         self._checked_ns = int(state["checked_ns"])
@@ -118,29 +117,22 @@ class Shadow:
         if size <= have:
             return
         more = max(size, 2 * have, 64) - have
-        self._column = {name: np.concatenate([old, np.zeros(more)]) for name, old in self._column.items()}
+        self._sums = np.zeros((have + more, len(THEN)))
+        self._then = np.concatenate([self._then, np.zeros((more, len(THEN)))])
+        self._now = np.concatenate([self._now, np.zeros((more, len(NOW)))])
         self._first_ns = np.concatenate([self._first_ns, np.zeros(more, np.int64)])
         self._last_ns = np.concatenate([self._last_ns, np.zeros(more, np.int64)])
         self._frozen = np.concatenate([self._frozen, np.zeros(more, np.bool_)])
         self._since_ns = np.concatenate([self._since_ns, np.zeros((more, 2), np.int64)])
 
-    def _add(self, seen: I64, now_ns: int, n: F64, total: F64, square: F64, errors: F64) -> None:
-        """Adds one epoch's sums of the operations `seen` to both baselines."""
-        c = self._column
-        self._first_ns[seen] = np.where(self._first_ns[seen] == 0, now_ns, self._first_ns[seen])
-        fade = np.exp(-(now_ns - self._last_ns[seen]) / (self.config.memory_s * NS))
-        self._last_ns[seen] = now_ns
-        for name, values in (("now_n", n), ("now_sum", total), ("now_errors", errors)):
-            c[name][seen] = c[name][seen] * fade + values[seen]
-        young = seen[~self._frozen[seen]]
-        for name, values in (("then_n", n), ("then_sum", total), ("then_square", square), ("then_errors", errors)):
-            c[name][young] += values[young]
-        old = now_ns - self._first_ns[young] >= self.config.reference_s * NS
-        self._frozen[young[old & (c["then_n"][young] >= self.config.learn_min)]] = True
+    def _columns(self) -> dict[str, F64]:
+        """The columns of both baselines by name."""
+        columns = zip((*THEN, *NOW), (*self._then.T, *self._now.T), strict=True)
+        return {name: np.asarray(values, np.float64) for name, values in columns}
 
     def _compared(self, now_ns: int) -> Findings:
         """Findings about every operation that is not what it was."""
-        c = self._column
+        c = self._columns()
         rows = np.flatnonzero(self._frozen & (c["now_n"] >= self.config.learn_min))
         then_n, now_n = c["then_n"][rows], c["now_n"][rows]
         then, now = c["then_sum"][rows] / then_n, c["now_sum"][rows] / now_n
@@ -169,8 +161,9 @@ class Shadow:
         since = np.where(here, np.where(since == 0, now_ns, since), 0)
         adopted = here & (now_ns - since >= self.config.adopt_s * NS)
         self._since_ns[rows, detail] = np.where(adopted, 0, since)
+        c = self._columns()
         for name in ("n", "sum", "errors"):
-            self._column[f"then_{name}"][rows[adopted]] = self._column[f"now_{name}"][rows[adopted]]
+            c[f"then_{name}"][rows[adopted]] = c[f"now_{name}"][rows[adopted]]
         chosen = np.flatnonzero(here & ~adopted)
         out = no_findings(chosen.size)
         out["kind"], out["level"] = Kind.DRIFT, Level.OPERATION

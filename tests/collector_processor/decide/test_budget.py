@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from collector_processor.decide.budget import LIMIT_FIRST, MEMORY_CHAINS, Budget
+from collector_processor.decide.budget import Budget
+from collector_processor.kernels.budget import LIMIT_FIRST, MEMORY_CHAINS
 
 S = 1_000_000_000
 START = 1_700_000_000 * S
