@@ -262,9 +262,10 @@ def _play(console: Console, show: Show, gauge: Gauge, failure: Callable[[], str 
 
     if not console.is_terminal:
         lines = Lines(console, show)
+        lines.tell(step())
         while time.time_ns() < until_ns:
-            lines.tell(step())
             time.sleep(1.0 / FRAMES_PER_S)
+            lines.tell(step())
         return
     with Live(console=console, auto_refresh=False, screen=True) as live:
         while time.time_ns() < until_ns:

@@ -122,7 +122,7 @@ def test_the_service_and_the_platform_run_together(tmp_path):
         "service": {"health": {"port": 0}},
     }
     picture = tmp_path / "demo.svg"
-    code = run_demo(12.0, exit_after=True, data_dir=tmp_path / "data", console=console, picture=picture, overrides=over)
+    code = run_demo(14.0, exit_after=True, data_dir=tmp_path / "data", console=console, picture=picture, overrides=over)
     said = console.file.getvalue()
     assert code == 0, said
     chains = [int(found.replace(",", "")) for found in re.findall(r": ([\d,]+) chains", said)]
