@@ -6,10 +6,11 @@ builds `Config`. Unknown keys are errors. Units stand last in names (`_s`, `_ms`
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -73,6 +74,52 @@ class DecodeConfig(Section):
     """Distinct paths of all flows."""
     lookups_max: Count = 1_048_576
     """Entries of the cache from masked text to event; emptied when full."""
+
+
+class RedactionConfig(Section):
+    """What must not be kept, sent or logged. It is taken out of names and log bodies on first sight, before anything is
+    made of them, and out of spanchain's own log."""
+
+    cards: bool = True
+    """Card numbers: 13 to 19 digits, in groups or not, whose check digit is right (Luhn). They are no numbers to rules
+    either; as a business key such a value still joins, by a keyed hash."""
+    ibans: bool = True
+    """International bank account numbers whose check digits are right."""
+    secrets: bool = True
+    """Bearer tokens, basic credentials, JSON web tokens, private keys, passwords in URLs, and keys of well-known
+    services."""
+    emails: bool = False
+    """E-mail addresses. In log bodies they are variables anyway."""
+    attributes: tuple[str, ...] = (
+        *("authorization", "proxy_authorization", "cookie", "set_cookie", "password", "passwd", "pwd", "passphrase"),
+        *("secret", "token", "api_key", "access_key", "private_key", "credential", "credentials"),
+        *("cvv", "cvv2", "cvc", "cvc2", "pin", "otp", "pan", "card_number"),
+    )
+    """Attributes whose values must not be kept, by name or by the part behind the last dot, in any case, `-` and `_`
+    alike; and names whose value goes when a text says `name=value` or `name: value`."""
+    patterns: tuple[str, ...] = ()
+    """Regular expressions (Python's) of further texts to take out. In log bodies every word with a digit is a variable
+    already: there, patterns see it as `0`."""
+    before_journal: bool = False
+    """Whether requests are masked before they are journalled: as many stars as there were characters. Off, the journal
+    holds what was sent, readable for its owner only, until the next checkpoints free it; on, whatever is made of a
+    request later (inline mode) has stars too. `patterns`, `ibans` and `emails` are not looked for."""
+
+    @field_validator("patterns")
+    @classmethod
+    def _patterns_are_valid(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                message = f"{pattern!r} is not a regular expression: {error}"
+                raise ValueError(message) from None
+        return patterns
+
+    def forbids(self, attribute: str) -> bool:
+        """Whether the values of `attribute` must not be kept."""
+        name = attribute.lower().replace("-", "_")
+        return not {name, name.rpartition(".")[2]}.isdisjoint(one.lower().replace("-", "_") for one in self.attributes)
 
 
 class ChainSequenceConfig(Section):
@@ -669,6 +716,7 @@ class Config(Section):
     journal: JournalConfig = JournalConfig()
     join: JoinConfig = JoinConfig()
     decode: DecodeConfig = DecodeConfig()
+    redaction: RedactionConfig = RedactionConfig()
     engine: EngineConfig = EngineConfig()
     detectors: DetectorsConfig = DetectorsConfig()
     decide: DecideConfig = DecideConfig()
@@ -681,6 +729,14 @@ class Config(Section):
         if otlp.enabled and otlp.mode == "inline" and self.journal.durability == "none":
             message = "exporters.otlp.mode inline forwards from the journal: journal.durability must be fsync or os"
             raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_forbidden_is_asked_for(self) -> Config:
+        for key in (*self.join.attributes, *self.join.business_keys):
+            if self.redaction.forbids(key):
+                message = f"join asks for the attribute {key}, which redaction.attributes says must not be kept"
+                raise ValueError(message)
         return self
 
     def with_verdicts(self, which: Literal["unusual", "all", "none"]) -> Config:

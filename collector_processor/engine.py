@@ -70,8 +70,8 @@ class Engine:
             flows_max=config.decode.flows_max,
             paths_max=config.decode.paths_max,
         )
-        self.decoder = Decoder(config.decode, config.join, self.symbols, seed)
-        self.joiner = Joiner(config.join, self.symbols, self.decoder.attributes)
+        self.decoder = Decoder(config.decode, config.join, self.symbols, seed, config.redaction)
+        self.joiner = Joiner(config.join, self.symbols, self.decoder.attributes, seed)
         self.detectors: dict[str, Detector] = build(config, self.symbols)
         self.decider = Decider(config, self.symbols, self.detectors, components(list(self.detectors)))
         self.incidents = Incidents(config.decide, self.symbols, self.detectors)

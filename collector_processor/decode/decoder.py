@@ -20,19 +20,22 @@ from google.protobuf.message import DecodeError
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
-from collector_processor.config import DecodeConfig, JoinConfig
+from collector_processor.config import DecodeConfig, JoinConfig, RedactionConfig
 from collector_processor.decode.repair import repair
 from collector_processor.decode.templates import Templates
 from collector_processor.kernels import decode as kernel
 from collector_processor.kernels.table import LookupTable, find_many
 from collector_processor.kernels.wire import CLASSES, hash_one
 from collector_processor.model import I32, NONE, U8, U64, Payload, RecordBatch, Signal, Symbols, content_hash
+from collector_processor.redact import Redactor
 
 LINK_KEYS = ("trace_id", "traceId", "traceparent", "span_id", "spanId")
 INSTANCE_KEYS = ("service.instance.id", "k8s.pod.name", "container.id", "host.name")
 UNKNOWN_SERVICE = "unknown_service"  # https://opentelemetry.io/docs/specs/semconv/resource/#service
 NO_CELLS = (np.zeros(0, np.int64), np.zeros(0, np.float64), np.zeros(0, np.uint64))
+REDACTION = RedactionConfig()
 NAME_MAX = 512  # characters of a name that are kept
+NAME_BYTES_MAX = 4 * NAME_MAX  # of a name that are looked at
 
 # A segment of a span name that is an identifier and not a name: all digits, a UUID, or a long word of hex digits.
 IDENTIFIER = re.compile(r"(?<![A-Za-z0-9_])(?:\d+|[0-9a-fA-F-]{24,}|(?=[a-fA-F]*\d)[0-9a-fA-F]{8,})(?![A-Za-z0-9_])")
@@ -41,17 +44,26 @@ IDENTIFIER = re.compile(r"(?<![A-Za-z0-9_])(?:\d+|[0-9a-fA-F-]{24,}|(?=[a-fA-F]*
 class Decoder:
     """Turns payloads into RecordBatches. Errors: none are raised for bad data; what is lost stands in `rejected`."""
 
-    def __init__(self, config: DecodeConfig, join: JoinConfig, symbols: Symbols, seed: int) -> None:
+    def __init__(
+        self,
+        config: DecodeConfig,
+        join: JoinConfig,
+        symbols: Symbols,
+        seed: int,
+        redaction: RedactionConfig = REDACTION,
+    ) -> None:
         self.config = config
         self.symbols = symbols
         self.seed = np.uint64(seed)
-        self.templates = Templates(config.events_max)
+        self.redact = Redactor(redaction)
+        self.templates = Templates(config.events_max, redact=self.redact.words)
         self.attributes = tuple(dict.fromkeys((*join.business_keys, *join.attributes)))
         self.events = LookupTable(config.lookups_max)
         self.resources = LookupTable(config.lookups_max)
         self.own_records = 0
         self._wanted_span = self._key_hashes(self.attributes)
         self._wanted_log = self._key_hashes((*LINK_KEYS, *self.attributes))
+        self._no_cards = redaction.cards
         self._tenants: dict[str, int] = {}
         self._rows = np.zeros((4096, kernel.COLUMNS), np.uint64)
         self._cells = np.zeros((4096, 4), np.int64)
@@ -96,7 +108,10 @@ class Decoder:
         cells = self._cells[:n_cells]
         numbers = np.empty(n_cells, np.float64)
         hashes = np.empty(n_cells, np.uint64)
-        kernel.read_cells(buffer, cells, n_cells, self.seed, numbers, hashes)
+        kernel.read_cells(buffer, cells, n_cells, self.seed, self._no_cards, numbers, hashes)
+        if not hashes.all():
+            kept = hashes != 0
+            cells, numbers, hashes = cells[kept], numbers[kept], hashes[kept]
         keys = cells[:, 1]
         if is_log:
             keys = np.where(keys >= 0, keys - len(LINK_KEYS), keys)
@@ -151,7 +166,7 @@ class Decoder:
 
     def _resolve_resources(self, data: bytes, buffer: U8, tenant: int, instances: I32) -> None:
         """Fills in the instance id of each Resource of the request."""
-        salt = self.seed ^ np.uint64(tenant + 1)
+        salt = np.uint64(content_hash("tenant salt", int(self.seed), tenant))  # no tenant can know another's
         table, spans = self.resources, self._spans
         while kernel.resolve_resources(buffer, spans, instances.size, salt, table.keys, table.values, instances):
             for index in np.flatnonzero(instances == NONE).tolist():
@@ -169,10 +184,10 @@ class Decoder:
                     values[attribute.key] = attribute.value.string_value
         except DecodeError:  # the rest of the request is good: its service stays unknown
             values = {}
-        name = clean(values.get("service.name") or UNKNOWN_SERVICE)
+        name = self._name(values.get("service.name") or UNKNOWN_SERVICE)
         tenant_name = self.symbols.tenants.text[tenant]
         service = self.symbols.services.add(content_hash("service", tenant_name, name), name, tenant=tenant)
-        host = next((clean(values[key]) for key in INSTANCE_KEYS if values.get(key)), "")
+        host = next((self._name(values[key]) for key in INSTANCE_KEYS if values.get(key)), "")
         return self.symbols.instances.add(
             content_hash("instance", tenant_name, name, host), host or name, service=service
         )
@@ -186,10 +201,15 @@ class Decoder:
             is_text = not int(row[kernel.EVENT]) & 1
             text = self.templates.template(service_key, body_text(data, is_text)[: self.config.body_bytes_max])
         else:
-            text = IDENTIFIER.sub("<*>", clean(data.decode("utf-8", "replace")))
+            name = IDENTIFIER.sub("<*>", clean(data[:NAME_BYTES_MAX].decode("utf-8", "replace")))
+            text = self.redact(name, "<*>")[:NAME_MAX].strip()
         return symbols.events.add(
             content_hash("event", service_key, kind, text), text, service=service, is_log=int(is_log), kind=kind
         )
+
+    def _name(self, text: str) -> str:
+        """A name as it is kept: nothing hides a card number from `redact`, and none is cut in two before it is seen."""
+        return self.redact(clean(text[:NAME_BYTES_MAX]))[:NAME_MAX].strip()
 
     def snapshot(self) -> dict[str, Any]:
         """What first sights have taught; the lookup tables refill by themselves."""
@@ -209,8 +229,7 @@ class Decoder:
 
 
 def clean(text: str) -> str:
-    """A name without control and bidirectional formatting characters, bounded in length."""
-    text = text[:NAME_MAX]
+    """A name without control and bidirectional formatting characters."""
     return (text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)).strip()
 
 

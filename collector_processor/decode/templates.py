@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -65,6 +66,9 @@ _EXCEPTION: Final = re.compile(
     re.MULTILINE,
 )
 _MESSAGE: Final = re.compile(r'"(?:' + "|".join(MESSAGE_FIELDS) + r')"\s*:\s*"([^"\\]*(?:\\.[^"\\]*)*)')
+
+
+Redact = Callable[[str, str], str]
 
 
 def _words(text: str) -> frozenset[str]:
@@ -284,9 +288,14 @@ def _first_line(text: str) -> str:
     return lines[0] if name in lines[0] else f"{lines[0]} | {name}"
 
 
-def mask(body: str) -> str:
-    """The masked text of a log body: at most `TEMPLATE_CHARS_MAX` characters, variables as `<*>`, blanks squeezed."""
-    text = _CONTROL.sub(" ", _first_line(_message(_normalise(body))))
+def mask(body: str, redact: Redact | None = None) -> str:
+    """The masked text of a log body: at most `TEMPLATE_CHARS_MAX` characters, variables as `<*>`, blanks squeezed.
+
+    redact(text, mark): the text with `mark` for what must not be kept; it gets the normalised text."""
+    text = _normalise(body)
+    if redact is not None:
+        text = redact(text, "0")
+    text = _CONTROL.sub(" ", _first_line(_message(text)))
     text = _joined(_without_atoms(text))
     text = _ZERO.sub(VARIABLE, " ".join(_Reader(text).top().split()))
     while f"{VARIABLE}, {VARIABLE}" in text:
@@ -322,8 +331,9 @@ class Templates:
     verbs of a state machine (`order created`, `order paid`, ...) for a variable.
     """
 
-    def __init__(self, limit: int, distinct_min: int = 8) -> None:
+    def __init__(self, limit: int, distinct_min: int = 8, redact: Redact | None = None) -> None:
         self.limit = limit
+        self._redact = redact
         self.distinct_min = distinct_min
         self._clusters: OrderedDict[int, _Cluster] = OrderedDict()
         self._shapes: dict[tuple[int, tuple[str, ...]], list[int]] = {}
@@ -334,7 +344,7 @@ class Templates:
 
     def template(self, service_key: int, body: str) -> str:
         """The template of `body` as logged by the service whose content hash is `service_key`."""
-        masked = mask(body)
+        masked = mask(body, self._redact)
         parts = _PLACE.split(masked)  # what stands between two places, and the words there, by turns
         words = parts[1::2]
         if len(words) < 2:

@@ -41,8 +41,9 @@ DEFAULT_TENANT = "default"
 class Joiner:
     """Open chains. `append` and `close` are pure functions of the state and their arguments."""
 
-    def __init__(self, config: JoinConfig, symbols: Symbols, attributes: tuple[str, ...]) -> None:
-        """attributes: the keys that cells of a RecordBatch index (`Decoder.attributes`), business keys first."""
+    def __init__(self, config: JoinConfig, symbols: Symbols, attributes: tuple[str, ...], seed: int = 0) -> None:
+        """attributes: the keys that cells of a RecordBatch index (`Decoder.attributes`), business keys first. seed: a
+        secret that keeps tenants' trace ids apart and the table of chains even, whatever ids senders choose."""
         self.config = config
         self.symbols = symbols
         self.evicted: dict[str, int] = {}
@@ -60,6 +61,8 @@ class Joiner:
         self._closed = np.zeros((max(1, config.closed_remembered_max // 4), 4), np.uint64)
         self._by_key = np.zeros((config.chains_max, 3), np.uint64)
         self._state = np.zeros(kernel.STATE, np.int64)
+        self._seed = seed
+        self._state[kernel.SEED] = np.array(seed, np.uint64).astype(np.int64)
         self._state[[kernel.CHAINS_FREE, kernel.POOL_FREE, kernel.CELLS_FREE]] = -1
         self._salts = np.zeros(0, np.uint64)
         events = symbols.events.limit
@@ -142,7 +145,7 @@ class Joiner:
         """What the tenant adds to the key of its chains."""
         while tenant >= self._salts.size:
             name = self.symbols.tenants.text[self._salts.size]
-            salt = 0 if name == DEFAULT_TENANT else content_hash("salt", name)
+            salt = 0 if name == DEFAULT_TENANT else content_hash("salt", self._seed, name)
             self._salts = np.append(self._salts, np.uint64(salt))
         return self._salts[tenant]  # type: ignore[no-any-return]  # an element is a np.uint64
 
@@ -151,8 +154,7 @@ class Joiner:
         if 2 * (int(self._state[kernel.CHAINS_OPEN]) + n) > self._slots.size:
             need = 4 * (int(self._state[kernel.CHAINS_OPEN]) + n)
             self._slots = np.zeros(1 << (need - 1).bit_length(), np.int32)
-            top = int(self._state[kernel.CHAINS_TOP])
-            kernel.rebuild_slots(self._slots, self._chains, self._deadlines, top)
+            kernel.rebuild_slots(self._slots, self._chains, self._deadlines, self._state)
         if not self._full(n):
             return []
         gone = self.close(now_ns)
@@ -171,8 +173,7 @@ class Joiner:
         open_chains = self._chains[open_rows]
         held = np.bincount(open_chains["tenant"], weights=open_chains["count"])
         candidates = open_rows[open_chains["tenant"] == int(held.argmax())]
-        last = self._chains["last"][candidates]
-        order = np.lexsort((self._chains["lo"][candidates], self._chains["hi"][candidates], last))
+        order = np.lexsort((*self._keys(candidates), self._chains["last"][candidates]))
         go = candidates[order[: max(n, int(EVICT_SHARE * len(open_rows)))]]
         reason = "chains" if self._state[kernel.CHAINS_OPEN] + n > self.config.chains_max else "records"
         self.evicted[reason] = self.evicted.get(reason, 0) + len(go)
@@ -188,6 +189,14 @@ class Joiner:
         due = due[: kernel.collect(self._deadlines, top, now_ns, due)]
         return self._emit(due, evicted=False) if due.size else []
 
+    def _keys(self, rows: I32) -> tuple[U64, U64, U64]:
+        """What chains with the same time are ordered by, the last first: trace id, then tenant; never the seed."""
+        chains = self._chains[rows]
+        tenant = chains["tenant"]
+        if rows.size:
+            self._salt(int(tenant.max()))
+        return self.symbols.tenants.hash[tenant], chains["lo"], chains["hi"] ^ self._salts[tenant]
+
     def next_deadline(self) -> int | None:
         """The latest deadline of an open chain, None when none is open: by then all of them are due."""
         deadlines = self._deadlines[: self._state[kernel.CHAINS_TOP]]
@@ -198,8 +207,7 @@ class Joiner:
         due = due[
             : kernel.drop_parked(due, self._slots, self._chains, self._deadlines, self._pool, self._cells, self._state)
         ]
-        chains = self._chains[due]
-        due = due[np.lexsort((chains["lo"], chains["hi"], self._deadlines[due]))]
+        due = due[np.lexsort((*self._keys(due), self._deadlines[due]))]
         batches = []
         counts = self._chains["count"][due]
         ends = np.cumsum(counts)
@@ -334,7 +342,7 @@ class Joiner:
         used = np.flatnonzero(self._closed[:, 0])
         keyed = np.flatnonzero(self._by_key[:, 0])
         return {
-            "version": 1,
+            "version": 2,
             "state": self._state.copy(),
             "chains": self._chains[:top].view(np.uint8).copy(),
             "deadlines": self._deadlines[:top].copy(),
@@ -361,8 +369,8 @@ class Joiner:
 
         Raises:
             ValueError: a snapshot of another version, or of larger limits than the present config's."""
-        if state["version"] != 1:
-            raise ValueError(f"join snapshot version {state['version']} is not 1")
+        if state["version"] != 2:
+            raise ValueError(f"join snapshot version {state['version']} is not 2")
         chains = np.array(state["chains"], np.uint8).view(kernel.CHAIN)
         pool = np.array(state["pool"], np.uint8).view(kernel.RECORD)
         cells = np.array(state["cells"], np.uint8).view(kernel.CELL)
@@ -392,4 +400,4 @@ class Joiner:
         self._salts = np.zeros(0, np.uint64)
         need = 2 * max(2048, int(self._state[kernel.CHAINS_OPEN]))
         self._slots = np.zeros(1 << (need - 1).bit_length(), np.int32)
-        kernel.rebuild_slots(self._slots, self._chains, self._deadlines, chains.size)
+        kernel.rebuild_slots(self._slots, self._chains, self._deadlines, self._state)

@@ -84,14 +84,21 @@ CELLS_FREE = 15
 CELLS_OPEN = 16
 CELLS_DROPPED = 17
 DUPLICATE_LOGS = 18
-STATE = 19
+SEED = 19  # of the table of open chains: who sends does not know it, so nobody can choose ids that crowd one place
+STATE = 20
 
 
 @njit(inline="always")
-def find_slot(slots, chains, hi, lo):
+def home_of(slots, state, hi, lo):
+    """Index in `slots` at which the search for a key begins."""
+    return finish(mix(mix(uint64(state[SEED]), hi), lo)) & uint64(slots.size - 1)
+
+
+@njit(inline="always")
+def find_slot(slots, chains, state, hi, lo):
     """Index in `slots` at which the key stands, or at which it would be entered (slots hold row + 1, 0 empty)."""
     mask = uint64(slots.size - 1)
-    i = finish(mix(hi, lo)) & mask
+    i = home_of(slots, state, hi, lo)
     while True:
         s = slots[i]
         if s == 0 or (chains[s - 1].hi == hi and chains[s - 1].lo == lo):
@@ -100,13 +107,13 @@ def find_slot(slots, chains, hi, lo):
 
 
 @njit(nogil=True, cache=True)
-def remove_slot(slots, chains, at):
+def remove_slot(slots, chains, state, at):
     """Takes the entry at `at` out of the table, moving later ones of its run back (no tombstones)."""
     mask = int64(slots.size - 1)
     hole = at
     i = (at + 1) & mask
     while slots[i] != 0:
-        home = int64(finish(mix(chains[slots[i] - 1].hi, chains[slots[i] - 1].lo)) & uint64(mask))
+        home = int64(home_of(slots, state, chains[slots[i] - 1].hi, chains[slots[i] - 1].lo))
         if ((i - home) & mask) >= ((i - hole) & mask):
             slots[hole] = slots[i]
             hole = i
@@ -115,11 +122,11 @@ def remove_slot(slots, chains, at):
 
 
 @njit(nogil=True, cache=True)
-def rebuild_slots(slots, chains, deadlines, top):
+def rebuild_slots(slots, chains, deadlines, state):
     """Enters every open chain in an empty table."""
-    for s in range(top):
+    for s in range(state[CHAINS_TOP]):
         if deadlines[s] != FREE:
-            slots[find_slot(slots, chains, chains[s].hi, chains[s].lo)] = s + 1
+            slots[find_slot(slots, chains, state, chains[s].hi, chains[s].lo)] = s + 1
 
 
 @njit(forceinline=True)
@@ -150,7 +157,7 @@ def open_chain(slots, chains, deadlines, state, at, hi, lo, tenant, now):
 @njit(nogil=True, cache=True)
 def free_chain(slots, chains, deadlines, state, s):
     """Takes chain s out of the table and its row into the free list; its records are the caller's."""
-    remove_slot(slots, chains, find_slot(slots, chains, chains[s].hi, chains[s].lo))
+    remove_slot(slots, chains, state, find_slot(slots, chains, state, chains[s].hi, chains[s].lo))
     state[CHAINS_OPEN] -= 1
     state[PARKED_OPEN] -= chains[s].parked
     chains[s].tenant = -1
@@ -269,12 +276,12 @@ def append(
             hi ^= salt
         else:
             hi, lo, parked = by_business_key(
-                first, c, cell_key, cell_hash, n_business, salt, by_key, slots, chains, deadlines, now
+                first, c, cell_key, cell_hash, n_business, salt, by_key, slots, chains, deadlines, state, now
             )
             if (hi | lo) == 0:
                 state[ORPHANS] += 1
                 continue
-        at = find_slot(slots, chains, hi, lo)
+        at = find_slot(slots, chains, state, hi, lo)
         s = slots[at] - 1
         if (s >= 0 and deadlines[s] <= now) or (s < 0 and not parked and closed_before(closed, hi, lo)):
             if is_log:
@@ -315,7 +322,7 @@ def append(
 
 
 @njit(nogil=True, cache=True)
-def by_business_key(first, last, cell_key, cell_hash, n_business, salt, by_key, slots, chains, deadlines, now):
+def by_business_key(first, last, cell_key, cell_hash, n_business, salt, by_key, slots, chains, deadlines, state, now):
     """(hi, lo, parked): key of the open chain that a log without a trace id belongs to; else, where it names a business
     key by attribute, the key under which it waits for such a chain; else zeros."""
     wait_hash = uint64(0)
@@ -326,7 +333,7 @@ def by_business_key(first, last, cell_key, cell_hash, n_business, salt, by_key, 
         h = cell_hash[k] ^ salt
         b = int64(finish(h) % uint64(by_key.shape[0]))
         if by_key[b, 0] == h:
-            s = slots[find_slot(slots, chains, by_key[b, 1], by_key[b, 2])] - 1
+            s = slots[find_slot(slots, chains, state, by_key[b, 1], by_key[b, 2])] - 1
             if s >= 0 and deadlines[s] > now:
                 return by_key[b, 1], by_key[b, 2], False
         if wait_hash == 0 or key >= 0:
@@ -346,7 +353,7 @@ def claim(value, salt, s, by_key, slots, chains, deadlines, pool, state, now):
     by_key[b, 2] = chains[s].lo
     if state[PARKED_OPEN] == 0:
         return
-    at = find_slot(slots, chains, uint64(0), h)
+    at = find_slot(slots, chains, state, uint64(0), h)
     w = slots[at] - 1
     if w < 0 or chains[w].parked == 0 or deadlines[w] <= now:
         return

@@ -129,12 +129,12 @@ def find_chunk(buf, p, end, tag):
 
 @njit(forceinline=True, _nrt=False)
 def hash_bytes(buf, p, end, seed):
-    """Keyed hash of buf[p:end]."""
-    h = seed ^ uint64(end - p)
+    """Keyed hash of buf[p:end]. The last word says how many bytes it has, so zero bytes at the end count too."""
+    h = seed
     while end - p >= 8:
         h = mix(h, fixed64(buf, p))
         p += 8
-    tail = uint64(0)
+    tail = uint64(end - p + 1) << uint64(56)
     for i in range(end - p):
         tail |= uint64(buf[uint64(p + i)]) << uint64(8 * i)
     return mix(h, tail)

@@ -71,6 +71,25 @@ def test_the_same_name_is_another_event_in_another_service_tenant_or_kind() -> N
     assert len({*one, *other}) == 4
 
 
+def test_a_name_with_zero_bytes_at_its_end_is_a_name_of_its_own() -> None:
+    d = decoder()
+    assert names(d, decode(d, traces(span(1, 1, name="a"), span(1, 2, name="b\0")))) == ["a", "b"]
+
+
+def test_no_resource_leads_to_another_tenants_service() -> None:
+    d = decoder()
+    request = traces(span(1, 1, service="ledger"))
+    for number in range(16):
+        decode(d, traces(span(1, 1, service="own")), tenant=f"bank-{number}")
+    decode(d, request, tenant="bank-0")
+    # The same bytes with another field number, which tenant ids of 1 and 17 would have made up for.
+    forged = request.replace(b"\x0a\x18\x0a", b"\x1a\x18\x0a", 1)
+    assert forged != request
+    batch = decode(d, forged, tenant="intruder")
+    services = d.symbols.events.column("service")[batch.rows[:, kernel.EVENT].astype(np.int64)]
+    assert d.symbols.services.column("tenant")[services].tolist() == [batch.tenant] == [17]
+
+
 def test_ids_do_not_depend_on_the_seed() -> None:
     data = traces(*(span(1, n + 1, name=f"op {chr(65 + n)}", service=f"s{n % 3}") for n in range(20)))
     first, second = decoder(1), decoder(2)

@@ -13,7 +13,7 @@ from otlp import MS, T0, log, logs, span, traces
 from collector_processor.config import DecodeConfig, JoinConfig
 from collector_processor.decode.decoder import Decoder
 from collector_processor.join.joiner import Joiner
-from collector_processor.model import ChainBatch, Outcome, Payload, Signal, Symbols
+from collector_processor.model import ChainBatch, Outcome, Payload, Signal, Symbols, content_hash
 
 SECOND = 1_000_000_000
 SMALL = {"chains_max": 2000, "records_max": 20_000, "closed_remembered_max": 4000}
@@ -281,3 +281,43 @@ def test_a_snapshot_goes_on_where_it_was_taken() -> None:
     assert a.records == b.records == 53
     assert np.array_equal(a.trace_lo, b.trace_lo)
     assert join.joiner.counters() == other.joiner.counters()
+
+
+def test_ids_that_are_chosen_to_crowd_the_table_of_chains_are_spread() -> None:
+    join = Join()
+    join.spans(*(span(n << 64 | (n ^ 0x5EED), 1) for n in range(1, 1501)))
+    taken = "".join("x" if row else " " for row in join.joiner._slots.tolist())
+    assert max(map(len, taken.split())) < 100
+
+
+def test_no_trace_id_leads_into_another_tenants_chain() -> None:
+    join = Join()
+    known = content_hash("salt", "bank-a") ^ content_hash("salt", "bank-b")  # what anybody can compute
+    join.spans(span(7 << 64 | 1, 1, name="pay"), tenant="bank-a")
+    join.spans(span((7 ^ known) << 64 | 1, 2, 1, name="intruder"), tenant="bank-b")
+    join.spans(span(7 << 64 | 1, 3, 1, name="intruder"), tenant="bank-b")
+    batch = join.close()
+    owner = batch.symbols.services.column("tenant")[batch.symbols.events.column("service")[batch.event]]
+    assert owner.tolist() == batch.tenant[batch.chain_of()].tolist()
+    of_a = batch.tenant == join.decoder._tenants["bank-a"]
+    assert [batch.trace_id(chain) for chain in np.flatnonzero(of_a)] == [f"{7 << 64 | 1:032x}"]
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 4), st.integers(1, 3)), min_size=1, max_size=40))
+@settings(max_examples=30, deadline=None)
+def test_tenants_with_the_same_names_and_trace_ids_never_mix(sent: list[tuple[str, int, int]]) -> None:
+    together = Join()
+    alone = {tenant: Join() for tenant in "abc"}
+    for tenant, trace, span_id in sent:
+        for join in (together, alone[tenant]):
+            join.spans(span(trace, span_id, name=f"op {chr(64 + span_id)}"), tenant=tenant)
+    batch = together.close()
+    for tenant, join in alone.items():
+        known = together.decoder._tenants.get(tenant)
+        own = batch.take(batch.tenant == (-2 if known is None else known))
+        expected = join.close()
+        assert [own.trace_id(chain) for chain in range(len(own))] == [
+            expected.trace_id(chain) for chain in range(len(expected))
+        ]
+        assert own.span_id.tolist() == expected.span_id.tolist()
+        assert together.symbols.events.hash[own.event].tolist() == join.symbols.events.hash[expected.event].tolist()
