@@ -53,10 +53,10 @@ class Joiner:
         self._limits = np.array(
             [config.idle_s * SECOND, config.age_max_s * SECOND, config.chain_records_max], np.float64
         ).astype(np.int64)
-        self._chains = np.empty(config.chains_max, kernel.CHAIN)
+        self._chains = kernel.rows_of(kernel.CHAIN, config.chains_max)
         self._deadlines = np.empty(config.chains_max, np.int64)
-        self._pool = np.empty(config.records_max, kernel.RECORD)
-        self._cells = np.empty(config.records_max if config.attributes else 1, kernel.CELL)
+        self._pool = kernel.rows_of(kernel.RECORD, config.records_max)
+        self._cells = kernel.rows_of(kernel.CELL, config.records_max if config.attributes else 1)
         self._slots = np.zeros(4096, np.int32)
         self._closed = np.zeros((max(1, config.closed_remembered_max // 4), 4), np.uint64)
         self._by_key = np.zeros((config.chains_max, 3), np.uint64)

@@ -13,7 +13,7 @@ result.
 from __future__ import annotations
 
 import numpy as np
-from numba import int64, njit, uint64
+from numba import config, int64, njit, uint64
 
 from collector_processor.kernels.decode import (
     END,
@@ -86,6 +86,12 @@ CELLS_DROPPED = 17
 DUPLICATE_LOGS = 18
 SEED = 19  # of the table of open chains: who sends does not know it, so nobody can choose ids that crowd one place
 STATE = 20
+
+
+def rows_of(kind, n):
+    """An array for n rows of CHAIN, RECORD or CELL. What runs uncompiled reads their fields as attributes too."""
+    rows = np.empty(n, kind)
+    return rows.view(np.recarray) if config.DISABLE_JIT else rows
 
 
 @njit(inline="always")
