@@ -12,6 +12,7 @@ Stopping: intake ends, what waits is processed, exporters are flushed, a last ch
 from __future__ import annotations
 
 import gc
+import os
 import secrets
 import signal
 import sys
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
@@ -28,7 +30,7 @@ from typing import Any
 import structlog
 
 from collector_processor.clock import ForwardClock
-from collector_processor.config import Config, HealthConfig
+from collector_processor.config import Config, HealthConfig, RedactionConfig
 from collector_processor.decide.verdicts import incident_row, verdict_rows
 from collector_processor.decode.otlp_json import to_protobuf
 from collector_processor.decode.repair import clean
@@ -41,6 +43,7 @@ from collector_processor.journal.checkpoint import read_checkpoint
 from collector_processor.journal.wal import Journal, JournalUnavailableError
 from collector_processor.keeper import Keeper
 from collector_processor.model import Payload, Signal
+from collector_processor.redact import Masker, Redactor, redacted_event
 from collector_processor.rows import Rows
 from exporters.forwarding import Forwarding
 from exporters.prometheus.telemetry import Telemetry
@@ -140,6 +143,7 @@ class Service:
         self.exporters = build(Surroundings(config.exporters, rows, self.telemetry, data, program))
         self.exporters |= {watcher.name: watcher for watcher in watchers}
         self._intake = Intake(config.service.backlog_bytes_max, self._clock)
+        self._masker = Masker(config.redaction) if config.redaction.before_journal else None
         self._stopping = threading.Event()
         self._stopped = False
         self._started: list[Exporter] = []
@@ -162,7 +166,7 @@ class Service:
             self.receivers = Receivers(
                 self.config.receivers, self._sink, clean, _json_to_protobuf, self._clock, self.counters
             )
-            self.data.mkdir(parents=True, exist_ok=True)
+            self.data.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._recover()
             for exporter in self.exporters.values():
                 exporter.start()
@@ -241,6 +245,8 @@ class Service:
         """Takes a request in; returns once it is durable. Called from the receivers' threads."""
         if self._stopping.is_set():
             raise RetryLaterError("stopping", "the service is stopping")
+        if self._masker is not None:
+            payload = replace(payload, data=self._masker(payload.data, payload.signal))
         with self._intake.arriving(payload) as stamped:
             try:
                 self.journal.append(stamped)
@@ -437,13 +443,15 @@ class Health:
             self._server = None
 
 
-def log_plainly() -> None:
-    """Log lines on standard error, `key=value` after a message; tracebacks without local variables, which hold data."""
+def log_plainly(redaction: RedactionConfig) -> None:
+    """Log lines on standard error, `key=value` after a message; tracebacks without local variables, which hold data,
+    and nothing of what `redaction` says must not be logged."""
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            partial(redacted_event, Redactor(redaction)),
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
@@ -457,7 +465,8 @@ def run(config: Config, data: Path) -> None:
     Raises:
         StartError: it could not start.
     """
-    log_plainly()
+    os.umask(0o077)
+    log_plainly(config.redaction)
     done = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: done.set())

@@ -130,6 +130,8 @@ class Journal:
         files never gives a position that the checkpoint has passed. Errors: JournalLockedError, OSError.
         """
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if directory.stat().st_mode & 0o077:
+            directory.chmod(0o700)  # made by somebody else, and what is in it is what was sent
         descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

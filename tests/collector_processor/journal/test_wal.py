@@ -365,6 +365,7 @@ def test_two_processes_never_write_the_same_journal(tmp_path: Path) -> None:
 
 def test_nobody_else_may_read_it(tmp_path: Path) -> None:
     folder = tmp_path / "journal"
+    folder.mkdir(mode=0o755)
     filled(folder, 1)
     assert folder.stat().st_mode & 0o077 == 0
     assert {path.stat().st_mode & 0o077 for path in folder.iterdir()} == {0}
