@@ -190,6 +190,7 @@ class Forwarder:
             return False
         finally:
             self._disk.release()
+        self._show()
         return True
 
     def checkpointed(self) -> None:

@@ -20,8 +20,9 @@ from sinks import GrpcSink, HttpSink, Sink, alerts, attribute, eventually, recor
 from verdicts import incident, rows, verdict_ids, verdicts
 
 from collector_processor.config import ExportersConfig, StoreConfig
-from collector_processor.model import Incident, VerdictBatch
+from collector_processor.model import Incident, Payload, VerdictBatch
 from exporters.file.jsonl import VerdictFile
+from exporters.forwarding import Forwarding
 from exporters.prometheus.telemetry import Telemetry
 from exporters.protocol import Exporter
 from exporters.registry import EXPORTERS, Surroundings, build
@@ -177,6 +178,33 @@ class OtlpBench(SinkBench):
         return [each for each in ids if each is not None]
 
 
+class InlineBench(OtlpBench):
+    """The same name and sink in inline mode, with nothing to forward: every event is of a span that has gone."""
+
+    class Nothing:
+        """A journal without payloads."""
+
+        durable = 1
+
+        def tail(self, position: int) -> InlineBench.Nothing:
+            return self
+
+        def read(self, bytes_max: int) -> list[tuple[int, Payload]]:
+            return []
+
+        def pass_to(self, position: int) -> None:
+            pass
+
+    def config(self, queue: dict[str, Any]) -> dict[str, Any]:
+        return {**super().config(queue), "mode": "inline"}
+
+    def make(self, **queue: Any) -> Exporter:
+        made = super().make(**queue)
+        assert isinstance(made, Forwarding)
+        made.attach(self.Nothing())
+        return made
+
+
 class AlertmanagerBench(SinkBench):
     name = "alertmanager"
     make_sink = HttpSink
@@ -271,12 +299,13 @@ def test_every_exporter_is_on_the_bench() -> None:
     assert set(BENCHES) == set(EXPORTERS)
 
 
-POSTGRES = "store on PostgreSQL"
+POSTGRES, INLINE = "store on PostgreSQL", "otlp inline"
+OTHER_WAYS: dict[str, type[Bench]] = {POSTGRES: PostgresBench, INLINE: InlineBench}
 
 
-@pytest.fixture(params=[*EXPORTERS, pytest.param(POSTGRES, marks=[pytest.mark.e2e, pytest.mark.slow])])
+@pytest.fixture(params=[*EXPORTERS, INLINE, pytest.param(POSTGRES, marks=[pytest.mark.e2e, pytest.mark.slow])])
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
-    made = BENCHES.get(request.param, PostgresBench)
+    made = (BENCHES | OTHER_WAYS)[request.param]
     if made is PostgresBench:
         PostgresBench.server = request.getfixturevalue("postgres")
     with ExitStack() as stack:
