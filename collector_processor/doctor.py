@@ -41,6 +41,7 @@ def examine(config: Config, data: Path) -> Iterator[Finding]:
         _folder,
         _addresses,
         _sinks,
+        _store,
     )
     for check in checks:
         try:
@@ -111,6 +112,21 @@ def _sinks(config: Config, _data: Path) -> Iterator[Finding]:
             port = address.port or (443 if address.scheme == "https" else 80)
             well = _answers(address.hostname or "", port)
             yield Finding(name, well, f"{where} {'answers' if well else 'does not answer'}")
+
+
+def _store(config: Config, data: Path) -> Iterator[Finding]:
+    if not config.exporters.store.enabled:
+        return
+    from exporters.store.reader import Reader, StoreError
+
+    try:
+        reader = Reader(config.exporters.store, data)
+        reader.incidents(tenant=None, limit=1)
+    except StoreError as error:
+        yield Finding("store", well=False, detail=str(error))
+    else:
+        yield Finding("store", well=True, detail=f"{reader} can be read")
+        reader.close()
 
 
 def _answers(host: str, port: int) -> bool:

@@ -63,7 +63,7 @@ class Database:
             )
             event.listen(self._engine, "begin", self._begin)
         else:
-            arguments = {
+            arguments: dict[str, object] = {
                 "connect_timeout": CONNECT_S,
                 "application_name": "spanchain",
                 "options": f"-c statement_timeout={STATEMENT_MS} -c lock_timeout={STATEMENT_MS}",
@@ -72,10 +72,9 @@ class Database:
                 "keepalives_count": 3,
                 "tcp_user_timeout": STATEMENT_MS,
             }
-            for name in self._url.query:
-                arguments.pop(name, None)  # who writes it into the URL knows better
+            arguments |= dict(self._url.query)  # counts more; and apart from the URL, for SQLAlchemy would show it
             self._engine = create_engine(
-                self._url, connect_args=arguments, pool_size=2, max_overflow=0, hide_parameters=True
+                self._url.set(query={}), connect_args=arguments, pool_size=2, max_overflow=0, hide_parameters=True
             )
 
     @staticmethod

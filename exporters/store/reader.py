@@ -37,6 +37,10 @@ class Reader:
         except OSError as error:
             raise StoreError(str(error)) from error
 
+    def __str__(self) -> str:
+        """Where the store is, without what is secret."""
+        return str(self._database)
+
     def close(self) -> None:
         self._database.close()
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, LiteralString, Self
 from urllib.parse import quote
 
 import psycopg
@@ -109,10 +109,13 @@ class Postgres:
     def database(self) -> Iterator[str]:
         """The name of a new, empty database."""
         name = f"test_{secrets.token_hex(6)}"
+        self._administrate("CREATE DATABASE {}", name)
+        yield name
+        self._administrate("DROP DATABASE {} WITH (FORCE)", name)
+
+    def _administrate(self, statement: LiteralString, database: str) -> None:
         with self.connect("postgres") as connection:
-            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-            yield name
-            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+            connection.execute(sql.SQL(statement).format(sql.Identifier(database)))
 
     def allow(self, database: str, *, connections: bool) -> None:
         """Takes the database away from everybody, or gives it back."""
