@@ -74,11 +74,11 @@ def page(incident: dict[str, Any], evidence: Sequence[dict[str, Any]]) -> Iterat
     """All about one incident: the explanation in its four parts, the suspects, and chains that show it."""
     title = f"{incident['severity']}: {incident['kind'].replace('_', ' ')} at {where(incident['subject'])}"
     yield Text(title, STYLES.get(incident["severity"], "bold"))
-    state = "resolved" if incident["resolved_unix_nano"] else "open"
+    state = "open" if incident["resolved_unix_nano"] is None else f"resolved after {lasted(incident)}"
     facts = f"incident {incident['incident_id']}, tenant {clean(incident['tenant'])}, {incident['category']}"
     noticed = seconds((incident["detected_unix_nano"] - incident["opened_unix_nano"]) / NS)
     yield Text(f"{facts}; began {moment(incident['opened_unix_nano'])} UTC, noticed after {noticed}")
-    yield Text(f"{state}, {lasted(incident)}; {incident['chains']:,} chains")
+    yield Text(f"{state}; {incident['chains']:,} chains")
     for name, heading in PARTS:
         yield Text(f"\n{heading}", "bold")
         yield Text(lines(incident["explanation"].get(name)))

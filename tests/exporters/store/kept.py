@@ -73,7 +73,14 @@ def verdict(
         "category": "system",
         "explanation": explanation(),
     }
-    record = {"kind": "server", "service": "gateway", "operation": "pay", "parent": None, "at_ns": 0}
+    record: dict[str, Any] = {
+        "kind": "server",
+        "service": "gateway",
+        "operation": "pay",
+        "instance": None,
+        "span_id": "0" * 15 + "1",
+    }
+    record |= {"parent": None, "at_ns": 0, "duration_ns": 2 * NS, "self_ns": NS, "status": "ok"}
     chain = {"records": [record], "left_out": 0} if severity != "none" else None
     return {"verdict": row, "closed": closed_s * NS, "records": chain}
 
