@@ -65,6 +65,7 @@ class Decoder:
         self._wanted_log = self._key_hashes((*LINK_KEYS, *self.attributes))
         self._no_cards = redaction.cards
         self._tenants: dict[str, int] = {}
+        self._salts: dict[int, np.uint64] = {}
         self._rows = np.zeros((4096, kernel.COLUMNS), np.uint64)
         self._cells = np.zeros((4096, 4), np.int64)
         self._spans = np.zeros((256, 2), np.int64)  # where each resource stands in the payload
@@ -149,12 +150,17 @@ class Decoder:
     def _resolve(self, data: bytes, buffer: U8, rows: U64, tenant: int, is_log: bool, n_resources: int) -> None:
         """Replaces resource indices and event hashes in `rows` by ids."""
         instances = self._instances[:n_resources]
-        self._resolve_resources(data, buffer, tenant, instances)
-        service_of = self.symbols.instances.column("service")
+        salt = self._salt(tenant)
         events, unknown, keys = self.events, self._unknown, self._unknown_keys
-        todo, n = self._all, len(rows)
-        while n := kernel.resolve(rows, todo, n, instances, service_of, events.keys, events.values, unknown, keys):
-            todo = unknown
+        service_of = self.symbols.instances.column("service")
+        tables = (self.resources.keys, self.resources.values, service_of, events.keys, events.values)
+        n = kernel.resolve_all(buffer, self._spans, salt, instances, *tables, rows, unknown, keys)
+        if n < 0:
+            self._resolve_resources(data, buffer, tenant, salt, instances)
+            service_of = self.symbols.instances.column("service")
+            known = (instances, service_of, events.keys, events.values)
+            n = kernel.resolve(rows, self._all, len(rows), *known, unknown, keys)
+        while n:
             # In ascending order of row, so that ids do not depend on the seed. A full table is emptied between keys:
             # what was put before is then unknown again, and the loop goes round once more for it.
             _, first = np.unique(keys[:n], return_index=True)
@@ -163,10 +169,17 @@ class Decoder:
                 service = int(service_of[instances[int(row[kernel.RESOURCE])]])
                 start, end = int(row[kernel.TEXT]) >> 32, int(row[kernel.TEXT]) & 0xFFFFFFFF
                 events.put(int(keys[index]), self._event(data[start:end], row, service, is_log))
+            n = kernel.resolve(rows, unknown, n, instances, service_of, events.keys, events.values, unknown, keys)
 
-    def _resolve_resources(self, data: bytes, buffer: U8, tenant: int, instances: I32) -> None:
+    def _salt(self, tenant: int) -> np.uint64:
+        """What the tenant adds to the keys of its Resources: no tenant can know another's."""
+        salt = self._salts.get(tenant)
+        if salt is None:
+            salt = self._salts[tenant] = np.uint64(content_hash("tenant salt", int(self.seed), tenant))
+        return salt
+
+    def _resolve_resources(self, data: bytes, buffer: U8, tenant: int, salt: np.uint64, instances: I32) -> None:
         """Fills in the instance id of each Resource of the request."""
-        salt = np.uint64(content_hash("tenant salt", int(self.seed), tenant))  # no tenant can know another's
         table, spans = self.resources, self._spans
         while kernel.resolve_resources(buffer, spans, instances.size, salt, table.keys, table.values, instances):
             for index in np.flatnonzero(instances == NONE).tolist():

@@ -26,6 +26,7 @@ VARIABLE: Final = "<*>"
 TEMPLATE_CHARS_MAX: Final = 480
 BODY_CHARS_MAX: Final = 4096
 CLUSTERS_OF_SHAPE_MAX: Final = 32
+MASKED_MAX: Final = 1024  # masked texts kept
 SNAPSHOT_VERSION: Final = 2
 MESSAGE_FIELDS: Final = ("message", "msg", "body", "event", "log")
 
@@ -292,7 +293,11 @@ def mask(body: str, redact: Redact | None = None) -> str:
     """The masked text of a log body: at most `TEMPLATE_CHARS_MAX` characters, variables as `<*>`, blanks squeezed.
 
     redact(text, mark): the text with `mark` for what must not be kept; it gets the normalised text."""
-    text = _normalise(body)
+    return _masked(_normalise(body), redact)
+
+
+def _masked(text: str, redact: Redact | None) -> str:
+    """`mask` of what `_normalise` gave."""
     if redact is not None:
         text = redact(text, "0")
     text = _CONTROL.sub(" ", _first_line(_message(text)))
@@ -338,13 +343,14 @@ class Templates:
         self._clusters: OrderedDict[int, _Cluster] = OrderedDict()
         self._shapes: dict[tuple[int, tuple[str, ...]], list[int]] = {}
         self._next = 0
+        self._masked: dict[str, str] = {}  # by normalised text: several hashes of the kernel share one
 
     def __len__(self) -> int:
         return len(self._clusters)
 
     def template(self, service_key: int, body: str) -> str:
         """The template of `body` as logged by the service whose content hash is `service_key`."""
-        masked = mask(body, self._redact)
+        masked = self._mask(body)
         parts = _PLACE.split(masked)  # what stands between two places, and the words there, by turns
         words = parts[1::2]
         if len(words) < 2:
@@ -359,6 +365,15 @@ class Templates:
             if seen is None and word.lower() not in _OUTCOME_WORDS:
                 parts[2 * place + 1] = VARIABLE
         return "".join(parts)
+
+    def _mask(self, body: str) -> str:
+        text = _normalise(body)
+        masked = self._masked.get(text)
+        if masked is None:
+            if len(self._masked) >= MASKED_MAX:
+                self._masked.clear()
+            masked = self._masked[text] = _masked(text, self._redact)
+        return masked
 
     def _cluster(self, service: int, shape: tuple[str, ...], words: list[str]) -> _Cluster:
         """The cluster most like `words` among those of the same shape, made when none is like enough."""

@@ -490,6 +490,18 @@ def resolve(rows, todo, n_todo, instances, service_of, keys, values, unknown, un
     return missing
 
 
+@njit(nogil=True, cache=True, _nrt=False)
+def resolve_all(
+    buf, spans, salt, instances, resource_keys, resource_values, service_of, keys, values, rows, unknown, unknown_keys
+):  # fmt: skip
+    """`resolve_resources` and, when all are known, `resolve` for all rows, whose answer it gives; else -1."""
+    if resolve_resources(buf, spans, instances.size, salt, resource_keys, resource_values, instances) > 0:
+        return -1
+    for r in range(rows.shape[0]):
+        unknown[r] = r
+    return resolve(rows, unknown, rows.shape[0], instances, service_of, keys, values, unknown, unknown_keys)
+
+
 @njit(forceinline=True, _nrt=False)
 def event_key(event, service, kind):
     """Key of the table from first-sight hash to event id; never 0."""

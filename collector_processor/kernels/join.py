@@ -12,6 +12,8 @@ result.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import config, int64, njit, uint64
 
@@ -88,7 +90,7 @@ SEED = 19  # of the table of open chains: who sends does not know it, so nobody 
 STATE = 20
 
 
-def rows_of(kind, n):
+def rows_of(kind: np.dtype[Any], n: int) -> Any:
     """An array for n rows of CHAIN, RECORD or CELL. What runs uncompiled reads their fields as attributes too."""
     rows = np.empty(n, kind)
     return rows.view(np.recarray) if config.DISABLE_JIT else rows
