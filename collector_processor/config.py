@@ -466,6 +466,11 @@ class FileExportConfig(Section):
     """Whether this exporter runs."""
     verdicts: Literal["unusual", "all", "none"] = "none"
     """Which verdicts are written: none, those whose severity is not `none`, or all."""
+    bytes_max: Count | None = 1_073_741_824
+    """Bytes of `verdicts.jsonl`; before it would be larger it becomes `verdicts.jsonl.1`, that one `.2`, and so on.
+    `null` lets it grow."""
+    files_kept: Count = 3
+    """How many such older files are kept."""
     queue: QueueConfig = QueueConfig(items_max=2000, bytes_max=67_108_864)
 
 

@@ -2,7 +2,8 @@
 
 How it works. The engine's thread explains the unusual chains and puts them into the queue; the worker makes lines of
 them (and, when asked for, of all the normal chains) and appends. `serve` goes on with the files that are there, each id
-once; `replay` starts afresh and waits when the disk is slower than the engine, for a recording must come out whole.
+once, and begins a new one for verdicts when it has reached its size; `replay` starts afresh, in one piece, and waits
+when the disk is slower than the engine, for a recording must come out whole.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collector_processor.config import FileExportConfig
 from collector_processor.model import Incident, VerdictBatch
 from collector_processor.rows import Rows
 from exporters.backlog import Item
-from exporters.file.jsonl import IncidentFile, VerdictFile
+from exporters.file.jsonl import IncidentFile, Mark, VerdictFile
 from exporters.protocol import Meter
 from exporters.queue import RetryLater, WorkerQueue
 
@@ -44,6 +45,7 @@ class FileExporter:
         fresh: bool = False,
         wait: bool = False,
     ) -> None:
+        self._config = config
         self._which = config.verdicts
         self._folder = folder
         self._rows = rows
@@ -52,8 +54,8 @@ class FileExporter:
         self._verdicts: VerdictFile | None = None
         self._incidents: IncidentFile | None = None
         self._closed = False
-        self._began = 0  # `position` of verdicts.jsonl when the last flush began
-        self._flushed: int | None = None  # and when the one before the last good one did
+        self._began: Mark = (0, 0)  # `position` of verdicts.jsonl when the last flush began
+        self._flushed: Mark | None = None  # and when the one before the last good one did
 
     def start(self) -> None:
         """Opens the files. Raises `OSError`."""
@@ -62,9 +64,10 @@ class FileExporter:
         self._folder.mkdir(parents=True, exist_ok=True)
         verdicts, incidents = self._folder / "verdicts.jsonl", self._folder / "incidents.jsonl"
         if self._fresh:
-            for path in (verdicts, incidents, self._folder / "verdicts.jsonl.marks"):
+            for path in (verdicts, incidents, *self._folder.glob("verdicts.jsonl.*")):
                 path.unlink(missing_ok=True)
-        self._verdicts = VerdictFile(verdicts)
+        bytes_max = None if self._fresh else self._config.bytes_max
+        self._verdicts = VerdictFile(verdicts, bytes_max, self._config.files_kept)
         self._incidents = IncidentFile(incidents)
         self._began = self._verdicts.position
         self._queue.start()
@@ -86,7 +89,7 @@ class FileExporter:
     def flush(self, deadline_s: float) -> bool:
         if self._verdicts is None or self._closed:
             return False
-        # Since this flush's snapshot was taken more may have been written; not before the last flush, which was earlier.
+        # Since this flush's snapshot was taken more may have been written; not before the last flush, which is older.
         position, self._began = self._began, self._verdicts.position
         if not self._queue.flush(deadline_s):
             return False

@@ -2,9 +2,10 @@
 
 How it works. `VerdictFile` only appends. It remembers where its end was at the two checkpoints that are kept (`mark`):
 after a crash the runtime gives again what came after the one it restored, and whatever of that is already there stands
-behind the older mark, so on opening only the ids from there on are read. `IncidentFile` holds one line an incident: a
-new one goes to the end, a changed one in the place of the old, by writing a new file and renaming it, so that a reader
-always sees whole lines. In both a line torn by a kill is cut off when the file is opened.
+behind the older mark, so on opening only the ids from there on are read. When it has reached its size, it is renamed
+and begun anew; a mark names its file by inode, which a rename does not change. `IncidentFile` holds one line an
+incident: a new one goes to the end, a changed one in the place of the old, by writing a new file and renaming it, so
+that a reader always sees whole lines. In both a line torn by a kill is cut off when the file is opened.
 """
 
 from __future__ import annotations
@@ -48,42 +49,79 @@ def cut_torn_line(path: Path) -> None:
         file.truncate(0)
 
 
-class VerdictFile:
-    """`path`, appended to. Every method may raise `OSError`; a failed `append` has then left the file as it was."""
+Mark = tuple[int, int]
+"""Inode of a file, and an offset in it."""
 
-    def __init__(self, path: Path) -> None:
+
+class VerdictFile:
+    """`path`, appended to, at most `bytes_max` bytes, with `files_kept` older ones beside it as `path`.1, .2, ...
+
+    One batch stands in one file, also when it alone is larger. Every method may raise `OSError`; a failed `append` has
+    then left the files as they were, or only begun a new one.
+    """
+
+    def __init__(self, path: Path, bytes_max: int | None = None, files_kept: int = 1) -> None:
         self.path = path
+        self._bytes_max = bytes_max
+        self._files_kept = files_kept
         self._marks_path = path.with_name(path.name + ".marks")
         path.touch()
         cut_torn_line(path)
-        self._file = path.open("ab", buffering=0)
-        self.size = self._file.tell()
-        self._marks = self._read_marks()
+        self._open()
+        files = self._files()
+        self._marks = self._read_marks(files)
         # Whatever has not been given yet in this process stands behind `position`: rows are given in the same order
         # again, so all that is there has been given once a new one is appended.
-        self.position = self._marks[0] if len(self._marks) == MARKS else 0
-        self._known = self._read_known(self.position)
+        self.position: Mark = self._marks[0] if len(self._marks) == MARKS else (files[0].stat().st_ino, 0)
+        self._known = self._read_known(files, self.position)
 
-    def _read_marks(self) -> list[int]:
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            marks = [int(mark) for mark in orjson.loads(self._marks_path.read_bytes())["marks"]]
-            if marks == sorted(marks) and marks and marks[-1] <= self.size:
+    def _open(self) -> None:
+        self._file = self.path.open("ab", buffering=0)
+        self.size = self._file.tell()
+        self._inode = os.fstat(self._file.fileno()).st_ino
+
+    def _older(self, number: int) -> Path:
+        return self.path.with_name(f"{self.path.name}.{number}")
+
+    def _files(self) -> list[Path]:
+        """The files that are there, the oldest first."""
+        older = [self._older(number) for number in range(self._files_kept, 0, -1)]
+        return [path for path in older if path.exists()] + [self.path]
+
+    def _read_marks(self, files: list[Path]) -> list[Mark]:
+        """The marks, the older first; none when one is in no file, or they are not in that order."""
+        status = [path.stat() for path in files]
+        place = {each.st_ino: (index, each.st_size) for index, each in enumerate(status)}
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            marks = [
+                (int(inode), int(offset)) for inode, offset in orjson.loads(self._marks_path.read_bytes())["marks"]
+            ]
+            order = [(place[inode][0], offset) for inode, offset in marks]
+            if order == sorted(order) and all(offset <= place[inode][1] for inode, offset in marks):
                 return marks[-MARKS:]
         return []
 
-    def _read_known(self, start: int) -> U64:
-        """The first 64 bits of every id from the offset `start` on, sorted."""
-        start = max(start, self.size - TAIL_MAX)
-        if start >= self.size:
-            return np.zeros(0, np.uint64)
-        with self.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            ids = _ID.findall(content, start)
+    @staticmethod
+    def _read_known(files: list[Path], start: Mark) -> U64:
+        """The first 64 bits of every id from `start` on, sorted."""
+        first = next(index for index, path in enumerate(files) if path.stat().st_ino == start[0])
+        ids: list[bytes] = []
+        left = TAIL_MAX
+        for path in reversed(files[first:]):
+            size = path.stat().st_size
+            offset = max(start[1] if path is files[first] else 0, size - left)
+            if offset < size:
+                with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                    ids += _ID.findall(content, offset)
+                left -= size - offset
         return np.unique(np.array([int(each, 16) for each in ids], np.uint64))
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
         """Appends the rows whose id is not there yet."""
         content = b"".join(encode(row) for row in rows if not self._knows(row["verdict_id"]))
         self._expect_size()
+        if self._bytes_max is not None and self.size and self.size + len(content) > self._bytes_max:
+            self._rotate()
         try:
             written = 0
             while written < len(content):
@@ -94,7 +132,20 @@ class VerdictFile:
             raise
         self.size += len(content)
         if content:
-            self.position = self.size
+            self.position = (self._inode, self.size)
+
+    def _rotate(self) -> None:
+        """Begins a new file. Killed in between, the next start finds one file less, or makes the new one."""
+        oldest = self._older(self._files_kept)
+        if oldest.exists() and any(inode == oldest.stat().st_ino for inode, _ in self._marks):
+            self._write_marks([])  # its number may be given to a new file; without marks all is read
+        self.sync()
+        for number in range(self._files_kept, 1, -1):
+            if self._older(number - 1).exists():
+                self._older(number - 1).replace(self._older(number))
+        self.path.replace(self._older(1))
+        self._file.close()
+        self._open()
 
     def _expect_size(self) -> None:
         """Cuts off what a failed append left behind; takes it as it is when somebody emptied the file."""
@@ -110,10 +161,13 @@ class VerdictFile:
         place = int(np.searchsorted(self._known, key))
         return place < self._known.size and bool(self._known[place] == key)
 
-    def mark(self, position: int) -> None:
+    def mark(self, position: Mark) -> None:
         """A checkpoint is kept, at which this was `position`."""
-        self._marks = [*self._marks, position][-MARKS:]
-        replace(self._marks_path, orjson.dumps({"version": 1, "marks": self._marks}))
+        self._write_marks([*self._marks, position][-MARKS:])
+
+    def _write_marks(self, marks: list[Mark]) -> None:
+        self._marks = marks
+        replace(self._marks_path, orjson.dumps({"version": 2, "marks": marks}))
 
     def sync(self) -> None:
         """Puts all on disk."""

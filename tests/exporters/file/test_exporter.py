@@ -97,6 +97,24 @@ def test_replay_starts_afresh(tmp_path: Path) -> None:
     assert (tmp_path / "incidents.jsonl").read_text() == ""
 
 
+def test_verdicts_are_bounded_for_a_service_and_whole_for_a_replay(tmp_path: Path) -> None:
+    for fresh in (False, True):
+        config = FileExportConfig(verdicts="all", bytes_max=3000, files_kept=2)
+        exporter = FileExporter(config, tmp_path, rows(), Telemetry("1"), fresh=fresh)
+        exporter.start()
+        for number in range(30):
+            exporter.export(verdicts(3, 1, first_trace=1 + 10 * number), [])
+            assert exporter.flush(5)
+        exporter.shutdown(5)
+        files = sorted(path.name for path in tmp_path.glob("verdicts.jsonl*") if path.suffix != ".marks")
+        if fresh:
+            assert files == ["verdicts.jsonl"]
+            assert len(written(tmp_path)) == 90
+        else:
+            assert files == ["verdicts.jsonl", "verdicts.jsonl.1", "verdicts.jsonl.2"]
+            assert sum((tmp_path / name).stat().st_size for name in files) < 4 * 3000
+
+
 def test_replay_waits_for_the_disk_instead_of_dropping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     telemetry = Telemetry("1")
     slow = VerdictFile.append

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from exporters.file.jsonl import IncidentFile, VerdictFile, cut_torn_line
+from exporters.file.jsonl import IncidentFile, VerdictFile, cut_torn_line, encode
 
 
 def row(number: int) -> dict[str, Any]:
@@ -42,19 +42,23 @@ def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=80)
 @given(data=st.data())
 def test_a_kill_at_any_byte_loses_and_repeats_nothing(tmp_path: Path, no_fsync: None, data: st.DataObject) -> None:
-    """The runtime in small: rows in order, checkpoints, kills, power cuts, a replay from either kept checkpoint."""
+    """The runtime in small: rows in order, checkpoints, kills, power cuts, a replay from either kept checkpoint; in one
+    file, or in many small ones."""
+    bytes_max = data.draw(st.sampled_from([None, 2000]))
     for leftover in tmp_path.iterdir():
         leftover.unlink()
     path = tmp_path / "v.jsonl"
     checkpoints = [0, 0]  # the two that are kept: how many rows had been given
     done = ever = on_disk = 0
     with ExitStack() as stack:
-        file = stack.enter_context(closing(VerdictFile(path)))
+        file = stack.enter_context(closing(VerdictFile(path, bytes_max, 1000)))
         for _ in range(data.draw(st.integers(1, 15))):
             match data.draw(st.sampled_from(["rows", "checkpoint", "failed checkpoint", "killed", "power cut"])):
                 case "rows":
                     more = data.draw(st.integers(1, 30))
+                    inode = path.stat().st_ino
                     file.append([row(number) for number in range(done, done + more)])
+                    on_disk = on_disk if path.stat().st_ino == inode else 0
                     done += more
                     ever = max(ever, done)
                 case "checkpoint":
@@ -70,10 +74,66 @@ def test_a_kill_at_any_byte_loses_and_repeats_nothing(tmp_path: Path, no_fsync: 
                     size = path.stat().st_size
                     torn = data.draw(st.integers(on_disk, size)) if kill == "power cut" else size
                     os.truncate(path, torn)
-                    file = stack.enter_context(closing(VerdictFile(path)))
+                    file = stack.enter_context(closing(VerdictFile(path, bytes_max, 1000)))
                     done = data.draw(st.sampled_from(checkpoints))
         file.append([row(number) for number in range(done, ever + 5)])
-    assert ids(path) == list(range(ever + 5))
+    older = sorted(tmp_path.glob("v.jsonl.[0-9]*"), key=lambda each: -int(each.suffix[1:]))
+    assert [number for each in [*older, path] for number in ids(each)] == list(range(ever + 5))
+    assert bytes_max is None or all(each.stat().st_size <= 2000 or len(ids(each)) <= 35 for each in older)
+
+
+def test_a_file_that_is_full_becomes_an_older_one_and_the_oldest_goes(tmp_path: Path) -> None:
+    path = tmp_path / "v.jsonl"
+    size = len(encode(row(0)))
+    file = VerdictFile(path, 3 * size, 2)
+    for number in range(11):
+        file.append([row(number)])
+    file.close()
+    assert ids(path) == [9, 10]
+    assert ids(tmp_path / "v.jsonl.1") == [6, 7, 8]
+    assert ids(tmp_path / "v.jsonl.2") == [3, 4, 5]
+    assert not (tmp_path / "v.jsonl.3").exists()
+
+
+def test_one_batch_stands_in_one_file(tmp_path: Path) -> None:
+    file = VerdictFile(tmp_path / "v.jsonl", len(encode(row(0))), 1)
+    file.append([row(number) for number in range(5)])
+    assert ids(file.path) == [0, 1, 2, 3, 4]
+    file.append([row(5)])
+    assert ids(file.path) == [5]
+    file.close()
+
+
+def test_a_mark_in_an_older_file_is_found_again(tmp_path: Path) -> None:
+    path = tmp_path / "v.jsonl"
+    file = VerdictFile(path, 3 * len(encode(row(0))), 5)
+    file.append([row(0), row(1)])
+    file.mark(file.position)
+    file.append([row(2)])
+    file.mark(file.position)
+    for number in range(3, 8):
+        file.append([row(number)])
+    file.close()
+    again = VerdictFile(path, 3 * len(encode(row(0))), 5)
+    assert again._known.tolist() == [2, 3, 4, 5, 6, 7]
+    again.append([row(number) for number in range(2, 9)])
+    again.close()
+    assert ids(path) == [6, 7, 8]
+
+
+def test_when_the_file_of_a_mark_goes_all_that_is_left_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "v.jsonl"
+    file = VerdictFile(path, len(encode(row(0))), 1)
+    file.append([row(0)])
+    file.mark(file.position)
+    file.mark(file.position)
+    for number in range(1, 6):
+        file.append([row(number)])
+    file.close()
+    again = VerdictFile(path, len(encode(row(0))), 1)
+    assert again._marks == []
+    assert again._known.tolist() == [4, 5]
+    again.close()
 
 
 def test_only_what_stands_behind_the_oldest_mark_is_read(tmp_path: Path) -> None:
