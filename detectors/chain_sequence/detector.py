@@ -312,10 +312,10 @@ class ChainSequence:
 
         p: that many different ones by chance, times that they came again so often (geometric, from earlier new paths).
         """
-        counts, flow, row = self.distribution.rows.sum_long, self.known.view("flow"), self.known.row
+        counts, flow, known = self.distribution.rows.sum_long, self.known.view("flow"), self.known.row
         rows = kernels.repeated(
             *(counts, flow, self.known.flow["total"], float(self.config.learn_chains_min)),
-            *(self.paths.column["novel"], row["good"], row["bad"]),
+            *(self.paths.column["novel"], known["good"], known["bad"]),
         )
         if rows.size == 0:
             return no_findings()
