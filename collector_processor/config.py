@@ -729,18 +729,19 @@ class Config(Section):
     exporters: ExportersConfig = ExportersConfig()
 
     @model_validator(mode="after")
-    def _what_is_forwarded_is_written_first(self) -> Config:
+    def _inline_mode_has_a_source_and_a_way_out(self) -> Config:
         otlp = self.exporters.otlp
-        if otlp.enabled and otlp.mode == "inline" and self.journal.durability == "none":
+        if not otlp.enabled or otlp.mode != "inline":
+            return self
+        if self.journal.durability == "none":
             message = "exporters.otlp.mode inline forwards from the journal: journal.durability must be fsync or os"
             raise ValueError(message)
-        return self
-
-    @model_validator(mode="after")
-    def _nothing_forbidden_is_asked_for(self) -> Config:
-        for key in (*self.join.attributes, *self.join.business_keys):
-            if self.redaction.forbids(key):
-                message = f"join asks for the attribute {key}, which redaction.attributes says must not be kept"
+        to = urlsplit(otlp.endpoint)
+        for receiver in (self.receivers.grpc, self.receivers.http):
+            host, _, port = receiver.endpoint.rpartition(":")
+            here = to.hostname in {"localhost", "127.0.0.1", "::1", host.strip("[]")}
+            if receiver.enabled and here and str(to.port or "") == port:
+                message = f"exporters.otlp.endpoint {otlp.endpoint} is a receiver of this service: all would come back"
                 raise ValueError(message)
         return self
 

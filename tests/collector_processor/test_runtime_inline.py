@@ -252,3 +252,23 @@ def load(send: Callable[[str, bytes], bytes], first: int, acknowledged: list[lis
 def test_nothing_can_be_forwarded_that_is_not_written(tmp_path: Path) -> None:
     with GrpcSink() as sink, pytest.raises(ValueError, match=r"journal\.durability"):
         inline(sink, tmp_path / "rules.yaml", journal={"durability": "none"})
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "sends_to"),
+    [
+        ("127.0.0.1:4317", "http://localhost:4317"),
+        ("0.0.0.0:4317", "http://127.0.0.1:4317"),
+        ("spanchain.local:4317", "https://spanchain.local:4317/"),
+    ],
+)
+def test_what_is_forwarded_does_not_go_to_its_own_receiver(tmp_path: Path, endpoint: str, sends_to: str) -> None:
+    def settings(mode: str, address: str = sends_to) -> Config:
+        otlp = {"enabled": True, "mode": mode, "endpoint": address}
+        return config(receivers={"grpc": {"endpoint": endpoint}}, exporters={"otlp": otlp})
+
+    with pytest.raises(ValueError, match="would come back"):
+        settings("inline")
+    settings("inline", sends_to.replace("4317", "14317"))
+    settings("inline", "http://backend:4317")
+    settings("tee")
