@@ -745,6 +745,14 @@ class Config(Section):
                 raise ValueError(message)
         return self
 
+    @model_validator(mode="after")
+    def _nothing_forbidden_is_asked_for(self) -> Config:
+        for key in (*self.join.attributes, *self.join.business_keys):
+            if self.redaction.forbids(key):
+                message = f"join asks for the attribute {key}, which redaction.attributes says must not be kept"
+                raise ValueError(message)
+        return self
+
     def with_verdicts(self, which: Literal["unusual", "all", "none"]) -> Config:
         """The same config with the file exporter writing `which` verdicts, and every incident."""
         file = self.exporters.file.model_copy(update={"enabled": True, "verdicts": which})
