@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import re
 import subprocess
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from verdicts import incident, rows, verdicts
 
 from collector_processor.config_file import load
 from collector_processor.model import Symbols
 from detectors.context.rules import Rules
+from exporters.prometheus.telemetry import Telemetry
+from exporters.store.exporter import StoreExporter
+from exporters.store.reader import Reader
+from tests.e2e.postgres import PASSWORD, Postgres
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -61,6 +67,24 @@ def test_the_collector_would_refuse_a_slip(right: str, wrong: str, collector: Pa
 @pytest.mark.parametrize("path", SPANCHAIN, ids=name)
 def test_spanchain_accepts(path: Path) -> None:
     load(path)
+
+
+@pytest.mark.e2e
+def test_the_store_that_is_configured_is_filled(postgres: Postgres, tmp_path: Path) -> None:
+    """As an operator has it: a role and a database, the password from the environment; then what is found is read."""
+    with postgres.database() as database:
+        environment = {
+            "SPANCHAIN_STORE_URL": postgres.url(database, password=None),
+            "SPANCHAIN_STORE_PASSWORD": PASSWORD,
+        }
+        config = load(CONFIGS / "spanchain-postgres.yaml", environment).exporters.store
+        exporter = StoreExporter(config, tmp_path, tmp_path / "queues", rows(), Telemetry("1"))
+        exporter.start()
+        exporter.export(verdicts(3, 1), [incident(1)])
+        exporter.shutdown(30)
+        with closing(Reader(config, tmp_path)) as reader:
+            [found] = reader.incidents(tenant="default")
+        assert found["incident_id"] == incident(1).incident_id
 
 
 @pytest.mark.e2e

@@ -86,7 +86,7 @@ class Database:
         except (ArgumentError, ValueError):
             raise OSError("exporters.store.url is no URL: postgresql://user@host/database") from None
         password = url.password if config.password is None else config.password.get_secret_value()
-        return url.set(drivername="postgresql+psycopg", password=password)
+        return url.set(drivername="postgresql+psycopg", password=password or None)  # else ~/.pgpass may know it
 
     def __str__(self) -> str:
         """Where the store is, without what is secret."""

@@ -16,15 +16,15 @@ Entry = dict[str, Any]
 
 def sampled(batch: VerdictBatch, share: float) -> I64:
     """The normal chains that are kept: `share` of the trace ids, whatever process asks."""
+    if share == 0:
+        return np.zeros(0, np.int64)
     chains = batch.chains
     x = chains.trace_hi ^ chains.trace_lo
-    x = np.where(x == 0, chains.sequence ^ chains.start_ns.view(np.uint64), x)  # held together by a business key only
-    x = x + np.uint64(0x9E3779B97F4A7C15)  # splitmix64, for trace ids may be anything but random
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    x ^= x >> np.uint64(31)
-    low = (x >> np.uint64(11)).astype(np.float64) / 2.0**53 < share
-    return np.flatnonzero(low & (batch.severity == Severity.NONE))
+    if not x.all():  # held together by a business key only
+        x = np.where(x == 0, chains.sequence ^ chains.start_ns.view(np.uint64), x)
+    # Multiplied by 2^64 / the golden ratio even numbers in a row are spread evenly; every batch has to pass this.
+    low = (x ^ (x >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15) <= np.uint64(min(int(share * 2**64), 2**64 - 1))
+    return np.flatnonzero(low & (batch.severity == Severity.NONE)) if low.any() else np.zeros(0, np.int64)
 
 
 def verdict_entry(row: dict[str, Any], closed_ns: int, records: dict[str, Any] | None) -> Entry:
