@@ -119,7 +119,7 @@ def teach(
         if n == 0:
             continue
         total = sums[s, column]
-        expected = max(n * mean[s], usual[s, column])
+        expected = n * mean[s]
         sums[s, column] = 0.0
         usual[s, column] = 0.0
         counts[s, column] = 0
