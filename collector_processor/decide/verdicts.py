@@ -25,7 +25,7 @@ from collector_processor.decide import explain, fuse
 from collector_processor.decide.budget import Budget
 from collector_processor.decide.calendar import Calendar
 from collector_processor.decide.calibrate import Calibrated, Calibrator, uniform_hash
-from collector_processor.kernels.calibrate import COLD, OWN, best_findings
+from collector_processor.kernels.calibrate import COLD, OWN, best_findings, goes_through
 from collector_processor.model import (
     F64,
     FINDING,
@@ -219,8 +219,8 @@ class Decider:
         """[n] which chains go through a troubled service; None when no service is."""
         if self._troubled.size == 0 or len(batch) == 0:
             return None
-        hit = np.isin(batch.symbols.events.column("service")[batch.event], self._troubled)
-        inside: Bool = np.logical_or.reduceat(hit, batch.offsets[:-1])
+        inside = np.empty(len(batch), np.bool_)
+        goes_through(batch.offsets, batch.event, batch.symbols.events.column("service"), self._troubled, inside)
         return inside
 
     def _models(self) -> dict[str, str]:

@@ -288,3 +288,19 @@ def best_findings(chain, p, chains):
         if best[c] < 0 or p[i] < p[best[c]]:
             best[c] = i
     return best
+
+
+@njit(cache=True, nogil=True)
+def goes_through(offsets, event, service, services, out):
+    """out[c] = whether chain c has an event of one of `services` (not empty, ascending)."""
+    first = services[0]
+    wanted = np.zeros(services[services.size - 1] - first + 1, np.bool_)
+    for s in services:
+        wanted[s - first] = True
+    for c in range(out.size):
+        out[c] = False
+        for r in range(offsets[c], offsets[c + 1]):
+            place = service[event[r]] - first
+            if 0 <= place < wanted.size and wanted[place]:
+                out[c] = True
+                break

@@ -287,6 +287,21 @@ def survival(counts, prior, out):
 
 
 @njit(nogil=True, cache=True)
+def survivals(counts, prior, out):
+    """`survival` of every row."""
+    for row in range(counts.shape[0]):
+        survival(counts[row], prior, out[row])
+
+
+@njit(nogil=True, cache=True)
+def material(flow, start_ns, end_ns, flow_typical, share, least_ns, longest_ns, out):
+    """out[c] = the delay in ns that matters to chain c: a share of its time, or of its flow's usual time if longer."""
+    for c in range(out.size):
+        own = min(max(float(end_ns[c] - start_ns[c]), 1e6), longest_ns)
+        out[c] = max(share * max(flow_typical[max(flow[c], 0)], own), least_ns)
+
+
+@njit(nogil=True, cache=True)
 def refresh(slots, histogram, seen, group, share, shrink, fresh, middle, typical, table, usual_surprise):
     """Recomputes median and surprise table of `slots` from their histograms and the residuals of their groups.
 

@@ -154,6 +154,32 @@ def in_nats(chain_value):
     return out
 
 
+@njit(nogil=True, cache=True)
+def strongest(first, surprise, slot, level, least, hold, hit, most, out):
+    """Fills `out` with the observations that are surprising by themselves, of each chain at most `most`, the strongest
+    first; gives their number. Chain c has observations first[c] .. first[c + 1].
+
+    Surprising is what reaches `least`, or `hit` at an element whose window is in alarm (its level reaches `hold`).
+    """
+    n = 0
+    for c in range(first.size - 1):
+        begin = n
+        for i in range(first[c], first[c + 1]):
+            u = surprise[i]
+            if u < least and (u < hit or slot[i] < 0 or level[slot[i]] < hold):
+                continue
+            if n - begin < most:
+                n += 1
+            elif most == 0 or surprise[out[n - 1]] >= u:
+                continue
+            k = n - 1
+            while k > begin and surprise[out[k - 1]] < u:
+                out[k] = out[k - 1]
+                k -= 1
+            out[k] = i
+    return n
+
+
 class Windows:
     """Slots by key, their rings, and what they have learned. Beyond `limit` no slot is given, and `overflowed` counts.
 

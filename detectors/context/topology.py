@@ -17,7 +17,7 @@ import numpy as np
 from collector_processor.config import Config
 from collector_processor.kernels import variants as kernel
 from collector_processor.kernels.table import move
-from collector_processor.kernels.windows import Windows, in_nats
+from collector_processor.kernels.windows import Windows, in_nats, strongest
 from collector_processor.model import (
     F32,
     I32,
@@ -225,16 +225,18 @@ class Topology:
         return rows
 
     def _chain_findings(self, batch: ChainBatch, o: Observed, surprise: F32, slot: I32) -> Findings:
-        flat, level = surprise.ravel(), self.windows.level[slot.ravel()]
-        alarmed = (slot.ravel() >= 0) & (level >= self.config.hold)
-        at = np.flatnonzero((flat >= self.config.chain_surprise) | (alarmed & (flat >= self.config.hit)))
+        flat, config = surprise.ravel(), self.config
+        at = np.empty(min(flat.size, len(batch) * config.findings_max), np.int64)
+        thresholds = (np.float32(config.chain_surprise), np.float32(config.hold), np.float32(config.hit))
+        at = at[
+            : strongest(
+                *(2 * batch.offsets, flat, slot.ravel(), self.windows.level),
+                *(*thresholds, config.findings_max, at),
+            )
+        ]
         if not at.size:
             return no_findings()
         chain = np.searchsorted(batch.offsets, at // 2, side="right") - 1
-        order = np.lexsort((at, -flat[at], chain))
-        at, chain = at[order], chain[order]
-        kept = np.arange(at.size) - np.searchsorted(chain, chain) < self.config.findings_max
-        at, chain = at[kept], chain[kept]
         out = no_findings(at.size)
         rows = at // 2
         out["chain"] = chain

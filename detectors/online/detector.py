@@ -17,7 +17,7 @@ import numpy as np
 
 from collector_processor.config import Config
 from collector_processor.kernels import elements as kernel
-from collector_processor.kernels.windows import Windows, in_nats
+from collector_processor.kernels.windows import Windows, in_nats, strongest
 from collector_processor.model import (
     F32,
     F64,
@@ -114,20 +114,22 @@ class Online:
     def _material(self, batch: ChainBatch) -> F64:
         """[n] the delay in ns that matters to a chain: a share of its time, or of its flow's usual time if longer."""
         self.history.reserve_flows(len(self.symbols.flows))
-        usual = self.history.flow_typical[np.maximum(batch.flow, 0)]
-        own = np.clip((batch.end_ns - batch.start_ns).astype(np.float64), 1e6, CHAIN_NS_MAX)
-        share: F64 = self.config.material_share * np.maximum(usual, own)
-        return np.maximum(share, self.config.material_ms * 1e6)
+        out = np.empty(len(batch))
+        kernel.material(
+            *(batch.flow, batch.start_ns, batch.end_ns, self.history.flow_typical, self.config.material_share),
+            *(self.config.material_ms * 1e6, CHAIN_NS_MAX, out),
+        )
+        return out
 
     def _chain_findings(self, batch: ChainBatch, o: Observations, surprise: F32, slot: I32) -> Findings:
         """The most surprising elements of each chain, at most `findings_max`; elements in alarm need surprise less."""
-        alarmed = (slot >= 0) & (self.windows.level[slot] >= self.config.hold)
-        rows = np.flatnonzero((surprise >= self.config.chain_surprise) | (alarmed & (surprise >= self.config.hit)))
+        config = self.config
+        first = np.searchsorted(o.chain, np.arange(len(batch) + 1))
+        rows = np.empty(min(surprise.size, len(batch) * config.findings_max), np.int64)
+        thresholds = (np.float32(config.chain_surprise), np.float32(config.hold), np.float32(config.hit))
+        rows = rows[: strongest(first, surprise, slot, self.windows.level, *thresholds, config.findings_max, rows)]
         if not rows.size:
             return no_findings()
-        rows = rows[np.lexsort((rows, -surprise[rows], o.chain[rows]))]
-        first = np.searchsorted(o.chain[rows], o.chain[rows])
-        rows = rows[np.arange(rows.size) - first < self.config.findings_max]
         out = no_findings(rows.size)
         typical = self.history.typical[slot[rows]]
         key, called = o.key[rows].astype(np.int64), o.far[rows] >= 0

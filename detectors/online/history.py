@@ -74,8 +74,7 @@ class History:
 
     def spread(self) -> None:
         """Brings what follows from the histograms of groups and flows up to date."""
-        for group in range(kernel.GROUPS):
-            kernel.survival(self.residual[group], self.config.prior, self.residual_share[group])
+        kernel.survivals(self.residual, self.config.prior, self.residual_share)
         kernel.medians(self.flows, FLOW_CHAINS_MIN, self.flow_typical)
 
     def refresh(self, touched: Bool) -> None:
