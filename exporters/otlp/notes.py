@@ -70,7 +70,7 @@ class Notes:
         self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=1)
         try:
             self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = NORMAL")
+            self._db.execute("PRAGMA synchronous = FULL")  # few and small: a window is some thousand records
             self._db.executescript(_SCHEMA)
             self.sent, self.until, self.last = map(
                 int, self._db.execute("SELECT sent, until, last FROM place").fetchone()
