@@ -134,7 +134,7 @@ class Decider:
         training = np.empty(n, self.training)
         training["value"][:, :-1] = values
         training["value"][:, -1] = calibrated.fused
-        training["state"] = np.where(suspect, np.where(damage, BROKEN, NEW), USUAL)
+        training["state"] = np.where(suspect, np.where(damage, BROKEN, NEW), USUAL) if suspect.any() else USUAL
         verdicts = VerdictBatch(
             chains=batch,
             score=score,

@@ -386,6 +386,38 @@ def collect(deadlines, top, now, out):
     return n
 
 
+@njit(nogil=True, cache=True)
+def sort_few(due, deadlines, chains, salts, tenant_hash):
+    """Sorts a few chains in place by deadline, trace id and tenant. salts, tenant_hash uint64[tenants]."""
+    for i in range(1, due.size):
+        row = due[i]
+        deadline, tenant, lo = deadlines[row], chains[row].tenant, chains[row].lo
+        hi = chains[row].hi ^ salts[tenant]
+        j = i
+        while j > 0:
+            other = due[j - 1]
+            if deadlines[other] < deadline:
+                break
+            if deadlines[other] == deadline:
+                its_hi = chains[other].hi ^ salts[chains[other].tenant]
+                if its_hi < hi or (its_hi == hi and chains[other].lo < lo):
+                    break
+                if its_hi == hi and chains[other].lo == lo and tenant_hash[chains[other].tenant] <= tenant_hash[tenant]:
+                    break
+            due[j] = other
+            j -= 1
+        due[j] = row
+
+
+@njit(nogil=True, cache=True)
+def set_waits(gaps, seen, seen_min, slack, more, least, most, initial, waits):
+    """The quiet time to wait for each root event: `slack` times twice the longest usual gap and `more` ns, within
+    bounds; `initial` for one seen less often than `seen_min`. Arrays as in `learn_wait`; waits int64[events]."""
+    for e in range(gaps.size):
+        wait = min(max(slack * (2.0 * gaps[e] + more), least), most)
+        waits[e] = int64(wait if seen[e] >= seen_min else initial)
+
+
 @njit(forceinline=True)
 def less(pool, hashes, a, b):
     """Whether record a stands before record b: by time, spans before logs, event content, identity."""
