@@ -3,10 +3,10 @@
 How it works. A real service learns for hours and waits minutes before it believes what it sees; nobody watches a demo
 for that long. So time runs twenty times as fast: every time in the settings of engine, detectors and decide is a
 twentieth of its default, the alert budget is that of twenty days, and about 60 requests a second make up for what is
-missing in length. The rules by which it judges are the shipped ones. A business day passes in 75 s, its ups and downs
-flattened. The platform has run for a while when the demo begins: the journal holds that, and the service learns from it
-as after any restart. `python -m collector_processor.demo settings` prints the settings as `configs/demo.yaml` holds
-them.
+missing in length. Besides what is learned, the shipped rules of business for payments hold. A business day passes in
+75 s, its ups and downs flattened. The platform has run for a while when the demo begins: the journal holds that, and
+the service learns from it as after any restart. `python -m collector_processor.demo settings` prints the settings as
+`configs/demo.yaml` holds them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,13 @@ OPENING: Final = (
 
 SPEED: Final = 20.0
 # The platform exports four times a second instead of every five seconds: what is late is late by less.
-JOIN: Final = {"wait_initial_s": 1.5, "wait_max_s": 3.0, "idle_s": 4.0}
+JOIN: Final = {
+    "wait_initial_s": 1.5,
+    "wait_max_s": 3.0,
+    "idle_s": 4.0,
+    "attributes": ["payment.amount", "payment.debit.amount", "payment.credit.amount"],
+}
+RULES: Final = {"context": {"rules": ["payments"]}}
 
 
 def hastened(section: BaseModel) -> dict[str, Any]:
@@ -68,6 +74,14 @@ def hastened(section: BaseModel) -> dict[str, Any]:
     return out
 
 
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over`, section by section."""
+    out = dict(base)
+    for key, value in over.items():
+        out[key] = merged(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
+    return out
+
+
 def settings() -> dict[str, Any]:
     """What the demo sets, as a config file would."""
     whole = Config()
@@ -75,7 +89,7 @@ def settings() -> dict[str, Any]:
         "engine": hastened(whole.engine),
         "join": JOIN,
         "decide": hastened(whole.decide),
-        "detectors": hastened(whole.detectors),
+        "detectors": merged(hastened(whole.detectors), RULES),
     }
 
 
@@ -90,14 +104,6 @@ def platform(start_ns: int) -> Simulator:
 def demo_config(overrides: dict[str, Any] | None = None) -> Config:
     """The embedded defaults with SETTINGS, and `overrides` of the same form on top."""
     return Config.model_validate(merged(SETTINGS, overrides or {}))
-
-
-def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `over`, section by section."""
-    out = dict(base)
-    for key, value in over.items():
-        out[key] = merged(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
-    return out
 
 
 def story(seed: int, start_ns: int, duration_s: float) -> tuple[Fault, ...]:

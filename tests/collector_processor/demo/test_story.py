@@ -42,8 +42,10 @@ def changes(before: dict, after: dict, path: str = "") -> dict[str, tuple[object
 
 
 def test_only_time_is_changed_and_all_of_it_alike():
-    """The rules by which the demo judges are the shipped ones."""
+    """The rules by which the demo judges are the shipped ones, those for payments among them."""
     found = changes(Config().model_dump(), demo_config().model_dump())
+    assert found.pop("detectors.context.rules") == ((), ("payments",))
+    assert found.pop("join.attributes")[1] == ("payment.amount", "payment.debit.amount", "payment.credit.amount")
     assert {"engine.epoch_s", "decide.quarantine_s", "decide.resolve_s", "decide.alerts_per_day"} <= found.keys()
     for path, (old, new) in found.items():
         if path.startswith("join."):
