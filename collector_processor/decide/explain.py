@@ -9,6 +9,7 @@ later, in an exporter's thread, and still say what was true when the chain was j
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,7 +37,10 @@ _HIDDEN = {
 
 def clean(text: str, limit: int = NAME_MAX) -> str:
     """`text` on one line without control, ANSI, bidi or invisible characters, at most `limit` characters."""
-    if not (text.isascii() and text.isprintable()):
+    plain = text.isascii() and text.isprintable()
+    if plain and len(text) <= limit and "  " not in text and not text.startswith(" ") and not text.endswith(" "):
+        return text
+    if not plain:
         text = _ANSI.sub("", text)
         text = "".join(" " if c in "\t\n\r\v\f" else c for c in text if c in "\t\n\r\v\f" or not _hidden(c))
     text = " ".join(text.split())
@@ -51,13 +55,15 @@ def cleaned(value: Any, depth: int = 4) -> Any:
     """JSON-able `value` with every string cleaned; numpy scalars become numbers, what is nested deeper becomes text."""
     if isinstance(value, str):
         return clean(value, PATH_MAX)
-    if isinstance(value, bool) or value is None:
+    if value is None or type(value) in (bool, int):
         return value
+    if type(value) is float:
+        return value if math.isfinite(value) else None
     if isinstance(value, np.generic):
         return cleaned(value.item(), depth)
     if isinstance(value, int | float):
         return value if isinstance(value, int) or np.isfinite(value) else None
-    if depth and isinstance(value, Mapping):
+    if depth and isinstance(value, dict | Mapping):
         return {clean(str(k)): cleaned(v, depth - 1) for k, v in value.items()}
     if depth and isinstance(value, Iterable):
         return [cleaned(v, depth - 1) for v in value]

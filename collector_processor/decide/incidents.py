@@ -141,6 +141,9 @@ class Incidents:
         while self.recent and self.recent[0][0] < now_ns - self.window_ns:
             self.recent.popleft()
         repeated, told = self.repeats.advance()
+        if not (findings.size or repeated.size or self.open):
+            self.since = {}
+            return []
         rows: dict[Element, np.void] = {}
         nats: dict[Element, float] = {}
         evidence: dict[Element, dict[str, Any]] = {}
