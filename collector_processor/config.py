@@ -103,7 +103,8 @@ class RedactionConfig(Section):
     before_journal: bool = False
     """Whether requests are masked before they are journalled: as many stars as there were characters. Off, the journal
     holds what was sent, readable for its owner only, until the next checkpoints free it; on, whatever is made of a
-    request later (inline mode) has stars too. `patterns`, `ibans` and `emails` are not looked for."""
+    request later (inline mode) has stars too. Not looked for there: `patterns`, `ibans`, `emails`, and digits other
+    than 0-9."""
 
     @field_validator("patterns")
     @classmethod

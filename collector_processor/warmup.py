@@ -16,13 +16,14 @@ from google.protobuf.json_format import MessageToJson
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from collector_processor.config import Config
+from collector_processor.config import Config, RedactionConfig
 from collector_processor.decode.otlp_json import to_protobuf
 from collector_processor.decode.repair import clean, repair
 from collector_processor.engine import Engine
 from collector_processor.ingest.inflate import inflate
 from collector_processor.kernels import peek, spans
 from collector_processor.model import Payload, Signal
+from collector_processor.redact import Masker, Redactor
 from collector_processor.simulator.simulator import Simulator
 
 START_NS = 1_700_000_000_000_000_000
@@ -46,6 +47,9 @@ def warm_up() -> int:
         spans.rows_of(data)
         output = engine.process((Payload(kind, "default", data, time_ns),), time_ns)
         chains += sum(map(len, output.verdicts))
+    for kind in REQUESTS:
+        Masker(RedactionConfig())(DAMAGED, kind)
+    Redactor(RedactionConfig())("4111 1111 1111 1111")
     repair(DAMAGED, Signal.LOGS)
     inflate(zstandard.compress(DAMAGED), "zstd", 1024)
     for kind, request in REQUESTS.items():

@@ -63,7 +63,7 @@ class Decoder:
         self.own_records = 0
         self._wanted_span = self._key_hashes(self.attributes)
         self._wanted_log = self._key_hashes((*LINK_KEYS, *self.attributes))
-        self._no_cards = redaction.cards
+        self._hides = (redaction.cards, redaction.before_journal)
         self._tenants: dict[str, int] = {}
         self._salts: dict[int, np.uint64] = {}
         self._rows = np.zeros((4096, kernel.COLUMNS), np.uint64)
@@ -109,7 +109,7 @@ class Decoder:
         cells = self._cells[:n_cells]
         numbers = np.empty(n_cells, np.float64)
         hashes = np.empty(n_cells, np.uint64)
-        kernel.read_cells(buffer, cells, n_cells, self.seed, self._no_cards, numbers, hashes)
+        kernel.read_cells(buffer, cells, n_cells, self.seed, *self._hides, numbers, hashes)
         if not hashes.all():
             kept = hashes != 0
             cells, numbers, hashes = cells[kept], numbers[kept], hashes[kept]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 from numba import int64, njit, uint64
 
-from collector_processor.kernels.redact import DIGITS_MIN, find_card, is_card, is_card_number, is_masked
+from collector_processor.kernels.redact import find_card, has_stars, is_card, is_card_number
 from collector_processor.kernels.wire import (
     big64,
     chunk,
@@ -509,15 +509,15 @@ def event_key(event, service, kind):
 
 
 @njit(nogil=True, cache=True)
-def read_cells(buf, cells, n, seed, no_cards, numbers, hashes):
+def read_cells(buf, cells, n, seed, no_cards, is_masked, numbers, hashes):
     """Values of the cells: numbers float64[n] (NaN when not a number), hashes uint64[n] (keyed, of the text or the raw
     value, so that equal values have equal hashes whatever record they stand in). With `no_cards`, card numbers are no
-    numbers. A value that was masked before has hash 0, any other never: such a cell is not to be kept."""
+    numbers. With `is_masked`, a value that was masked has hash 0, any other never: such a cell is not to be kept."""
     for c in range(n):
         v, ve = cells[c, 2], cells[c, 3]
         numbers[c] = np.nan
         if cells[c, 1] == BODY_WORD:
-            hashes[c] = uint64(0) if is_masked(buf, v, ve) else hash_bytes(buf, v, ve, seed) | uint64(1)
+            hashes[c] = hash_bytes(buf, v, ve, seed) | uint64(1)  # never of stars: they are no part of a word
             continue
         hashes[c] = uint64(1)
         if v >= ve:
@@ -525,23 +525,23 @@ def read_cells(buf, cells, n, seed, no_cards, numbers, hashes):
         tag = buf[uint64(v)]
         if tag == 10:
             s, se = chunk(buf, v + 1, ve)
-            if se >= 0 and se - s >= DIGITS_MIN and is_masked(buf, s, se):
+            if se >= 0 and is_masked and has_stars(buf, s, se):
                 hashes[c] = uint64(0)
             elif se >= 0:
                 hashes[c] = hash_bytes(buf, s, se, seed) | uint64(1)
                 numbers[c] = decimal(buf, s, se)
-                if no_cards and se - s >= DIGITS_MIN and find_card(buf, s, se)[1] >= 0:
+                if no_cards and numbers[c] >= 1e12 and find_card(buf, s, se)[1] >= 0:
                     numbers[c] = np.nan
         elif tag == 24 or tag == 16:
             value, end = varint(buf, v + 1, ve)
-            is_zero = value == uint64(0) and end > v + 2  # longer than a zero needs to be: a masked number
+            is_zero = is_masked and value == uint64(0) and end > v + 2  # longer than a zero needs to be
             hashes[c] = uint64(0) if is_zero else mix(seed, value) | uint64(1)
             numbers[c] = np.nan if no_cards and is_card(value) else float(np.int64(value))
         elif tag == 33 and v + 9 <= ve:
             bits = np.empty(1, np.uint64)
             bits[0] = fixed64(buf, v + 1)
             numbers[c] = bits.view(np.float64)[0]
-            hashes[c] = uint64(0) if np.isnan(numbers[c]) else mix(~seed, bits[0]) | uint64(1)
+            hashes[c] = uint64(0) if is_masked and np.isnan(numbers[c]) else mix(~seed, bits[0]) | uint64(1)
             if no_cards and is_card_number(bits[0]):
                 numbers[c] = np.nan
         else:

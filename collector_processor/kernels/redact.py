@@ -157,7 +157,7 @@ def is_card_number(bits):
 
 
 @njit(forceinline=True, _nrt=False)
-def is_masked(buf, p, end):
+def has_stars(buf, p, end):
     """Whether the text buf[p:end] holds as many stars as `mask` leaves of a card number at least."""
     stars = 0
     for i in range(p, end):

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from otlp import T0, log, logs, span, traces
 
-from collector_processor.config import DecodeConfig, JoinConfig
+from collector_processor.config import DecodeConfig, JoinConfig, RedactionConfig
 from collector_processor.decode.decoder import Decoder
 from collector_processor.kernels import decode as kernel
 from collector_processor.model import Payload, RecordBatch, Signal, Symbols
+from collector_processor.redact import Masker
 
 SEED = 42
 
@@ -208,3 +209,29 @@ def test_names_beyond_the_limit_count_as_other() -> None:
     batch = decode(d, traces(*(span(1, n + 1, name=f"op {chr(0x4E00 + n)}") for n in range(100))))
     assert (batch.rows[9:, kernel.EVENT] == 0).all()
     assert symbols.events.overflowed == 91
+
+
+def test_a_card_number_is_no_number_and_joins_by_its_hash_alone() -> None:
+    d = decoder(business_keys=("payment.id",), attributes=("amount",))
+    number = "4111111111111111"
+    values = [{"payment.id": number, "amount": value} for value in (int(number), float(number), number, 411, "4.5")]
+    batch = decode(d, traces(*(span(1, n + 1, attributes=each) for n, each in enumerate(values))))
+    keys, amounts = batch.cell_key == 0, batch.cell_key == 1
+    assert np.isnan(batch.cell_number[keys]).all()
+    assert len(set(batch.cell_hash[keys].tolist())) == 1
+    assert np.isnan(batch.cell_number[amounts][:3]).all()
+    assert batch.cell_number[amounts][3:].tolist() == [411, 4.5]
+
+
+def test_what_was_masked_before_the_journal_joins_nothing() -> None:
+    redaction = RedactionConfig(before_journal=True)
+    d = Decoder(DecodeConfig(), JoinConfig(business_keys=("payment.id",)), Symbols(), SEED, redaction)
+    number = "4111 1111 1111 1111"
+    data = traces(
+        *(span(1, n + 1, attributes={"payment.id": v}) for n, v in enumerate((number, 4111111111111111, "x")))
+    )
+    assert decode(d, data).cell_row.tolist() == [0, 1, 2]
+    assert decode(d, Masker(redaction)(data, Signal.TRACES)).cell_row.tolist() == [2]
+    lines = logs(log(f"paid with {number.replace(' ', '-')} now"))
+    assert decode(d, lines, Signal.LOGS).cell_key.tolist() == [-1]
+    assert decode(d, Masker(redaction)(lines, Signal.LOGS), Signal.LOGS).cell_key.tolist() == []
