@@ -240,6 +240,27 @@ def test_a_receiver_that_is_down_costs_nothing_and_the_journal_keeps_what_waits(
     assert eventually(lambda: 1 < next(journal.replay())[0] <= 30)
 
 
+def test_the_journal_keeps_what_is_not_forwarded_whatever_checkpoints_allow(
+    make: Make, journal: Journal, sink: GrpcSink
+) -> None:
+    exporter = make(hold_s=0)
+    for number in range(1, 21):
+        keep(journal, payment(number))
+    advance(exporter, 1)
+    assert eventually(lambda: len(spans(sink)) == 60)
+    sink.behave(then=Behaviour(status=14))
+    tried = sink.tried
+    for number in range(21, 61):
+        keep(journal, payment(number))
+    advance(exporter, 2)
+    assert eventually(lambda: sink.tried > tried + 1)
+    journal.truncate(1000)
+    assert 1 < next(journal.replay())[0] <= 21
+    sink.behave()
+    assert eventually(lambda: len(spans(sink)) == 180)
+    assert eventually(lambda: next(journal.replay())[0] > 21)
+
+
 def test_what_was_not_taken_goes_after_a_restart_and_the_rest_not_again(
     make: Make, journal: Journal, sink: GrpcSink
 ) -> None:

@@ -72,6 +72,16 @@ def test_after_a_crash_the_same_window_has_the_same_notes(tmp_path: Path) -> Non
     assert verdicts(after.about(trace(1))) == ["v2"]
 
 
+def test_after_a_crash_the_same_window_has_the_same_late_notes(tmp_path: Path) -> None:
+    notes = Notes(tmp_path / "notes.db")
+    notes.add([note(1)], before=1)
+    notes.begin(8)
+    notes.close()
+    again = Notes(tmp_path / "notes.db")
+    again.add([note(2)], before=1)
+    assert verdicts(again.late(9)) == ["v1"]
+
+
 def test_a_settled_note_is_known_for_two_checkpoints(tmp_path: Path) -> None:
     notes = Notes(tmp_path / "notes.db")
     notes.add([note(1)], before=1)
