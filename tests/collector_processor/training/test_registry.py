@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from collector_processor.training.registry import ModelError, promote, rollback,
 from detectors.sequence_transformer import build
 from detectors.sequence_transformer.detector import SHIPPED
 from detectors.sequence_transformer.promoted import described, in_use
+from detectors.sequence_transformer.tokens import FEATURES
 from detectors.sequence_transformer.transformer import MODEL_BYTES_MAX, ModelRefusedError, load
 
 
@@ -92,8 +94,6 @@ def test_a_model_exchanged_after_its_promotion_is_refused(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("data", [b"", b"not a model", b"\x08\x09" * 100])
 def test_what_is_no_model_is_refused(tmp_path: Path, data: bytes) -> None:
-    import hashlib
-
     (tmp_path / "model.onnx").write_bytes(data)
     with pytest.raises(ModelRefusedError):
         load(tmp_path / "model.onnx", hashlib.sha256(data).hexdigest())
@@ -107,8 +107,6 @@ def test_a_file_that_is_too_large_is_not_even_read(tmp_path: Path) -> None:
 
 
 def test_the_trial_says_why_a_model_fails(tmp_path: Path) -> None:
-    import hashlib
-
     (tmp_path / "model.onnx").write_bytes(b"nonsense")
     with pytest.raises(ModelError, match=r"cannot be loaded"):
         try_out(tmp_path / "model.onnx", hashlib.sha256(b"nonsense").hexdigest())
@@ -119,3 +117,54 @@ def test_a_broken_promotion_is_an_error_and_not_another_model(tmp_path: Path, co
     (tmp_path / "promoted.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"promoted\.json"):
         in_use(tmp_path)
+
+
+def part(number: int, content: bytes | str | int) -> bytes:
+    """A field of a protobuf message."""
+    if isinstance(content, int):
+        return bytes([number << 3]) + varint(content)
+    data = content.encode() if isinstance(content, str) else content
+    return varint(number << 3 | 2) + varint(len(data)) + data
+
+
+def varint(value: int) -> bytes:
+    return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + varint(value >> 7)
+
+
+def hostile(shape: bytes) -> bytes:
+    """An ONNX model of the right inputs and outputs whose answer is as large as the tensor `shape` says."""
+
+    def about(name: str, free: int = 1) -> bytes:
+        dims = b"".join(part(1, part(2, f"n{i}")) for i in range(free)) + part(1, part(1, FEATURES))
+        return part(1, name) + part(2, part(1, part(1, 1) + part(2, dims)))
+
+    nodes = part(1, part(1, "shape") + part(2, "queries") + part(4, "ConstantOfShape"))
+    nodes += part(1, part(1, "candidates") + part(2, "vectors") + part(4, "Identity"))
+    graph = nodes + part(2, "g") + part(5, part(8, "shape") + part(1, 2) + part(2, 7) + shape)
+    graph += part(11, about("tokens", 2)) + part(11, about("candidates"))
+    graph += part(12, about("queries")) + part(12, about("vectors"))
+    return part(1, 8) + part(7, graph) + part(8, part(1, "") + part(2, 17))
+
+
+def refusal(folder: Path, model: bytes) -> str:
+    """What the trial says of `model`, whose digest is right."""
+    (folder / "model.onnx").write_bytes(model)
+    with pytest.raises(ModelError) as raised:
+        try_out(folder / "model.onnx", hashlib.sha256(model).hexdigest())
+    return str(raised.value)
+
+
+@pytest.mark.slow
+def test_a_model_that_wants_all_memory_fails_in_its_trial_and_not_here(tmp_path: Path) -> None:
+    small = refusal(tmp_path, hostile(part(9, (4).to_bytes(8, "little") * 2)))
+    assert "answers of shape (4, 4)" in small  # it is a model, and runs
+    huge = refusal(tmp_path, hostile(part(9, (1 << 20).to_bytes(8, "little") * 2)))
+    assert "answers of shape" not in huge
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("location", ["../secret", "secret", "/etc/passwd"])
+def test_a_model_with_data_in_other_files_is_refused(tmp_path: Path, location: str) -> None:
+    (tmp_path / "secret").write_bytes((4).to_bytes(8, "little") * 2)
+    outside = part(13, part(1, "location") + part(2, location)) + part(14, 1)
+    assert "cannot be loaded by itself" in refusal(tmp_path, hostile(outside))
