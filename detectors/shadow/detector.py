@@ -55,6 +55,8 @@ class Shadow:
         return self._findings.copy()
 
     def learn(self, batch: ChainBatch, normal: Bool) -> None:
+        if not len(batch):
+            return
         self._grow(len(self.symbols.events))
         columns = (batch.offsets, batch.kind, batch.status, batch.event, batch.self_time)
         kernels.sum_operations(*columns, normal, SHORTEST_NS, LONGEST_NS, self._sums)
