@@ -377,7 +377,7 @@ def incidents_show(
 
     with open_store(config, data) as store:
         found = store.incident(incident, tenant=tenant)
-        evidence = store.evidence(found["example_trace_ids"], tenant=found["tenant"])
+        evidence = store.evidence_of(found)
     if as_json:
         sys.stdout.write(orjson.dumps(found | {"evidence": evidence}, option=orjson.OPT_INDENT_2).decode() + "\n")
         return

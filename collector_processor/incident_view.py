@@ -27,6 +27,7 @@ PARTS = (
     ("affected", "Affected"),
     ("actions", "What to do"),
 )
+ID_SHOWN = 8  # characters of an id in the list: enough to name it by
 EXAMPLES_MAX = 3  # chains that a page shows
 RECORDS_MAX = 40  # records of each
 
@@ -47,25 +48,22 @@ def since_ns(text: str, now_ns: int) -> int:
 
 
 def listing(incidents: Sequence[dict[str, Any]]) -> Table:
-    """One line an incident."""
+    """One line an incident; with its tenant where there are several."""
     table = Table(box=None, pad_edge=False)
-    for name in ("incident", "opened (UTC)", "lasted", "severity", "what", "where", "chains", "tenant"):
-        table.add_column(
-            name,
-            justify="right" if name in {"lasted", "chains"} else "left",
-            no_wrap=name in {"incident", "opened (UTC)"},
-        )
+    tenants = len({each["tenant"] for each in incidents}) > 1
+    for name in ("incident", "opened (UTC)", "lasted", "severity", "what", "where", "chains", *["tenant"] * tenants):
+        numeric, folds = name in {"lasted", "chains"}, name in {"what", "where"}
+        table.add_column(name, justify="right" if numeric else "left", no_wrap=not folds)
     for each in incidents:
-        style = STYLES.get(each["severity"], "")
         table.add_row(
-            each["incident_id"][:12],
-            moment(each["opened_unix_nano"]),
+            each["incident_id"][:ID_SHOWN],
+            moment(each["opened_unix_nano"])[: -len(":00")],
             lasted(each),
-            Text(each["severity"], style),
+            Text(each["severity"], STYLES.get(each["severity"], "")),
             Text(clean(each["kind"].replace("_", " "))),
             Text(where(each["subject"])),
             f"{each['chains']:,}",
-            Text(clean(each["tenant"])),
+            *[Text(clean(each["tenant"]))] * tenants,
         )
     return table
 
@@ -86,7 +84,7 @@ def page(incident: dict[str, Any], evidence: Sequence[dict[str, Any]]) -> Iterat
         yield Text("\nSuspects", "bold")
         for each in incident["suspects"]:
             yield Text(f"{each['score']:5.0%}  {where(each)}")
-    yield Text(f"\nEvidence: {len(evidence)} of {len(incident['example_trace_ids'])} example chains are kept", "bold")
+    yield Text(f"\nEvidence: {len(evidence)} chain{'' if len(evidence) == 1 else 's'}", "bold")
     for verdict in evidence[:EXAMPLES_MAX]:
         yield from _example(verdict)
     if len(evidence) > EXAMPLES_MAX:

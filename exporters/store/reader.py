@@ -21,6 +21,8 @@ from exporters.store.database import Database
 from exporters.store.schema import INCIDENTS, MIGRATIONS, VERDICTS, version_of
 
 IDS_MAX = 10  # that are named when the beginning of an id fits several
+EVIDENCE_MAX = 5  # chains that are shown for an incident
+LOOKED_AT_MAX = 500  # unusual chains of its time, the most severe first
 
 
 class StoreError(Exception):
@@ -81,6 +83,32 @@ class Reader:
         with self._connection() as connection:
             rows = [] if connection is None else connection.execute(query).all()
         return [orjson.loads(content) | {"records": orjson.loads(records or "null")} for content, records in rows]
+
+    def evidence_of(self, incident: dict[str, Any]) -> list[dict[str, Any]]:
+        """Chains that show an incident, as `evidence` has them: its examples where they are kept, then unusual ones of
+        its time that have a finding about its service, of its kind first, up to EVIDENCE_MAX."""
+        tenant = incident["tenant"]
+        found = self.evidence(incident["example_trace_ids"], tenant=tenant)
+        end_ns = incident["resolved_unix_nano"]
+        query = (
+            select(VERDICTS.c.content, VERDICTS.c.records)
+            .where(VERDICTS.c.tenant == tenant, VERDICTS.c.severity > 0)
+            .where(VERDICTS.c.closed_unix_nano >= incident["opened_unix_nano"])
+            .order_by(VERDICTS.c.severity.desc(), VERDICTS.c.closed_unix_nano, VERDICTS.c.verdict_id)
+            .limit(LOOKED_AT_MAX)
+        )
+        if end_ns is not None:
+            query = query.where(VERDICTS.c.closed_unix_nano <= end_ns)
+        with self._connection() as connection:
+            rows = [] if connection is None else connection.execute(query).all()
+        known, kind, service = {each["trace_id"] for each in found}, incident["kind"], incident["subject"]["service"]
+        near: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+        for content, records in rows:
+            verdict = orjson.loads(content)
+            kinds = {one["kind"] for one in verdict["findings"] if one["subject"]["service"] == service}
+            if kinds and verdict["trace_id"] not in known:
+                near[kind in kinds].append(verdict | {"records": orjson.loads(records or "null")})
+        return (found + near[True] + near[False])[:EVIDENCE_MAX]
 
     @contextmanager
     def _connection(self) -> Iterator[Connection | None]:

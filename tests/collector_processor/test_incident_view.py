@@ -70,7 +70,9 @@ def call(store: Place, *arguments: str, code: int = 0) -> str:
 
 def test_the_list_has_the_newest_first(store: Place) -> None:
     lines = call(store).splitlines()
-    assert [line.split()[0] for line in lines[1:]] == [f"{number:016x}"[:12] for number in (3, 2, 1)]
+    assert {line.split()[0] for line in lines[1:]} == {f"{1:016x}"[:8]}
+    assert [line.split()[-1] for line in lines[1:]] == ["wholesale", "retail", "retail"]
+    assert "tenant" not in call(store, "--tenant", "retail")
     assert "slow operation" in lines[1]
     assert "risk: check" in lines[1]
     assert ["open" in line for line in lines[1:]] == [True, False, True]
@@ -94,7 +96,7 @@ def test_one_incident_is_explained_in_four_parts_with_its_evidence(store: Place)
         assert heading in text
     assert "check of risk took 2.5 s" in text
     assert "Compare with a normal trace." in text
-    assert "1 of 1 example chains are kept" in text
+    assert "Evidence: 1 chain\n" in text
     assert "gateway: pay" in text
     shown = json.loads(call(store, "show", f"{1:016x}", "--json"))
     assert shown["chains"] == 12

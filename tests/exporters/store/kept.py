@@ -58,7 +58,13 @@ class Place:
 
 
 def verdict(
-    number: int, tenant: str = "default", *, closed_s: int = 0, severity: str = "critical", fill: int = 0
+    number: int,
+    tenant: str = "default",
+    *,
+    closed_s: int = 0,
+    severity: str = "critical",
+    fill: int = 0,
+    service: str = "risk",
 ) -> Entry:
     """The verdict on trace `number`, whose chain is one record; `fill` characters make it larger."""
     row: dict[str, Any] = {
@@ -71,6 +77,7 @@ def verdict(
         "score": 0.99,
         "severity": severity,
         "category": "system",
+        "findings": [{"kind": "slow_operation", "subject": {"service": service}}],
         "explanation": explanation(),
     }
     record: dict[str, Any] = {

@@ -60,6 +60,27 @@ def test_evidence_is_of_unusual_chains(place: Place) -> None:
     ]
 
 
+def test_when_the_examples_are_not_kept_others_of_the_same_trouble_show_it(place: Place) -> None:
+    shown = incident(10, changed_s=60, resolved=True)["incident"]
+    other_kind = verdict(20, closed_s=30)
+    other_kind["verdict"]["findings"][0]["kind"] = "error"
+    place.sink().write(
+        [
+            verdict(1, closed_s=9),  # before
+            verdict(2, closed_s=61),  # after
+            verdict(3, closed_s=30, service="ledger"),
+            verdict(4, "b", closed_s=30),
+            verdict(5, closed_s=30, severity="none"),
+            other_kind,
+            *(verdict(number, closed_s=number) for number in (30, 40)),
+        ]
+    )
+    reader = place.reader()
+    assert [int(each["trace_id"], 16) for each in reader.evidence_of(shown)] == [30, 40, 20]
+    place.sink().write([verdict(10, closed_s=5)])
+    assert [int(each["trace_id"], 16) for each in reader.evidence_of(shown)] == [10, 30, 40, 20]
+
+
 def test_a_store_of_another_version_is_not_guessed_at(place: Place) -> None:
     place.sink().write([incident(1)])
     with place.database().transaction() as connection:
