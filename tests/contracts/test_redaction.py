@@ -21,15 +21,20 @@ import orjson
 import pytest
 import structlog
 from otlp import MS, T0, log, logs, span, traces
+from sinks import Behaviour, HttpSink
+from verdicts import incident, rows, verdicts
 
 from collector_processor.config import AlertmanagerConfig, Config
 from collector_processor.decide.verdicts import incident_row, verdict_rows
 from collector_processor.engine import Engine
+from collector_processor.ingest.auth import Authenticator, UnauthenticatedError
 from collector_processor.journal.checkpoint import write_checkpoint
 from collector_processor.model import Incident, Payload, Signal
 from collector_processor.redact import Redactor, redacted_event
 from collector_processor.runtime import Service
 from exporters.alertmanager.alerts import alert
+from exporters.prometheus.telemetry import Telemetry
+from exporters.registry import Surroundings, build
 from tests.e2e.processes import http_get
 
 SECOND = 1_000_000_000
@@ -158,9 +163,9 @@ def test_nothing_that_the_engine_says_or_keeps_holds_what_was_planted(tmp_path: 
     write_checkpoint(tmp_path, 1, engine.snapshot())
     said += [path.read_bytes() for path in tmp_path.iterdir()]
     incidents += engine.flush().incidents
-    rows = [incident_row(incident) for incident in incidents]
-    said += [orjson.dumps(row) + orjson.dumps(alert(row, AlertmanagerConfig())) for row in rows]
-    assert rows
+    pages = [incident_row(each) for each in incidents]
+    said += [orjson.dumps(row) + orjson.dumps(alert(row, AlertmanagerConfig())) for row in pages]
+    assert pages
     assert leaks(b"\n".join(said), sender.planted) == []
     # What is no card number is still there.
     assert {"gateway work", "ledger work"} <= set(engine.symbols.events.text)
@@ -217,3 +222,53 @@ def test_our_own_log_holds_no_secret_even_in_a_traceback() -> None:
     assert leaks(str(shown).encode(), ["4111111111111111"]) == []
     assert shown["number"] == 3
     assert "ValueError" in shown["exception"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+@pytest.mark.parametrize("answer", [401, 500])
+def test_no_secret_of_the_configuration_is_shown_when_sinks_and_senders_fail(
+    tmp_path: Path, protocol: str, answer: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret = "hunter2 is no word"
+    headers = {"authorization": f"Bearer {secret}", "x-api-key": secret}
+    with HttpSink() as sink:
+        sink.behave(then=Behaviour(status=answer, body=f"not good: Bearer {secret}".encode()))
+        retry = {"retry_initial_s": 0.01, "retry_max_s": 0.02}
+        settings = {
+            "otlp": {
+                "enabled": True,
+                "endpoint": sink.address,
+                "protocol": protocol,
+                "headers": headers,
+                "queue": retry,
+            },
+            "alertmanager": {"enabled": True, "url": sink.address, "headers": headers, "queue": retry},
+        }
+        config = Config.model_validate(
+            {
+                "receivers": {"auth": {"credentials": [{"token": secret}, {"username": "u", "password": secret}]}},
+                "exporters": {"prometheus": {"enabled": False}, "store": {"enabled": False}} | settings,
+            }
+        )
+        telemetry = Telemetry("1")
+        with structlog.testing.capture_logs() as lines:
+            made = build(Surroundings(config.exporters, rows(), telemetry, tmp_path, "1"))
+            for exporter in made.values():
+                exporter.start()
+                exporter.export(verdicts(3, 2), [incident()])
+            deadline = time.monotonic() + 30
+            while not sink.tried and time.monotonic() < deadline:
+                time.sleep(0.05)
+            time.sleep(0.2)
+            for exporter in made.values():
+                exporter.shutdown(0.5)
+            authenticator = Authenticator(config.receivers.auth)
+            for presented in ("Bearer wrong", "Basic !!", f"Digest {secret}", None):
+                with pytest.raises(UnauthenticatedError) as refused:
+                    authenticator.tenant(presented, None, (), "127.0.0.1")
+                assert secret not in repr(refused.value)
+    redactor = Redactor(config.redaction)
+    shown = repr(config) + config.model_dump_json() + str(capsys.readouterr()) + repr([vars(e) for e in made.values()])
+    assert "hunter2" not in shown + str([redacted_event(redactor, None, "warning", dict(line)) for line in lines])
+    assert all("hunter2" not in path.read_text("utf-8", "replace") for path in tmp_path.rglob("*") if path.is_file())
