@@ -131,7 +131,8 @@ class Postgres:
         text = [str(part) for part in command]
         if os.geteuid() != 0:
             return text
-        return ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--init-groups", *text]
+        # It ends with the tests also when they are killed.
+        return ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--init-groups", "--pdeathsig=INT", *text]
 
     def _run(self, *command: str | Path) -> None:
         done = subprocess.run(
