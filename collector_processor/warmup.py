@@ -22,7 +22,10 @@ from collector_processor.decode.repair import clean, repair
 from collector_processor.engine import Engine
 from collector_processor.ingest.inflate import inflate
 from collector_processor.kernels import peek, spans
-from collector_processor.model import Payload, Signal
+from collector_processor.kernels.calibrate import best_findings, goes_through
+from collector_processor.kernels.table import move
+from collector_processor.kernels.windows import patient
+from collector_processor.model import ChainBatch, Payload, Signal, Symbols, no_findings
 from collector_processor.redact import Masker, Redactor
 from collector_processor.simulator.simulator import Simulator
 
@@ -54,8 +57,22 @@ def warm_up() -> int:
     inflate(zstandard.compress(DAMAGED), "zstd", 1024)
     for kind, request in REQUESTS.items():
         to_protobuf(MessageToJson(request()).encode(), kind)
+    seldom_needed(engine.symbols)
     engine.restore(engine.snapshot())
     return chains + sum(map(len, engine.flush().verdicts))
+
+
+def seldom_needed(symbols: Symbols) -> None:
+    """Calls the kernels for unusual chains, open incidents and full tables, which the payments do not come to."""
+    batch, service = ChainBatch.empty(symbols), symbols.events.column("service")
+    goes_through(batch.offsets, batch.event, service, np.zeros(1, np.int32), np.zeros(len(batch), np.bool_))
+    for count in (1, 2):  # numba takes a column of one row for contiguous
+        findings = no_findings(count)
+        findings["chain"] = 0
+        best_findings(findings["chain"], findings["p"], len(batch) + 1)
+    patient(0, 0, 1)
+    keys, values = np.zeros(2, np.uint64), np.zeros(2, np.int32)
+    move(keys, values, keys, values)
 
 
 def main() -> None:
