@@ -32,8 +32,10 @@ def run(module: str, seconds: float, tmp_path: Path, *arguments: str) -> dict[st
 @pytest.mark.slow
 @pytest.mark.soak
 def test_the_decode_kernel_agrees_with_protobuf(soak_s: Callable[[float], float], tmp_path: Path) -> None:
+    """200,000 mutated payloads at least, 20 million in the long form; none may end it or take a second."""
     seconds = soak_s(60.0)
     counts = run("tests.fuzz.decode", seconds, tmp_path, str(FOUND))
+    assert counts["inputs"] + counts["changed at random"] > (20_000_000 if seconds >= 3600 else 200_000)
     assert counts["inputs"] > 100 * seconds
     assert counts["both accept"] > counts["inputs"] / 10  # the mutations are not so wild that nothing is compared
     assert counts["both accept"] < counts["inputs"] * 0.9  # nor so tame

@@ -96,7 +96,7 @@ class Disk:
             state = path.stat()
             sure = self._synced.get((state.st_dev, state.st_ino), 0)
             if path.suffix in {".wal", ".bin"} and state.st_size > sure:
-                kept = self._chance.randint(sure, state.st_size)
+                kept = self._chance.choice((self._chance.randint(sure, state.st_size), state.st_size))
                 with path.open("r+b") as file:
                     file.truncate(kept)
                     if kept > sure and self._chance.random() < 0.5:

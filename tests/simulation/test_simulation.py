@@ -11,8 +11,8 @@ import pytest
 
 from tests.simulation.world import CALM, TROUBLES, Trouble, broken_promises, simulate
 
-SEEDS = 6
-SOAK_SEEDS = 2000
+SEEDS = 3  # of each kind of world
+SOAK_SEEDS = 2000  # of all kinds together
 
 
 def command(name: str, seed: int) -> str:
@@ -31,7 +31,7 @@ def test_every_promise_is_kept_in_every_world(name: str) -> None:
 def test_every_promise_is_kept_in_very_many_worlds(name: str) -> None:
     if not os.environ.get("SPANCHAIN_SOAK"):
         pytest.skip("part of make soak")
-    for seed in range(SEEDS, SEEDS + SOAK_SEEDS):
+    for seed in range(SEEDS, SEEDS + SOAK_SEEDS // len(TROUBLES)):
         assert broken_promises(seed, TROUBLES[name]) == [], command(name, seed)
 
 

@@ -25,6 +25,7 @@ from collector_processor.model import Signal
 from tests.benchmarks.payloads import RECORDS_A_TRACE, T0, payment_mix
 from tests.benchmarks.service import METHODS
 
+LOGS_A_TRACE = 10
 RETRYABLE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED}
 """What a sender may answer by coming again: the codes that OTLP names, and no answer in time."""
 
@@ -104,7 +105,7 @@ class Answers:
     acknowledged: list[int] = field(default_factory=list)  # batches of which both requests were
     refused: Counter[str] = field(default_factory=Counter)  # answers that ask to come again, by code
     failed: Counter[str] = field(default_factory=Counter)  # any others
-    slept_s: float = 0.0  # time in which it could have sent more: 0 means it was not as fast as it should have been
+    records_taken: int = 0  # in all requests that were acknowledged
 
 
 class Sender:
@@ -135,9 +136,6 @@ class Sender:
         assert not self._thread.is_alive(), "requests without an answer"
         return self.answers
 
-    def acknowledged_records(self) -> int:
-        return len(self.answers.acknowledged) * self.payments.records
-
     def _run(self) -> None:
         begun, first = time.monotonic(), time.time_ns()  # numbers of different runs differ
         underway = threading.Semaphore(16)
@@ -146,8 +144,9 @@ class Sender:
 
             def deliver(number: int) -> None:
                 spans, logs = self.payments.batch(number, time.time_ns())
-                told = self._ask(lambda: calls[Signal.TRACES](spans, timeout=30))
-                told = self._ask(lambda: calls[Signal.LOGS](logs, timeout=30)) and told
+                a_trace = RECORDS_A_TRACE - LOGS_A_TRACE
+                told = self._ask(lambda: calls[Signal.TRACES](spans, timeout=30), self.payments.traces * a_trace)
+                told &= self._ask(lambda: calls[Signal.LOGS](logs, timeout=30), self.payments.traces * LOGS_A_TRACE)
                 if told:
                     with self._lock:
                         self.answers.acknowledged.append(number)
@@ -157,15 +156,13 @@ class Sender:
 
             while not self._stopping.is_set():
                 ahead = begun + self.sent * self._pause_s - time.monotonic()
-                if ahead > 0:
-                    self.answers.slept_s += ahead
-                    if self._stopping.wait(ahead):
-                        break
+                if ahead > 0 and self._stopping.wait(ahead):
+                    break
                 underway.acquire()
                 pool.submit(deliver, first + self.sent).add_done_callback(done)
                 self.sent += 1
 
-    def _ask(self, call: Callable[[], bytes]) -> bool:
+    def _ask(self, call: Callable[[], bytes], records: int) -> bool:
         while True:
             try:
                 call()
@@ -178,4 +175,6 @@ class Sender:
                     return False
                 time.sleep(0.2)
             else:
+                with self._lock:
+                    self.answers.records_taken += records
                 return True
