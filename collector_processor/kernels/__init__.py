@@ -24,3 +24,4 @@ def _without_blas() -> None:
 
 
 _without_blas()
+importlib.import_module("collector_processor.kernels.cache").use()  # brings numba, so not before
