@@ -39,7 +39,7 @@ from collector_processor.ingest.answers import Counters, RetryLaterError
 from collector_processor.ingest.auth import InsecureAddressError
 from collector_processor.ingest.receivers import Receivers
 from collector_processor.journal.checkpoint import Counters as CheckpointCounters
-from collector_processor.journal.checkpoint import read_checkpoint
+from collector_processor.journal.checkpoint import newest_position, read_checkpoint
 from collector_processor.journal.wal import Journal, JournalUnavailableError
 from collector_processor.keeper import Keeper
 from collector_processor.model import Payload, Signal
@@ -180,30 +180,34 @@ class Service:
             raise StartError(str(error)) from error
 
     def _recover(self) -> None:
-        """The engine as the last checkpoint left it, and the journal, open; what to read of it comes later."""
+        """The journal, open for what comes, and an engine that knows nothing yet; the rest needs nobody to wait."""
         folder = self.data / self.config.journal.dir
-        self.engine, self._position = self._restored(folder)
-        self._journal = Journal.open(folder, self.config.journal, at_least=self._position, on_durable=self._intake.put)
+        self.engine, self._position = Engine(self.config, secrets.randbits(64)), 0
+        self._journal = Journal.open(
+            folder, self.config.journal, at_least=newest_position(folder), on_durable=self._intake.put
+        )
         self._replay_until = self.journal.position
-        self._clock.not_before(max(self.engine.now_ns, self.journal.last_arrival_ns))
+        self._clock.not_before(self.journal.last_arrival_ns)
         self._keeper = Keeper(folder, self.journal, self.exporters, self._checkpoints)
         self._forwarding = [exporter for exporter in self.exporters.values() if isinstance(exporter, Forwarding)]
         for exporter in self._forwarding:
             exporter.attach(self.journal)
 
-    def _restored(self, folder: Path) -> tuple[Engine, int]:
-        """An engine as the newest usable checkpoint left it, and the journal position from which to go on."""
-        found = read_checkpoint(folder, self._checkpoints)
-        if found is not None:
-            position, state = found
-            try:
-                engine = Engine(self.config, int(state["seed"]))
-                engine.restore(state)
-            except (KeyError, ValueError, TypeError, IndexError) as error:
-                LOG.warning("the checkpoint does not fit this version or config; starting cold", error=repr(error))
-            else:
-                return engine, position
-        return Engine(self.config, secrets.randbits(64)), 0
+    def _restore(self) -> None:
+        """The engine as the newest usable checkpoint left it, and the position in the journal from which to go on."""
+        self._health.note = "reading the checkpoint"
+        found = read_checkpoint(self.data / self.config.journal.dir, self._checkpoints)
+        if found is None:
+            return
+        position, state = found
+        try:
+            engine = Engine(self.config, int(state["seed"]))
+            engine.restore(state)
+        except (KeyError, ValueError, TypeError, IndexError) as error:
+            LOG.warning("the checkpoint does not fit this version or config; starting cold", error=repr(error))
+        else:
+            self.engine, self._position = engine, position
+            self._clock.not_before(engine.now_ns)
 
     def stop(self, deadline_s: float | None = None) -> None:
         """Ends intake, processes what was taken in, flushes, writes a checkpoint. Within `deadline_s` seconds."""
@@ -257,6 +261,7 @@ class Service:
 
     def _run(self) -> None:
         try:
+            self._restore()
             self._replay_journal()
             self._health.ready = True
             self._work()

@@ -108,6 +108,11 @@ def read_checkpoint(directory: Path, counters: Counters | None = None) -> tuple[
     return None
 
 
+def newest_position(directory: Path) -> int:
+    """The highest position that any checkpoint says it has passed, by their heads alone; 0 without one."""
+    return max((_position(path, 0) for _, path in _generations(directory)), default=0)
+
+
 def _set_aside(path: Path) -> None:
     """Renames a damaged checkpoint, so that it does not take the place of a whole one among the newest two."""
     with suppress(OSError):  # a folder that cannot be written will be seen soon enough
