@@ -68,6 +68,12 @@ SEEN = np.dtype(
 )
 
 
+def is_release(case: Case) -> bool:
+    """Whether the incident is about other words for the same, with nothing broken: what comes with it may train."""
+    reworded = any(said.get("reworded") for said in case.evidence.values())
+    return reworded and not any(DAMAGE[element[0]] for element in case.nats)
+
+
 class Source(Protocol):
     """The part of a detector that incidents ask."""
 
@@ -170,7 +176,8 @@ class Incidents:
 
     def suspected(self) -> list[int]:
         """The services that open incidents suspect first, while the incident is one to be patient with."""
-        return sorted({case.root for case in self.open if case.root >= 0 and self._is_warranted(case)})
+        held = [case for case in self.open if case.root >= 0 and not is_release(case) and self._is_warranted(case)]
+        return sorted({case.root for case in held})
 
     def _is_warranted(self, case: Case) -> bool:
         """Whether what had been seen when it opened warrants that chains through its suspect still do not train."""

@@ -4,19 +4,23 @@ How it works. `kernels/variants.py` gives each span two variants, of its logs an
 is for its operation. `score` adds these surprises to windows (`kernels/windows.py`), per operation and pooled per
 service; `advance` turns improbable windows into findings; `learn` counts variants when the quarantine is over. The
 events behind each variant are kept, so that a finding can say which log or call is unusual and which is missing.
+
+A release rewords logs: then nearly all spans of an operation write as many lines as ever, none of them a warning, and
+one or more of them new. That is told, and then the new variant takes its place beside the one that it replaced, with
+the same history: what goes wrong later is seen as before.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from collector_processor.config import Config
 from collector_processor.kernels import variants as kernel
-from collector_processor.kernels.table import move
+from collector_processor.kernels.table import find_many, move, put
 from collector_processor.kernels.windows import Windows, in_nats, strongest
 from collector_processor.model import (
     F32,
@@ -39,6 +43,9 @@ PRIOR = (0.05, 30.0, 0.2, 30.0)  # of surprises: mean, its weight, dispersion, i
 PIECE = 5.0  # least greatest surprise that bursts are made of
 NOVELTY_KEPT = 1.0 - 1.0 / 20_000  # what one observation leaves of the memory for how often anything new is seen
 BLAMED = 5 << 40  # marks the key of a service that errors of others name; other keys are 2 * event + 1 or + 2
+REWORDED_MIN = 20  # spans in a row, nearly all of them of the same new variant
+REWORDED_SHARE = 0.9
+REWORDED_EPOCHS = 2
 MEMBERS_MAX = 16  # events of one variant that are kept
 CLIENT, PRODUCER = 4, 5  # span kinds in a ChainBatch
 P_MIN = 1e-300
@@ -64,6 +71,9 @@ class Example:
     members: list[int]  # events, in order, each at most twice
     unanswered: list[int]  # events of calls that were made and of which no other service wrote anything
     broken: bool  # an error is among the logs
+    calm: bool = False  # no warning is among the logs
+    variant: int = 0
+    begun: int = 0  # the boundary since which this has been the first unusual variant of every epoch
 
 
 NO_EXAMPLE = Example(0, [], [], broken=False)
@@ -88,6 +98,7 @@ class Topology:
         self.novelty = np.zeros(2)
         self.named = np.zeros(0, np.int32)
         self.examples: dict[int, Example] = {}  # by slot
+        self.reworded: dict[int, int] = {}  # when the logs of an operation were found to be reworded, by slot
         self.facts: dict[int, tuple[int, int]] = {}  # unusual ones and all, of the windows last reported, by slot
 
     def _observe(self, batch: ChainBatch) -> Observed:
@@ -174,24 +185,74 @@ class Topology:
     def _example(self, batch: ChainBatch, o: Observed, row: int, what: int, since: int) -> Example:
         broken = what == 0 and bool(o.logs[row] & np.uint64(1))
         unanswered = self._unanswered(batch, o, row) if what == 1 else []
-        return Example(since, self._members(batch, o, row, what), unanswered, broken)
+        variant = int(o.logs[row] if what == 0 else o.calls[row])
+        calm = what == 0 and self._is_calm(batch, o, row)
+        return Example(since, self._members(batch, o, row, what), unanswered, broken, calm, variant, since)
+
+    def _is_calm(self, batch: ChainBatch, o: Observed, row: int) -> bool:
+        """Whether the span at `row` and its logs tell of no error and no warning."""
+        calm, child = batch.status[row] != kernel.ERROR_SPAN, int(o.last[row])
+        while child >= 0:
+            calm &= batch.kind[child] != 0 or batch.status[child] < kernel.WARNING_LOG
+            child = int(o.sibling[child])
+        return bool(calm)
 
     def _keep_examples(self, batch: ChainBatch, o: Observed, surprise: F32, slot: I32) -> None:
         """Keeps the first unusual variant of each element in an epoch."""
         now = self.windows.boundary_ns
         for k in np.flatnonzero(surprise.ravel() > self.config.hit).tolist():
             s = int(slot.ravel()[k])
-            if s not in self.examples or self.examples[s].since != now:
-                self.examples[s] = self._example(batch, o, k // 2, k % 2, now)
+            before = self.examples.get(s, NO_EXAMPLE)
+            if before.since != now:
+                new = self._example(batch, o, k // 2, k % 2, now)
+                same = before.variant == new.variant and before.since == now - self.windows.epoch_ns
+                self.examples[s] = replace(new, begun=before.begun) if same else new
 
     def _usual(self, slot: int) -> list[int]:
         """The events of the element's most frequent variant."""
-        best, row = NONE, int(self.slots["first"][slot])
-        while row >= 0:
-            if best == NONE or self.rows["count"][row] > self.rows["count"][best]:
-                best = row
-            row = int(self.rows["following"][row])
+        best = self._most_frequent(slot)
         return [e for e in self.members[best].tolist() if e != NONE] if best != NONE else []
+
+    def _most_frequent(self, slot: int) -> int:
+        return max(self._variants(slot), key=lambda row: float(self.rows["count"][row]), default=NONE)
+
+    def _is_reworded(self, slot: int, example: Example) -> bool:
+        """Whether the logs of the operation say by other words what they said before. See the module."""
+        w, usual = self.windows, self._usual(slot)
+        same = len(example.members) == len(usual) < MEMBERS_MAX and set(example.members) != set(usual)
+        if not (same and example.calm and example.since - example.begun >= REWORDED_EPOCHS * w.epoch_ns):
+            return False
+        count = 0
+        for back in range(w.columns):
+            column = (w.column - back) % w.columns
+            if w.hits[slot, column] < REWORDED_SHARE * w.counts[slot, column]:
+                return False
+            count += int(w.counts[slot, column])
+            if count >= REWORDED_MIN:
+                return True
+        return False
+
+    def _take_over(self, slot: int, example: Example) -> None:
+        """Gives the variant of `example` the history of the one that it replaces."""
+        key = int(kernel.variant_key(int(self.windows.key[slot]), np.uint64(example.variant)))
+        at = np.empty(1, np.int32)
+        find_many(self.variant_keys, self.variant_rows, np.array([key], np.uint64), at)
+        row, replaced = int(at[0]), self._most_frequent(slot)
+        s, v = self.slots, self.rows
+        if row < 0:
+            if self.rows_used >= self.config.variants_max or s["distinct"][slot] >= kernel.VARIANTS_MAX:
+                return
+            row = self.rows_used
+            self.rows_used += 1
+            put(self.variant_keys, self.variant_rows, np.uint64(key), row)
+            v["count"][row], v["following"][row], s["first"][slot] = 0.0, s["first"][slot], row
+            s["distinct"][slot] += 1
+            self.members[row, : len(example.members)] = example.members
+            self._grow_rows()
+        history = float(self.rows["count"][replaced])
+        self.rows["count"][row] += history
+        s["seen"][slot] += history
+        self._refresh(np.array([slot]))
 
     def _say(self, finding: Any, slot: int, what: int, example: Example) -> None:
         """Fills kind, level, service and caller of a finding about the logs (0) or calls (1) of an operation."""
@@ -255,6 +316,7 @@ class Topology:
         slots: I64 = np.flatnonzero(exponent >= self.config.report)
         rows = no_findings(slots.size)
         self.facts = {}
+        reworded: list[int] = []
         for i, slot in enumerate(slots.tolist()):
             key = int(w.key[slot])
             rows["service"][i] = w.near[slot]
@@ -269,9 +331,15 @@ class Topology:
             self.facts[slot] = (unusual, count)
             rows["actual"][i] = unusual / count
             rows["detail"][i] = slot
+            if rows["kind"][i] == Kind.UNUSUAL_LOG and self._is_reworded(slot, self.examples.get(slot, NO_EXAMPLE)):
+                reworded.append(slot)
         rows["p"] = np.maximum(np.exp(-exponent[slots].astype(np.float64)), P_MIN)
         w.turn(now_ns)
         oldest = now_ns - w.columns * w.epoch_ns
+        self.reworded = {slot: since for slot, since in self.reworded.items() if since >= oldest}
+        for slot in reworded:
+            self.reworded[slot] = now_ns
+            self._take_over(slot, self.examples[slot])
         self.examples = {slot: kept for slot, kept in self.examples.items() if kept.since >= oldest}
         return rows
 
@@ -292,18 +360,14 @@ class Topology:
             members = self._members(batch, o, k // 2, k % 2)
             self.members[new_row.ravel()[k], : len(members)] = members
         self._grow_rows()
+        self._refresh(np.flatnonzero(touched))
+
+    def _refresh(self, slots: I64) -> None:
+        """Brings the surprises of the variants of `slots` up to date."""
+        s, v = self.slots, self.rows
         rate = (self.novelty[0] + 1.0) / (self.novelty[1] + 50.0)
         kernel.refresh(
-            *(
-                np.flatnonzero(touched),
-                s["first"],
-                v["following"],
-                v["count"],
-                s["seen"],
-                s["fresh"],
-                s["excess"],
-                rate,
-            ),
+            *(slots, s["first"], v["following"], v["count"], s["seen"], s["fresh"], s["excess"], rate),
             *(self.config.shrink, np.float32(self.config.least), np.float32(self.config.hit)),
             *(v["nats"], s["new_nats"], s["usual_nats"]),
         )
@@ -360,6 +424,8 @@ class Topology:
         if finding["chain"] == NONE and slot in self.facts:
             unusual, count = self.facts[slot]
             out |= {"unusual": unusual, "count": count, "window_s": self.config.window_s}
+            if slot in self.reworded:
+                out["reworded"] = True
             out["text"] = self._sentence(finding, template, unusual, count)
         return out
 
@@ -414,8 +480,10 @@ class Topology:
             "facts": [[slot, *counts] for slot, counts in self.facts.items()],
             "blamed_by": self.blamed_by.copy(),
             "examples": [
-                [slot, e.since, list(e.members), list(e.unanswered), e.broken] for slot, e in self.examples.items()
+                [slot, e.since, list(e.members), list(e.unanswered), e.broken, e.calm, e.variant, e.begun]
+                for slot, e in self.examples.items()
             ],
+            "reworded": [[slot, since] for slot, since in self.reworded.items()],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -437,6 +505,7 @@ class Topology:
         self.variant_rows = np.array(state["variant_rows"], np.int32)
         self.novelty = np.array(state["novelty"])
         self.examples = {int(slot): Example(*example) for slot, *example in state["examples"]}
+        self.reworded = {int(slot): int(since) for slot, since in state["reworded"]}
         self.facts = {int(slot): (int(unusual), int(count)) for slot, unusual, count in state["facts"]}
         self.blamed_by = np.array(state["blamed_by"], np.int32)
         self.blamed[:] = NONE

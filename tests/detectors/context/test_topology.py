@@ -16,14 +16,15 @@ EPOCH_S = 10
 PER_EPOCH = 8
 
 
-def debit(*, audit: bool = True, error: str | None = None) -> Node:
-    logs = [log("debit requested")] + ([log("debit booked")] if audit else [])
+def debit(*, audit: bool = True, error: str | None = None, booked: str = "debit booked", severity: int = 9) -> Node:
+    logs = [log("debit requested")] + ([log(booked, severity=severity)] if audit else [])
     return span("account:debit", 10, *logs, *([log(error, severity=17)] if error else []))
 
 
 def payment(
-    *, audit: bool = True, error: str | None = None, twice: bool = False, complaint: bool = False, silent: bool = False
-) -> Node:
+    *, audit: bool = True, error: str | None = None, twice: bool = False, complaint: bool = False, silent: bool = False,
+    booked: str = "debit booked", severity: int = 9,
+) -> Node:  # fmt: skip
     """order asks risk, then has account debit; each fault changes what one of them writes or calls."""
     steps = [span("order:POST risk", 8, span("risk:assess", 6, log("assessed")))]
     if complaint:
@@ -32,7 +33,10 @@ def payment(
         steps.append(span("order:POST account", 12, kind="client"))
     else:
         calls = 2 if twice else 1
-        steps += [span("order:POST account", 12, debit(audit=audit, error=error)) for _ in range(calls)]
+        steps += [
+            span("order:POST account", 12, debit(audit=audit, error=error, booked=booked, severity=severity))
+            for _ in range(calls)
+        ]
     return span("gateway:pay", 60, span("order:pay", 50, *steps))
 
 
@@ -165,7 +169,7 @@ def test_the_cause_below_discounts_the_effect_above() -> None:
     bench = Bench()
 
     def root(fails: bool) -> Node:
-        inner = span("account:debit", 10, log("refused by the ledger" if fails else "booked"))
+        inner = span("account:debit", 10, log("refused by the ledger", severity=13) if fails else log("booked"))
         outer = [log("payment went wrong" if fails else "payment done")]
         return span("gateway:pay", 60, span("order:pay", 50, span("order:POST", 12, inner), *outer))
 
@@ -224,3 +228,24 @@ def test_beyond_the_limit_elements_are_counted() -> None:
     bench.run(12)
     assert bench.detector.windows.used == 3
     assert bench.detector.windows.overflowed > 0
+
+
+def test_a_reworded_log_is_told_once_and_what_is_missing_then_is_seen_as_before(bench: Bench) -> None:
+    release = bench.run(3, booked="account has been debited") + bench.run(12, booked="account has been debited")
+    told = bench.worst(release)
+    assert (told["kind"], told["service"]) == (Kind.UNUSUAL_LOG, bench.service("account"))
+    assert sum(found.size for found in bench.run(6, booked="account has been debited")) == 0
+    missing = bench.worst(bench.run(4, booked="account has been debited", audit=False))
+    assert (missing["kind"], missing["service"]) == (Kind.MISSING_LOG, bench.service("account"))
+
+
+def test_evidence_says_that_logs_were_reworded_so_that_it_may_train(bench: Bench) -> None:
+    release = [found for found in bench.run(6, booked="account has been debited") if found.size]
+    assert bench.detector.evidence(bench.worst(release[-1:]))["reworded"]
+
+
+@pytest.mark.parametrize("fault", [{"booked": "debit booked late", "severity": 13}, {"audit": False}])
+def test_a_warning_or_a_missing_line_is_no_other_wording(bench: Bench, fault: dict[str, Any]) -> None:
+    found = bench.run(20, **fault)
+    assert found[-1].size
+    assert "reworded" not in bench.detector.evidence(bench.worst(found[-1:]))
