@@ -90,7 +90,7 @@ class DiskBacklog:
         except sqlite3.OperationalError as error:
             raise OSError(f"{path}: {error}") from error
         except sqlite3.DatabaseError:
-            self._move_aside()
+            move_aside(path)
             self._open()
 
     def _open(self) -> None:
@@ -109,12 +109,6 @@ class DiskBacklog:
         except sqlite3.Error:
             self._db.close()
             raise
-
-    def _move_aside(self) -> None:
-        for suffix in ("", "-wal", "-shm"):
-            part = self.path.with_name(self.path.name + suffix)
-            if part.exists():
-                part.replace(part.with_name(part.name + ".damaged"))
 
     def _count_delivered(self) -> int:
         return int(self._db.execute("SELECT count(*) FROM item WHERE payload IS NULL").fetchone()[0])
@@ -189,3 +183,11 @@ def _fitting(items: Any, items_max: int, bytes_max: int) -> list[Item]:
             break
         out.append(item)
     return out
+
+
+def move_aside(path: Path) -> None:
+    """Gives the SQLite file `path`, with what belongs to it, names that end in `.damaged`. Raises `OSError`."""
+    for suffix in ("", "-wal", "-shm"):
+        part = path.with_name(path.name + suffix)
+        if part.exists():
+            part.replace(part.with_name(part.name + ".damaged"))

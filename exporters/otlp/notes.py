@@ -16,6 +16,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from exporters.backlog import move_aside
+
 CHECKPOINTS = 2  # that the id of a settled note outlives
 COLUMNS = "verdict, tenant, trace_id, span_id, kind, event, child, seq"
 
@@ -60,10 +62,7 @@ class Notes:
         except sqlite3.OperationalError as error:
             raise OSError(f"{path}: {error}") from error
         except sqlite3.DatabaseError:
-            for suffix in ("", "-wal", "-shm"):
-                part = path.with_name(path.name + suffix)
-                if part.exists():
-                    part.replace(part.with_name(part.name + ".damaged"))
+            move_aside(path)
             self._open()
 
     def _open(self) -> None:

@@ -21,6 +21,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import QueuePool
 
 from collector_processor.config import StoreConfig
+from exporters.backlog import move_aside
 from exporters.store.schema import SchemaError, migrate
 
 FILE = "spanchain.db"
@@ -112,10 +113,7 @@ class Database:
                 raise OSError(f"{self.path}: {self.failure(error)}") from None
             self._engine.dispose()
             log.warning("the store is damaged and moved aside", path=f"{self.path}.damaged", error=self.failure(error))
-            for suffix in ("", "-wal", "-shm"):
-                part = self.path.with_name(self.path.name + suffix)
-                if part.exists():
-                    part.replace(part.with_name(part.name + ".damaged"))
+            move_aside(self.path)
             self._make_file(self.path)
 
     def _make_file(self, path: Path) -> None:
