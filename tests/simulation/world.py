@@ -77,7 +77,6 @@ class Trouble:
 
 CALM = Trouble(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, torn=False, skew_s=5.0, rot=0.0, away=0.0)
 TROUBLES = {
-    "rot": Trouble(torn=False, failing_disk=0.0, crash=0.02, checkpoint=0.1, rot=0.9),
     "power cuts": Trouble(),
     "kills": Trouble(torn=False, failing_disk=0.0, rot=0.0, crash=0.02),
     "network": Trouble(delay_s=4.0, lost=0.3, unheard=0.3, doubled=0.3, crash=0.0, failing_disk=0.0),
@@ -411,6 +410,7 @@ class World:
         service._begin_checkpoint = perhaps  # type: ignore[method-assign]
         self.service = service
         service._recover()
+        service._restore()
         service._keeper.begin = self._keep_later  # type: ignore[method-assign]
         service._replay_journal()
 
