@@ -11,7 +11,7 @@ import pytest
 
 from tests.simulation.world import CALM, TROUBLES, Trouble, broken_promises, simulate
 
-SEEDS = 3  # of each kind of world
+SEEDS = 2  # of each kind of world
 SOAK_SEEDS = 2000  # of all kinds together
 
 

@@ -154,7 +154,7 @@ class Sender:
             def done(_: Future[None]) -> None:
                 underway.release()
 
-            while not self._stopping.is_set():
+            while not self._stopping.is_set() and threading.main_thread().is_alive():
                 ahead = begun + self.sent * self._pause_s - time.monotonic()
                 if ahead > 0 and self._stopping.wait(ahead):
                     break
@@ -171,7 +171,8 @@ class Sender:
                 with self._lock:
                     kind = self.answers.refused if code in RETRYABLE else self.answers.failed
                     kind[code.name] += 1
-                if code not in RETRYABLE or not self._patient:
+                # A test that failed has not stopped it: then the end of the program does.
+                if code not in RETRYABLE or not self._patient or not threading.main_thread().is_alive():
                     return False
                 time.sleep(0.2)
             else:

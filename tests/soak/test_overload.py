@@ -17,7 +17,7 @@ from tests.soak.running import resident_mib, serve, settled
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak]
 
-SHORT_S, LONG_S = 15.0, 300.0
+SHORT_S, LONG_S = 8.0, 300.0
 RECOVERY_S = 30.0
 WAIT_S = 2.0
 OVERRIDES = {

@@ -18,7 +18,7 @@ from tests.soak.running import quantile, resident_mib, scrape, serve, settled, s
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak]
 
-SHORT_S, LONG_S = 20.0, 600.0
+SHORT_S, LONG_S = 15.0, 600.0
 RECORDS_S = 100_000.0
 WAIT_S = 2.0
 WARM_S = 60.0  # of the long form, in which tables and caches fill
