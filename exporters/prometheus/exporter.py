@@ -56,7 +56,11 @@ class PrometheusExporter:
             advice = "set exporters.prometheus.allow_insecure, or listen on 127.0.0.1"
             raise OSError(f"the metrics on {host} could be read by other machines without authentication; {advice}")
         handler = type("Handler", (_Handler,), {"registry": self._telemetry.registry})
-        self._server = _Server((host, self._config.port), handler)
+        try:
+            self._server = _Server((host, self._config.port), handler)
+        except OSError as error:
+            where = f"{host}:{self._config.port}"
+            raise OSError(f"exporters.prometheus: cannot listen on {where}: {error.strerror}") from error
         self.address = (host, self._server.server_address[1])
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="metrics", daemon=True)
         self._thread.start()

@@ -215,5 +215,5 @@ def test_an_address_of_this_machine_is_not(host: str) -> None:
 
 def test_a_taken_port_is_told(exporter: PrometheusExporter) -> None:
     assert exporter.address is not None
-    with pytest.raises(OSError, match="in use"):
+    with pytest.raises(OSError, match=r"exporters.prometheus: cannot listen on 127.0.0.1:\d+: .*in use"):
         PrometheusExporter(PrometheusConfig(port=exporter.address[1]), Telemetry("1")).start()
