@@ -381,6 +381,10 @@ class EngineConfig(Section):
 
     epoch_s: Positive = 10.0
     """Grid on which detectors learn and incidents are judged; verdicts do not wait for it."""
+    quarantine_records_max: Count = 2_000_000
+    """Records whose chains wait out `decide.quarantine_s`, some 50 bytes each; every epoch may hold an equal share. Of
+    an epoch with more (by default: 20,000 records/s) a sample of chains is learned, the others are judged and counted
+    in `spanchain_chains_not_learned_total`."""
 
 
 class QueueConfig(Section):

@@ -4,7 +4,8 @@ How it works. `process` decodes payloads and joins their records; `tick` closes 
 them. Time is cut in epochs. Within one, the state of detectors and of decide stands still, so a chain's verdict does
 not depend on which others are judged in the same call, nor on how often `tick` is called. At each boundary, in this
 order: what is due is closed and judged; detectors look at their windows (`advance`); incidents are judged; the joiner
-learns how long to wait; and the chains whose quarantine is over are learned. The same payloads with the same times give
+learns how long to wait; and the chains whose quarantine is over are learned. Of an epoch with more records than its
+share of the quarantine, which is bounded, a sample by content waits there. The same payloads with the same times give
 the same output, byte for byte.
 
     bytes ─ decode ─ join ─ close ─ score ─ decide ─┬─ verdicts
@@ -23,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from collector_processor.config import Config
+from collector_processor.decide.calibrate import drawn_hash
 from collector_processor.decide.incidents import Incidents
 from collector_processor.decide.verdicts import Decider
 from collector_processor.decode.decoder import Decoder
@@ -42,7 +44,7 @@ from detectors.registry import build, components
 
 SECOND = 1_000_000_000
 SNAPSHOT_VERSION = 1
-Judged = list[tuple[ChainBatch, npt.NDArray[Any]]]  # chains, and what decide needs to learn from them
+Judged = tuple[ChainBatch, npt.NDArray[Any]]  # chains, and what decide needs to learn from them
 IDLE_EPOCHS = 12  # epochs without any chain after which only every IDLE_STRIDE-th boundary is judged
 IDLE_STRIDE = 6
 IDLE_EPOCHS_MAX = 360  # epochs without any chain after which time may jump
@@ -80,11 +82,14 @@ class Engine:
         self.rejected: dict[tuple[Signal, str], int] = {}
         self.chains_closed = [0, 0, 0]  # per Outcome
         self.records_closed = 0
+        self.chains_not_learned = 0  # for their epoch had more records than its share of the quarantine
         self._epoch_ns = int(config.engine.epoch_s * SECOND)
         self._quarantine_ns = int(config.decide.quarantine_s * SECOND)
+        epochs = self._quarantine_ns // self._epoch_ns + 1
+        self._epoch_records_max = max(1, config.engine.quarantine_records_max // epochs)
         self._boundary_ns = 0  # the next one; 0 before the first call
         self._idle_epochs = 0
-        self._judged: Judged = []  # in the present epoch
+        self._judged: list[Judged] = []  # in the present epoch
         self._quarantine: deque[tuple[int, Judged]] = deque()  # the boundary at which each epoch ended, ascending
 
     # -- in ----------------------------------------------------------------------------------------------------------
@@ -163,10 +168,12 @@ class Engine:
         self.joiner.learn()
         self.decider.advance(boundary_ns, self.incidents.suspected())
         if self._judged:
-            self._quarantine.append((boundary_ns, self._judged))
+            waiting = _joined(_sample(self._judged, self._epoch_records_max))
+            self.chains_not_learned += sum(len(chains) for chains, _ in self._judged) - len(waiting[0])
+            self._quarantine.append((boundary_ns, waiting))
             self._judged = []
         while self._quarantine and self._quarantine[0][0] <= boundary_ns - self._quarantine_ns:
-            self._learn(self._quarantine.popleft()[1])
+            self._learn(*self._quarantine.popleft()[1])
 
     # -- judging and learning ----------------------------------------------------------------------------------------
 
@@ -180,10 +187,8 @@ class Engine:
         for outcome, count in enumerate(np.bincount(chains.outcome, minlength=3).tolist()):
             self.chains_closed[outcome] += count
 
-    def _learn(self, epoch: Judged) -> None:
+    def _learn(self, batch: ChainBatch, training: npt.NDArray[Any]) -> None:
         """Learns one epoch's chains at once, so that how they were grouped for judging leaves no trace."""
-        batch = ChainBatch.concat([chains for chains, _ in epoch])
-        training = np.concatenate([state for _, state in epoch])
         normal = self.decider.clear(batch, training)
         for detector in self.detectors.values():
             detector.learn(batch, normal)
@@ -210,8 +215,9 @@ class Engine:
             "rejected": [[int(signal), reason, count] for (signal, reason), count in self.rejected.items()],
             "chains_closed": list(self.chains_closed),
             "records_closed": self.records_closed,
+            "chains_not_learned": self.chains_not_learned,
             "judged": _saved(self._judged),
-            "quarantine": [[boundary_ns, _saved(epoch)] for boundary_ns, epoch in self._quarantine],
+            "quarantine": [[boundary_ns, _saved([epoch])] for boundary_ns, epoch in self._quarantine],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -237,13 +243,14 @@ class Engine:
         self.rejected = {(Signal(signal), reason): count for signal, reason, count in state["rejected"]}
         self.chains_closed = [int(count) for count in state["chains_closed"]]
         self.records_closed = int(state["records_closed"])
+        self.chains_not_learned = int(state.get("chains_not_learned", 0))  # earlier versions learned every chain
         # What waits to be learned was judged by a decider of the same detectors; else its training columns do not fit.
         fits = list(state["detectors"]) == list(self.detectors)
         self._judged = self._loaded(state["judged"]) if fits else []
         epochs = state["quarantine"] if fits else []
-        self._quarantine = deque((int(boundary_ns), self._loaded(epoch)) for boundary_ns, epoch in epochs)
+        self._quarantine = deque((int(boundary_ns), _joined(self._loaded(epoch))) for boundary_ns, epoch in epochs)
 
-    def _loaded(self, saved: list[dict[str, Any]]) -> Judged:
+    def _loaded(self, saved: list[dict[str, Any]]) -> list[Judged]:
         dtype = self.decider.training
         return [
             (ChainBatch(symbols=self.symbols, **batch["chains"]), np.array(batch["training"], np.uint8).view(dtype))
@@ -251,11 +258,27 @@ class Engine:
         ]
 
 
-def _saved(epoch: Judged) -> list[dict[str, Any]]:
+def _joined(epoch: list[Judged]) -> Judged:
+    """An epoch's chains, of which there is at least one batch, as one."""
+    return ChainBatch.concat([chains for chains, _ in epoch]), np.concatenate([state for _, state in epoch])
+
+
+def _sample(epoch: list[Judged], records_max: int) -> list[Judged]:
+    """What of an epoch may wait: all of it, or as many chains as have `records_max` records, drawn by their content."""
+    if sum(chains.records for chains, _ in epoch) <= records_max:
+        return epoch
+    records = np.concatenate([np.diff(chains.offsets) for chains, _ in epoch])
+    order = np.argsort(np.concatenate([drawn_hash(chains) for chains, _ in epoch]), kind="stable")
+    drawn = np.zeros(records.size, np.bool_)
+    drawn[order[np.cumsum(records[order]) <= records_max]] = True
+    parts = np.split(drawn, np.cumsum([len(chains) for chains, _ in epoch])[:-1])
+    return [(chains.take(part), state[part]) for (chains, state), part in zip(epoch, parts, strict=True)]
+
+
+def _saved(epoch: list[Judged]) -> list[dict[str, Any]]:
     """Judged chains as plain arrays, in one batch."""
     if not epoch:
         return []
-    chains = ChainBatch.concat([chains for chains, _ in epoch])
-    training = np.concatenate([state for _, state in epoch])
+    chains, training = _joined(epoch)
     columns = {column.name: getattr(chains, column.name) for column in fields(ChainBatch) if column.name != "symbols"}
     return [{"chains": columns, "training": training.view(np.uint8)}]

@@ -162,6 +162,16 @@ def uniform_hash(batch: ChainBatch) -> F64:
     return out
 
 
+def drawn_hash(batch: ChainBatch) -> F64:
+    """[n] numbers like those of `uniform_hash`, and independent of them: a sample drawn by these can be sampled again.
+
+    The same number would let in none but those that audits let train.
+    """
+    out = np.empty(len(batch))
+    kernels.spread_evenly(batch.trace_lo, batch.sequence, batch.end_ns.view(np.uint64), batch.start_ns, out)
+    return out
+
+
 def _columns(saved: Any, columns: list[int | None]) -> Any:
     """`saved` [rows, old columns, ...] with its columns rearranged; None gives an empty one."""
     out = np.zeros((saved.shape[0], len(columns), *saved.shape[2:]), saved.dtype)

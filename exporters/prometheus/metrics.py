@@ -207,6 +207,13 @@ METRICS: dict[str, Metric] = {
             ("outcome",),
             starts_at=(("written",), ("failed",), ("unflushed",), ("corrupt",)),
         ),
+        Metric(
+            "chains_not_learned_total",
+            "counter",
+            "Chains that were judged but not learned, for more were closed than `engine.quarantine_records_max` lets "
+            "wait: a sample was learned.",
+            starts_at=((),),
+        ),
         Metric("model_info", "gauge", "1 for each model in use.", ("model", "version")),
         Metric(
             "label_overflow_total",

@@ -79,7 +79,7 @@ def test_a_file_reference_is_relative_to_the_configuration_and_loses_one_newline
         ("join:\n  wait_initial: 3\n", ("join.wait_initial", 2, "unknown key; did you mean wait_initial_s?")),
         ("jion:\n  chains_max: 3\n", ("jion", 1, "unknown key; did you mean join?")),
         ("\n\nwait_min_s: 3\n", ("wait_min_s", 3, "unknown key; did you mean join.wait_min_s?")),
-        ("engine:\n  zzz: 1\n", ("engine.zzz", 2, "unknown key; valid here: epoch_s")),
+        ("engine:\n  zzz: 1\n", ("engine.zzz", 2, "unknown key; valid here: epoch_s, quarantine_records_max")),
         ("join:\n\n  chains_max: ten\n", ("join.chains_max", 3, "should be a valid integer")),
         ("join:\n  chains_max: 0\n", ("join.chains_max", 2, "should be greater than 0")),
         ("join:\n  chains_max:\n", ("join.chains_max", 2, "should be a valid integer")),

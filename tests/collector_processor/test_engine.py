@@ -162,3 +162,52 @@ def test_a_verdict_has_the_time_its_chain_was_due_not_when_somebody_looked() -> 
     (verdicts,) = engine.tick(T0 + 8 * SECOND).verdicts
     assert verdicts.chains.closed_ns.tolist() == [T0 + 6 * SECOND]
     assert verdicts.chains.end_ns.tolist() == [T0 + 40 * MS]
+
+
+def bounded(records_max: int) -> Engine:
+    """An engine whose epochs may have a tenth of `records_max` wait each."""
+    limits = {"chains_max": 5000, "records_max": 50_000, "closed_remembered_max": 10_000}
+    return Engine(Config.model_validate({"join": limits, "engine": {"quarantine_records_max": records_max}}))
+
+
+def waiting(engine: Engine) -> list[tuple[int, list[str], int]]:
+    """(boundary, trace ids, records) of each epoch in quarantine."""
+    return [
+        (boundary, [chains.trace_id(c) for c in range(len(chains))], chains.records)
+        for boundary, (chains, _) in engine._quarantine
+    ]
+
+
+def test_of_too_many_chains_a_sample_waits_that_depends_on_no_grouping_and_the_rest_is_counted() -> None:
+    payloads = traffic(60)
+    whole, alone, ticked = bounded(10_000), bounded(1_500), bounded(1_500)
+    for payload in payloads:
+        for engine in (whole, alone):
+            engine.process((payload,), payload.arrival_ns)
+        for part in range(1, 10):
+            ticked.tick(payload.arrival_ns - SECOND + part * SECOND // 10)
+        ticked.process((payload,), payload.arrival_ns)
+    assert whole.chains_not_learned == 0
+    assert waiting(ticked) == waiting(alone)
+    assert ticked.chains_not_learned == alone.chains_not_learned > 0
+    for (_, chosen, records), (_, every, _) in zip(waiting(alone), waiting(whole), strict=True):
+        assert records <= 150
+        assert chosen == [trace for trace in every if trace in chosen]  # in the order in which they were closed
+        assert len(chosen) == min(len(every), 150 // 8)
+    left = sum(len(every) for _, every, _ in waiting(whole)) - sum(len(chosen) for _, chosen, _ in waiting(alone))
+    assert alone.chains_not_learned == left
+
+
+def test_a_bounded_quarantine_goes_through_a_snapshot() -> None:
+    first, second = bounded(1_500), bounded(1_500)
+    said, restored = Run(), Run()
+    payloads = traffic(200, broken_from=160)
+    for number, payload in enumerate(payloads):
+        said.take(first.process((payload,), payload.arrival_ns))
+        restored.take(second.process((payload,), payload.arrival_ns))
+        if number in (90, 301):
+            state, second = second.snapshot(), bounded(1_500)
+            second.restore(state)
+            assert second.chains_not_learned == first.chains_not_learned > 0
+            assert waiting(second) == waiting(first)
+    assert restored.lines == said.lines

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from collector_processor.decide.calibrate import Calibrator, uniform_hash
+from collector_processor.decide.calibrate import Calibrator, drawn_hash, uniform_hash
 from collector_processor.kernels import calibrate as kernels
 from collector_processor.kernels.calibrate import COLD, OWN, POOLED
 from collector_processor.model import F64, ChainBatch, Symbols
@@ -169,6 +169,16 @@ def test_sampling_depends_on_content_alone() -> None:
     assert (uniform_hash(batch.take(order)) == uniform[order]).all()
     assert 0.4 < uniform.mean() < 0.6
     assert 0 <= uniform.min() < uniform.max() < 1
+
+
+def test_a_sample_of_a_sample_is_as_even_as_the_first() -> None:
+    batch = batch_of(4000)
+    drawn, uniform = drawn_hash(batch), uniform_hash(batch)
+    order = np.random.default_rng(1).permutation(len(batch))
+    assert (drawn_hash(batch.take(order)) == drawn[order]).all()
+    first = drawn < 0.2
+    assert first.mean() == pytest.approx(0.2, abs=0.03)
+    assert (uniform[first] < 0.1).mean() == pytest.approx(0.1, abs=0.04)
 
 
 def test_a_component_is_its_detectors_least_p_value_times_their_number() -> None:
