@@ -104,7 +104,7 @@ def config(durability: str = "fsync") -> Config:
             "detectors": {"chain_sequence": {"learn_chains_min": 15}},
             "decide": {"quarantine_s": 4, "history_min": 20},
             "journal": {"durability": durability, "segment_bytes_max": 8192, "segment_age_s": 11},
-            "exporters": {"prometheus": {"enabled": False}},
+            "exporters": {"prometheus": {"enabled": False}, "store": {"enabled": False}},
         }
     )
 

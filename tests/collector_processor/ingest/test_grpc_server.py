@@ -225,7 +225,7 @@ def test_requests_at_once_are_each_answered_once_kept(served: Served) -> None:
         ("ipv4:127.0.0.1:4711", "127.0.0.1"),
         ("ipv6:%5B::1%5D:4711", "::1"),
         ("ipv6:[::1]:1", "::1"),
-        ("unix:/tmp/x", ""),
+        ("unix:/nowhere/x", ""),
     ],
 )
 def test_the_address_of_a_peer(peer: str, address: str) -> None:
