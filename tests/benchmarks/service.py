@@ -110,8 +110,7 @@ def spanchain(folder: Path, mix: Mix, durability: str = "fsync") -> Measured:
     """The service."""
     with serving(folder, durability) as (process, address, url):
         chains = mix.records / RECORDS_A_TRACE + WARM_TRACES
-        result = measured(process, address, mix, lambda: total(http_get(url), "spanchain_chains_total") >= chains)
-        return result, latencies(http_get(url), WAIT_S)
+        return measured(process, address, mix, lambda: total(http_get(url), "spanchain_chains_total") >= chains)
 
 
 def total(metrics: str, name: str) -> float:
