@@ -12,11 +12,12 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from collector_processor import cli
 from collector_processor.cli import app
 from collector_processor.incident_view import lasted, listing, page, since_ns
 from tests.exporters.store.kept import NS, Place, incident, verdict
 
-RUN = CliRunner(env={"COLUMNS": "160"})
+RUN = CliRunner()
 NOW_NS = 1_800_000_000 * NS
 
 
@@ -42,8 +43,9 @@ def test_since_says_what_it_takes(text: str) -> None:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Place]:
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     """Three incidents of two tenants, one of them over, and the chain that shows the first."""
+    monkeypatch.setattr(cli, "out", Console(width=160))  # whatever terminal the tests run in
     with ExitStack() as stack:
         place = Place(tmp_path, None, stack)
         place.sink().write(
