@@ -116,6 +116,7 @@ def test_one_bad_span_is_reported_and_the_others_count(tmp_path: Path) -> None:
         assert eventually(lambda: len(written(tmp_path)) == 1)
 
 
+@pytest.mark.slow
 def test_a_stopped_service_goes_on_with_its_open_chains(tmp_path: Path) -> None:
     long = config(join={"wait_initial_s": 3, "wait_min_s": 3})
     with running(tmp_path, long) as service, sender(port_of(service)) as send:

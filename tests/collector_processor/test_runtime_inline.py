@@ -118,6 +118,7 @@ def test_what_is_acknowledged_goes_on_with_the_event_on_the_span_and_nothing_els
         assert service.engine.received[0] == 10, "what it sent did not come back to it"
 
 
+@pytest.mark.slow
 def test_a_backend_that_is_away_fills_the_journal_then_senders_wait_and_all_goes_on_by_itself(tmp_path: Path) -> None:
     sections = {"journal": {"bytes_max": 60_000, "segment_bytes_max": 8_000, "checkpoint_interval_s": 0.5}}
     with GrpcSink() as sink:

@@ -50,6 +50,7 @@ def test_the_json_transcoder_agrees_with_protobuf(soak_s: Callable[[float], floa
     assert counts["inputs"] / 10 < counts["both accept"] < counts["inputs"] * 0.9
 
 
+@pytest.mark.slow
 def test_the_inputs_found_before_agree_now() -> None:
     fuzzer = decode.Fuzzer(0)
     found = decode.replay(fuzzer, FOUND)

@@ -35,6 +35,7 @@ def test_every_promise_is_kept_in_very_many_worlds(name: str) -> None:
         assert broken_promises(seed, TROUBLES[name]) == [], command(name, seed)
 
 
+@pytest.mark.slow
 def test_the_world_is_as_bad_as_it_says() -> None:
     """A simulation in which nothing happens shows nothing."""
     outcome, requests = simulate(3, Trouble())

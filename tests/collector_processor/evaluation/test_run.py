@@ -17,6 +17,9 @@ from collector_processor.evaluation.run import Report, evaluate
 from tests.collector_processor.evaluation.small_recording import FAULT_S, LENGTH_S, write
 
 
+pytestmark = pytest.mark.slow  # the recording is made and replayed first
+
+
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(recording, labels)"""

@@ -286,6 +286,7 @@ def test_traffic_that_stops_is_a_drop() -> None:
     assert bench.detector.evidence(drops[-1])["within_s"] in {60.0, 300.0}
 
 
+@pytest.mark.slow
 def test_what_is_normal_at_night_is_unusual_at_noon() -> None:
     bench = Bench(slice_s=3600.0)
     day = 86_400 * NS

@@ -77,6 +77,7 @@ def test_less_traffic_alone_is_not_its_matter(bench: Bench) -> None:
     assert bench.slices.advance(bench.minute * SLICE_S * NS).size == 0
 
 
+@pytest.mark.slow
 def test_what_is_unusual_does_not_train_until_it_has_drifted(bench: Bench) -> None:
     """ADWIN on the p-values tells trouble from a new normal: after it has spoken, the slices are learned."""
     (flow,) = bench.slices.flows.values()

@@ -39,6 +39,7 @@ def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=80)
 @given(data=st.data())
 def test_a_kill_at_any_byte_loses_and_repeats_nothing(tmp_path: Path, no_fsync: None, data: st.DataObject) -> None:
