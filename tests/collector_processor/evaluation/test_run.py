@@ -16,7 +16,6 @@ from collector_processor.evaluation.labels import Labels, load
 from collector_processor.evaluation.run import Report, evaluate
 from tests.collector_processor.evaluation.small_recording import FAULT_S, LENGTH_S, write
 
-
 pytestmark = pytest.mark.slow  # the recording is made and replayed first
 
 
