@@ -57,7 +57,7 @@ test: ## all tests, with the real components
 	$(call say,running all tests)
 	@$(PY) -m pytest $(ARGS)
 
-check: install ## format, lint, types, fast tests: under a minute
+check: install ## format, lint, types, fast tests: about a minute
 	$(call say,format)
 	@$(VENV)/bin/ruff format --check --quiet . || { echo "make format puts it right"; exit 1; }
 	$(call say,lint)
@@ -65,7 +65,7 @@ check: install ## format, lint, types, fast tests: under a minute
 	$(call say,types)
 	@$(VENV)/bin/mypy
 	$(call say,fast tests)
-	@$(PY) -m pytest -q -n auto --hypothesis-profile=quick -m "not slow and not e2e and not data" $(ARGS)
+	@$(PY) -m pytest -q -n 4 --hypothesis-profile=quick -m "not slow and not e2e and not data" $(ARGS)
 
 format: install ## formats and fixes what can be fixed without thinking
 	@$(VENV)/bin/ruff check --quiet --fix-only .
