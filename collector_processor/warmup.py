@@ -1,13 +1,17 @@
-"""`python -m collector_processor.warmup`: compiles every kernel into numba's cache, so that the first start takes no
-longer than any other.
+"""`python -m collector_processor.warmup`: compiles every kernel into numba's cache, and every module that a start
+imports into Python's, so that the first start takes no longer than any other.
 
 How it works. A kernel is compiled for the types that it is called with, so the surest list of those is a run of the
 real thing: some minutes of simulated payments, as protobuf and as JSON, with a damaged record, through an engine with
-all detectors.
+all detectors. Modules need no run, but many environments tell Python to keep no bytecode: then each start would compile
+a thousand of them again, which takes longer than all else that a start does.
 """
 
 from __future__ import annotations
 
+import compileall
+import importlib
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -94,9 +98,21 @@ def seldom_needed(symbols: Symbols) -> None:
     move(keys, values, keys, values)
 
 
+def keep_bytecode() -> None:
+    """Has the bytecode of all modules kept that the service loads: of those that are loaded now, and of later ones."""
+    for name in ("collector_processor.cli", "collector_processor.runtime"):
+        importlib.import_module(name)
+    sys.dont_write_bytecode = False  # what a detector imports in its first minutes comes in `judge`
+    for module in list(sys.modules.values()):
+        source = getattr(module, "__file__", None)
+        if source and source.endswith(".py"):
+            compileall.compile_file(source, quiet=2)
+
+
 def main() -> None:
     """Compiles, in two processes, and says how long it took."""
     started = time.monotonic()
+    keep_bytecode()
     with ProcessPoolExecutor(2) as pool:
         halves: list[Future[Any]] = [pool.submit(judge), pool.submit(receive)]
         for half in halves:
