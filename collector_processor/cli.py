@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 it ran and found something wrong, 2 it was called wrongly 
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,7 +33,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console()
+WIDE = 140  # columns of a table when nobody's terminal sets a limit: piped into a file nothing needs to be cut
+out = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE)
 err = Console(stderr=True)
 
 

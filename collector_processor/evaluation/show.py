@@ -115,7 +115,7 @@ def _fault_table(title: str, judged: FaultReport) -> Table:
     )
     table = Table(title=head, caption=_caption(judged), title_justify="left", caption_justify="left")
     for name in ("fault", "type", "service", "found after", "rank", "first suspects"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for result in judged.results:
         after = "-" if result.found_after_s is None else f"{result.found_after_s:.0f} s"
         table.add_row(
