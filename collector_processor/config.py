@@ -476,6 +476,9 @@ class FileExportConfig(Section):
     `null` lets it grow."""
     files_kept: Count = 3
     """How many such older files are kept."""
+    incidents_max: Count = 2000
+    """Incidents in `incidents.jsonl`, some 3 kB each; when there are more, the oldest resolved ones go. `replay` keeps
+    all."""
     queue: QueueConfig = QueueConfig(items_max=2000, bytes_max=67_108_864)
 
 

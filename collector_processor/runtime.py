@@ -366,6 +366,7 @@ class Service:
             ("records_late_total", (("signal", "traces"),)): joined["late_spans"],
             ("records_late_total", (("signal", "logs"),)): joined["late_logs"],
             ("chains_not_learned_total", ()): self.engine.chains_not_learned,
+            ("incident_findings_forgotten_total", ()): self.engine.incidents.forgotten,
         }
         return totals | {key: count for key, count in self.counters.snapshot().items() if key[0] in EXPORTED_COUNTERS}
 

@@ -177,8 +177,8 @@ class Case:
 
     def count(self, seen: Any) -> None:
         """Counts the chains of `seen` that had something unusual at a service that the case is about."""
-        about = {e[2] if e[2] != NONE else e[4] for e in self.nats}
-        rows = seen[[service in about for service in seen["service"].tolist()]]
+        about = [e[2] if e[2] != NONE else e[4] for e in self.nats]
+        rows = seen[np.isin(seen["service"], about)]
         if not rows.size:
             return
         first = np.ones(rows.size, np.bool_)  # of its chain, whose rows are neighbours

@@ -56,6 +56,8 @@ P_MIN = 1e-300
 P_SEEN = 0.05  # up to which a chain's finding counts as one of an incident's chains
 POOLS = 3  # independent subjects of a service: calls into it, itself, calls out of it
 CALLS_MAX = 65_536
+RECENT_MAX = 1_000_000  # chains' findings of one window, 28 bytes each; every epoch may hold an equal share
+MIX = np.uint64(0x9E3779B97F4A7C15)  # spreads ids, so that a sample of them is one whatever made them
 FINDINGS_TOLD = 4  # elements that an explanation spells out
 SEEN = np.dtype(
     [
@@ -91,7 +93,9 @@ class Incidents:
         self.symbols = symbols
         self.sources = tuple(detectors.values())
         self.window_ns = int(config.quarantine_s * NS)
-        self.repeats = Repeats(max(2, round(config.quarantine_s / epoch_s)), config.repeat_min)
+        epochs = max(2, round(config.quarantine_s / epoch_s))
+        self.repeats = Repeats(epochs, config.repeat_min)
+        self.epoch_max = RECENT_MAX // epochs
         self.open: list[Case] = []
         self.first_ns = 0  # when the first chain was closed
         self.now_ns = 0  # the last boundary
@@ -99,6 +103,7 @@ class Incidents:
         self.calls: set[tuple[int, int]] = set()  # (caller, callee)
         self.known_paths = np.zeros(64, np.bool_)  # whose calls have been noted
         self.recent: deque[tuple[int, Any]] = deque()  # of one window: when closed, SEEN
+        self.forgotten = 0  # findings that were not kept in `recent`, for there were too many
 
     def threshold(self) -> float:
         """-ln p from which on an element opens an incident."""
@@ -143,9 +148,14 @@ class Incidents:
 
     def judge(self, now_ns: int, findings: Findings) -> list[Incident]:
         """Incidents opened, changed or resolved at the boundary `now_ns`, given the windows' findings."""
-        self.now_ns = now_ns
+        before_ns, self.now_ns = self.now_ns, now_ns
         while self.recent and self.recent[0][0] < now_ns - self.window_ns:
             self.recent.popleft()
+        out = self._judged(now_ns, findings)
+        self._thin(before_ns)
+        return out
+
+    def _judged(self, now_ns: int, findings: Findings) -> list[Incident]:
         repeated, told = self.repeats.advance()
         if not (findings.size or repeated.size or self.open):
             self.since = {}
@@ -173,6 +183,20 @@ class Incidents:
             case.counted_ns = now_ns
         out = [incident for case in changed if (incident := self._told(case)) is not None]
         return out + self._resolved(now_ns)
+
+    def _thin(self, before_ns: int) -> None:
+        """Keeps no more of the epoch since `before_ns`, which has been counted, than an epoch's share: a sample of its
+        chains by their ids, so that how they came in batches leaves no trace."""
+        epoch = [seen for closed_ns, seen in self.recent if closed_ns > before_ns]
+        if sum(map(len, epoch)) <= self.epoch_max:
+            return
+        order = np.concatenate([seen["lo"] for seen in epoch]) * MIX
+        bound = np.partition(order, self.epoch_max)[self.epoch_max]
+        for index, (closed_ns, seen) in enumerate(self.recent):
+            if closed_ns > before_ns:
+                kept = seen[seen["lo"] * MIX < bound]
+                self.forgotten += len(seen) - len(kept)
+                self.recent[index] = closed_ns, kept
 
     def suspected(self) -> list[int]:
         """The services that open incidents suspect first, while the incident is one to be patient with."""
@@ -357,6 +381,7 @@ class Incidents:
             "calls": [list(pair) for pair in sorted(self.calls)],
             "since": [[list(element), since] for element, since in self.since.items()],
             "recent": [[closed, seen.copy()] for closed, seen in self.recent],
+            "forgotten": self.forgotten,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -370,3 +395,4 @@ class Incidents:
             kind, level, service, event, caller, rule = (int(part) for part in parts)
             self.since[(kind, level, service, event, caller, rule)] = int(since)
         self.recent = deque((int(closed), np.array(seen, SEEN)) for closed, seen in state["recent"])
+        self.forgotten = int(state.get("forgotten", 0))  # earlier versions kept all

@@ -49,6 +49,7 @@ class FileExporter:
         self._which = config.verdicts
         self._folder = folder
         self._rows = rows
+        self._meter = meter
         self._fresh = fresh
         self._queue = WorkerQueue(self.name, config.queue, meter, self._deliver, batch_items=64, wait_when_full=wait)
         self._verdicts: VerdictFile | None = None
@@ -68,7 +69,8 @@ class FileExporter:
                 path.unlink(missing_ok=True)
         bytes_max = None if self._fresh else self._config.bytes_max
         self._verdicts = VerdictFile(verdicts, bytes_max, self._config.files_kept)
-        self._incidents = IncidentFile(incidents)
+        self._incidents = IncidentFile(incidents, None if self._fresh else self._config.incidents_max)
+        self._meter.count("incidents_file_removed_total", 0)
         self._began = self._verdicts.position
         self._queue.start()
 
@@ -122,7 +124,8 @@ class FileExporter:
         assert self._incidents is not None
         try:
             # First what may be done twice; then all verdicts in one step, for a failed batch is given again.
-            self._incidents.update([item.payload[2] for item in items if item.payload[2] is not None])
+            removed = self._incidents.update([item.payload[2] for item in items if item.payload[2] is not None])
+            self._meter.count("incidents_file_removed_total", removed)
             self._verdicts.append(row for item in items for row in self._verdict_rows(item))
         except OSError as error:
             raise RetryLater("disk") from error

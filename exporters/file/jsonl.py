@@ -5,7 +5,9 @@ after a crash the runtime gives again what came after the one it restored, and w
 behind the older mark, so on opening only the ids from there on are read. When it has reached its size, it is renamed
 and begun anew; a mark names its file by inode, which a rename does not change. `IncidentFile` holds one line an
 incident: a new one goes to the end, a changed one in the place of the old, by writing a new file and renaming it, so
-that a reader always sees whole lines. In both a line torn by a kill is cut off when the file is opened.
+that a reader always sees whole lines. It holds so many incidents at most, which bounds what a change costs too: when
+there are more, the oldest resolved ones go, then the oldest of all. In both a line torn by a kill is cut off when the
+file is opened.
 """
 
 from __future__ import annotations
@@ -178,55 +180,56 @@ class VerdictFile:
 
 
 class IncidentFile:
-    """`path`, one line an incident, in the order in which they were opened. Every method may raise `OSError`."""
+    """`path`, one line an incident, in the order in which they were opened, `incidents_max` at most (None: no bound).
 
-    def __init__(self, path: Path) -> None:
+    Every method may raise `OSError`, and has then changed nothing.
+    """
+
+    def __init__(self, path: Path, incidents_max: int | None = None) -> None:
         self.path = path
-        self._place: dict[str, int] = {}  # incident -> number of its line
+        self._incidents_max = incidents_max
+        self._lines: dict[str, bytes] = {}  # incident -> its line
         self._resolved: set[str] = set()
-        self._lines = 0
         path.touch()
         cut_torn_line(path)
         with path.open("rb") as file:
-            for line in file:
-                self._read(line)
+            for number, line in enumerate(file):
+                self._read(number, line)
 
-    def _read(self, line: bytes) -> None:
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # a line of somebody else's keeps its place
+    def _read(self, number: int, line: bytes) -> None:
+        incident = f"line {number}"  # of somebody else: it keeps its place
+        with contextlib.suppress(ValueError, KeyError, TypeError):
             row = orjson.loads(line)
-            self._note(row, self._lines)
-        self._lines += 1
-
-    def _note(self, row: dict[str, Any], place: int) -> None:
-        self._place[row["incident_id"]] = place
-        if row["resolved_unix_nano"] is not None:
-            self._resolved.add(row["incident_id"])
-
-    def update(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Makes these rows the state of their incidents. A resolved one stays resolved: older news is given again."""
-        changed: dict[int, dict[str, Any]] = {}
-        added: dict[str, dict[str, Any]] = {}
-        for row in rows:
+            if row["resolved_unix_nano"] is not None:
+                self._resolved.add(row["incident_id"])
             incident = row["incident_id"]
-            if incident in self._resolved and row["resolved_unix_nano"] is None:
-                continue
-            if incident in self._place:
-                changed[self._place[incident]] = row
-            else:
-                added[incident] = row
-        if not changed and not added:
-            return
-        self._write({place: encode(row) for place, row in changed.items()}, [encode(row) for row in added.values()])
-        for place, row in changed.items():
-            self._note(row, place)
-        for row in added.values():
-            self._note(row, self._lines)
-            self._lines += 1
+        self._lines[incident] = line
 
-    def _write(self, changed: dict[int, bytes], added: list[bytes]) -> None:
-        with self.path.open("rb") as file:
-            old = [changed.get(place, line) for place, line in enumerate(file)]
-        replace(self.path, b"".join([*old, *added]))
+    def update(self, rows: Iterable[dict[str, Any]]) -> int:
+        """Makes these rows the state of their incidents; how many older ones had to go. A resolved one stays resolved:
+        older news is given again."""
+        lines, resolved = self._lines.copy(), self._resolved.copy()
+        for row in rows:
+            incident, is_resolved = row["incident_id"], row["resolved_unix_nano"] is not None
+            if is_resolved or incident not in resolved:
+                lines[incident] = encode(row)
+            if is_resolved:
+                resolved.add(incident)
+        if lines == self._lines:
+            return 0
+        gone = self._too_many(lines, resolved)
+        for incident in gone:
+            del lines[incident]
+        replace(self.path, b"".join(lines.values()))
+        self._lines, self._resolved = lines, resolved.difference(gone)
+        return len(gone)
+
+    def _too_many(self, lines: Iterable[str], resolved: set[str]) -> list[str]:
+        """Those beyond the bound: the oldest that are over, then the oldest of all."""
+        if self._incidents_max is None:
+            return []
+        order = sorted(lines, key=lambda incident: incident not in resolved)  # stable: the oldest first in each half
+        return order[: max(0, len(order) - self._incidents_max)]
 
     def close(self) -> None:
         """Nothing is held open."""

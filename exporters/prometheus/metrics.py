@@ -165,6 +165,11 @@ METRICS: dict[str, Metric] = {
             "What was given up. reason: queue_full, refused, rejected (in part), too_large, rate, shutdown, error.",
             ("exporter", "reason"),
         ),
+        Metric(
+            "incidents_file_removed_total",
+            "counter",
+            "Incidents that left `incidents.jsonl`, for it had reached `exporters.file.incidents_max`.",
+        ),
         Metric("store_rows", "gauge", "Rows of the store. table: verdicts, incidents.", ("table",)),
         Metric("store_bytes", "gauge", "Bytes of what the store keeps, without the database's own overhead."),
         Metric(
@@ -212,6 +217,13 @@ METRICS: dict[str, Metric] = {
             "counter",
             "Chains that were judged but not learned, for more were closed than `engine.quarantine_records_max` lets "
             "wait: a sample was learned.",
+            starts_at=((),),
+        ),
+        Metric(
+            "incident_findings_forgotten_total",
+            "counter",
+            "Findings of single chains that were counted in the open incidents but not kept for those that open within "
+            "the next minutes: there were more than are kept, and of those a sample was.",
             starts_at=((),),
         ),
         Metric("model_info", "gauge", "1 for each model in use.", ("model", "version")),

@@ -308,3 +308,20 @@ def test_the_tail_of_counts_is_a_bound() -> None:
 
 def test_a_service_that_is_unknown_opens_nothing(bench: Bench) -> None:
     assert bench.judge(row(Kind.SLOW_CALL, Level.SERVICE, 40.0, service=NONE), epochs=3) == []
+
+
+def test_of_very_many_findings_a_sample_of_chains_waits_and_open_incidents_count_all() -> None:
+    unusual = {"kind": Kind.SLOW_OPERATION, "level": Level.OPERATION}
+    benches = Bench(), Bench()
+    for bench, batches in zip(benches, ((60,), (10, 20, 30)), strict=True):
+        bench.incidents.epoch_max = 20
+        bench.judge(bench.slow("stock"), epochs=2)
+        before = bench.incidents.open[0].chains
+        for count in batches:
+            bench.observe(count, service=bench.service("stock"), **unusual)
+        bench.judge(bench.slow("stock"))
+        assert bench.incidents.open[0].chains == before + 60
+    kept = [np.concatenate([seen["lo"] for _, seen in bench.incidents.recent]) for bench in benches]
+    assert 0 < len(kept[0]) <= 20
+    assert bench.incidents.forgotten == 60 - len(kept[0])
+    assert kept[0].tolist() == kept[1].tolist()

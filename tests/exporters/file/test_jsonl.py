@@ -253,3 +253,38 @@ def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
         old = start + reader.read()
     assert [json.loads(line)["resolved_unix_nano"] for line in old.splitlines()] == [None] * 100
     assert len(lines(file.path)) == 100
+
+
+def test_more_incidents_than_are_kept_cost_the_oldest_that_are_over_then_the_oldest(tmp_path: Path) -> None:
+    file = IncidentFile(tmp_path / "i.jsonl", incidents_max=3)
+    assert file.update([incident(1), incident(2, resolved=8), incident(3)]) == 0
+    assert file.update([incident(4), incident(5)]) == 2
+    assert lines(file.path) == [incident(3), incident(4), incident(5)]
+    assert file.update([incident(3, resolved=9)]) == 0
+    again = IncidentFile(file.path, incidents_max=3)
+    assert again.update([incident(4, chains=2), incident(6)]) == 1
+    assert lines(file.path) == [incident(4, chains=2), incident(5), incident(6)]
+
+
+def test_what_is_told_again_in_the_same_words_is_not_written_again(tmp_path: Path) -> None:
+    file = IncidentFile(tmp_path / "i.jsonl")
+    file.update([incident(1)])
+    written = file.path.stat().st_ino
+    file.update([incident(1)])
+    assert file.path.stat().st_ino == written
+
+
+def test_a_write_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = IncidentFile(tmp_path / "i.jsonl", incidents_max=1)
+    file.update([incident(1)])
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("exporters.file.jsonl.replace", full)
+        with pytest.raises(OSError, match="no room"):
+            file.update([incident(2)])
+    assert lines(file.path) == [incident(1)]
+    assert file.update([incident(2)]) == 1
+    assert lines(file.path) == [incident(2)]
