@@ -5,6 +5,8 @@ configured. With `fsync`, whoever comes first syncs for everybody whose frame is
 under load one sync serves many requests, without a thread of its own. Segments end at a size or an age, so that those
 that no checkpoint needs any more can go.
 
+A journal that is opened syncs what it finds before anybody replays it: its writer may have been killed before it could.
+
 A write or sync that fails (disk full, I/O error) is taken back: the caller gets `JournalUnavailableError` and must not
 acknowledge. After a failed sync nobody knows what is on the disk, so that segment is left and the next append begins a
 new one. When there is room again, appends succeed again, with no hand needed.
@@ -140,6 +142,8 @@ class Journal:
             raise JournalLockedError(f"another process uses the journal in {directory}") from error
         try:
             end, arrival_ns = _end_of(directory)
+            if config.durability == "fsync":
+                _sync_found(directory)
             return cls(directory, config, on_durable, descriptor, max(at_least, end), arrival_ns)
         except OSError:
             os.close(descriptor)
@@ -428,6 +432,22 @@ def _end_of(directory: Path) -> tuple[int, int]:
         if last is not None:
             return max(end, last.position + 1), last.arrival_ns
     return end, 0
+
+
+def _sync_found(directory: Path) -> None:
+    """Syncs what an earlier run may have written and not synced before it was killed: what is replayed now, and so
+    decided, must still be there after a power cut. Older segments were synced before the next one was begun.
+
+    Errors: OSError.
+    """
+    segments = segments_in(directory)
+    if segments:
+        descriptor = os.open(segments[-1].path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fdatasync(descriptor)
+        finally:
+            os.close(descriptor)
+    sync_directory(directory)
 
 
 def sync_directory(directory: Path) -> None:

@@ -46,7 +46,7 @@ class Disk:
             self._synced.pop((state.st_dev, state.st_ino), None)  # numbers of deleted files are given again
         if str(path).endswith((".wal", "lock")):  # the others are closed by their file objects
             self._open.add(descriptor)
-        if str(path).endswith(".wal"):
+        if flags & os.O_CREAT and str(path).endswith(".wal"):
             self._unsure.append(Path(path).unlink)
         return descriptor
 

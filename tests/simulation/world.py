@@ -325,7 +325,7 @@ class World:
         with ExitStack() as stack:
             for module in (wal, segment, checkpoint):
                 stack.enter_context(mock.patch.object(module, "os", self.disk))
-            for module in (wal, clock, keeper):
+            for module in (wal, clock, keeper, runtime):
                 stack.enter_context(mock.patch.object(module, "time", times))
             stack.enter_context(mock.patch.object(wal, "new_salt", partial(self.chance.getrandbits, 32)))
             stack.enter_context(mock.patch.object(runtime.secrets, "randbits", self.chance.getrandbits))
@@ -450,7 +450,7 @@ class World:
         self.wrong_ns += int(self.chance.uniform(0, self.trouble.set_back_s) * SECOND)
         try:
             self._start()
-        except PowerCutError:
+        except (PowerCutError, OSError):  # a disk that does not sync lets nothing start; somebody starts it again
             self._crash()
 
     def _rot(self) -> None:

@@ -305,6 +305,26 @@ def test_after_a_failed_sync_nothing_in_doubt_is_acknowledged(tmp_path: Path, mo
     assert replayed(tmp_path) == [(1, payload(1)), (position, payload(6))]
 
 
+def test_what_a_killed_writer_left_is_synced_before_it_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a replay tells what a power cut then takes away."""
+    filled(tmp_path, 3, durability="os")
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+    opened(tmp_path).close()
+    assert synced == [segments_in(tmp_path)[-1].path.stat().st_ino]
+
+    def failing(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fdatasync", failing)
+        with pytest.raises(OSError, match="error"):
+            opened(tmp_path)
+    assert [position for position, _ in replayed(tmp_path)] == [1, 2, 3]
+
+
 def test_nothing_is_acknowledged_from_a_file_whose_name_is_not_durable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
