@@ -95,9 +95,12 @@ class Engine:
     # -- in ----------------------------------------------------------------------------------------------------------
 
     def process(self, payloads: Iterable[Payload], now_ns: int) -> Output:
-        """Takes in payloads that arrived at `now_ns` (never before an earlier call's)."""
+        """Takes in payloads that arrived at `now_ns` (never before an earlier call's). An empty one only tells the
+        time."""
         output = self._advance_to(now_ns)
         for payload in payloads:
+            if not payload.data:
+                continue
             batch = self.decoder.decode(payload)
             for reason, count in batch.rejected.items():
                 key = (payload.signal, reason)
@@ -114,6 +117,10 @@ class Engine:
         for chains in self.joiner.close(self.now_ns):
             self._judge(chains, output)
         return output
+
+    def is_due(self, now_ns: int) -> bool:
+        """Whether `tick(now_ns)` would close a chain or end an epoch."""
+        return 0 < self._boundary_ns <= now_ns or self.joiner.is_due(now_ns)
 
     def flush(self) -> Output:
         """The end of the input: goes on in time until the last open chain is due."""

@@ -6,6 +6,10 @@ calls `tick` ten times a second, and hands verdicts and incidents to the exporte
 checkpoint is the engine's state together with the position in the journal up to which it has read; a start restores the
 last one and replays what came after. When too much waits, senders are told to come again; nothing else slows them.
 
+Engine time is the journal's: it goes on with arrivals, and where nobody sends anything although something is due, with
+an empty payload of our own, a *mark*. So nothing is ever said at a time that a replay, or a start with a clock that was
+set back meanwhile, does not know of.
+
 Stopping: intake ends, what waits is processed, exporters are flushed, a last checkpoint is written, by one deadline.
 """
 
@@ -52,6 +56,8 @@ from exporters.registry import Surroundings, build
 
 LOG = structlog.get_logger(__name__)
 SECOND = 1_000_000_000
+MARK_S = 0.2  # without an arrival, and something due, until a mark is written
+MARK_AGAIN_S = 1.0  # after one that could not be written
 REPLAYED_S = 1.0  # of replay between two checkpoints, where they take no longer than a quarter of that
 EXPORTED_COUNTERS = (
     "records_received_total",
@@ -153,6 +159,7 @@ class Service:
         self._health = Health(config.service.health)
         self._thread: threading.Thread | None = None
         self._counted: dict[Any, float] = {}
+        self._next_mark = 0.0
 
     # -- start and stop ----------------------------------------------------------------------------------------------
 
@@ -299,12 +306,32 @@ class Service:
 
     def _turn(self, wait_s: float) -> None:
         """What waits, then what is due by now."""
+        reached_ns = self._take(wait_s)
+        if self.engine.is_due(reached_ns):
+            if reached_ns - self.engine.now_ns >= MARK_S * SECOND and self._mark(reached_ns):
+                self._take(0)
+            reached_ns = self.engine.now_ns
+        self._emit(self.engine.tick(self.engine.now_ns))
+        for exporter in self._forwarding:
+            exporter.advance(reached_ns)
+
+    def _take(self, wait_s: float) -> int:
+        """Processes what waits; the time up to which nothing else can come any more."""
         taken, settled_ns = self._intake.take(wait_s)
         for position, payload in taken:
             self._process(position, payload)
-        self._emit(self.engine.tick(settled_ns))
-        for exporter in self._forwarding:
-            exporter.advance(settled_ns)
+        return settled_ns
+
+    def _mark(self, now_ns: int) -> bool:
+        """Writes into the journal that it is `now_ns`; False when the disk does not take it, and then time waits."""
+        if time.monotonic() < self._next_mark:
+            return False
+        try:
+            self.journal.append(Payload(Signal.LOGS, "", b"", now_ns))
+        except JournalUnavailableError:  # which the journal has counted
+            self._next_mark = time.monotonic() + MARK_AGAIN_S
+            return False
+        return True
 
     def _process(self, position: int, payload: Payload) -> None:
         self._emit(self.engine.process((payload,), payload.arrival_ns))

@@ -205,6 +205,10 @@ class Joiner:
         deadlines = deadlines[deadlines != kernel.FREE]
         return int(deadlines.max()) if deadlines.size else None
 
+    def is_due(self, now_ns: int) -> bool:
+        """Whether an open chain is due at `now_ns`."""
+        return bool((self._deadlines[: self._state[kernel.CHAINS_TOP]] <= now_ns).any())
+
     def _emit(self, due: I32, evicted: bool) -> list[ChainBatch]:
         due = due[
             : kernel.drop_parked(due, self._slots, self._chains, self._deadlines, self._pool, self._cells, self._state)

@@ -310,7 +310,7 @@ class Forwarder:
     def _built(self, payloads: list[Payload], late: list[Note]) -> Window:
         lanes: dict[tuple[str, Signal], list[tuple[bytes, int]]] = {}
         on_spans: dict[int, Note] = {}
-        for payload in payloads:
+        for payload in filter(lambda payload: payload.data, payloads):  # the service's own marks are empty
             data, records, used = self._with_events(payload)
             on_spans |= {note.seq: note for note in used}
             lanes.setdefault((payload.tenant, SIGNALS[payload.signal]), []).append((data, records))

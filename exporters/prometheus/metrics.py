@@ -186,7 +186,9 @@ METRICS: dict[str, Metric] = {
             starts_at=(("span",), ("child",)),
         ),
         Metric("inline_lag_seconds", "gauge", "Inline mode: age of the oldest payload that has not been forwarded."),
-        Metric("journal_appended_total", "counter", "Requests written to the journal.", starts_at=((),)),
+        Metric(
+            "journal_appended_total", "counter", "Requests and marks of time written to the journal.", starts_at=((),)
+        ),
         Metric("journal_appended_bytes_total", "counter", "Bytes of requests written to the journal.", starts_at=((),)),
         Metric("journal_syncs_total", "counter", "Syncs of the journal; one may serve many requests.", starts_at=((),)),
         Metric(

@@ -1,6 +1,6 @@
 """Runs seeds of the simulation and says which promises each breaks.
 
-python -m tests.simulation --seed 17 [--count N] [--trouble "failing disk"]
+python -m tests.simulation --seed 17 [--count N] [--trouble "failing disk"] [--seconds 16]
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ def main() -> int:
     arguments.add_argument("--seed", type=int, default=1)
     arguments.add_argument("--count", type=int, default=1)
     arguments.add_argument("--trouble", choices=TROUBLES, default="power cuts")
+    arguments.add_argument("--seconds", type=int, default=40, help="of traffic")
     given = arguments.parse_args()
     for seed in range(given.seed, given.seed + given.count):
-        broken = broken_promises(seed, TROUBLES[given.trouble])
+        broken = broken_promises(seed, TROUBLES[given.trouble], given.seconds)
         if broken:
-            print("\n".join(simulate(seed, TROUBLES[given.trouble])[0].trace))
+            print("\n".join(simulate(seed, TROUBLES[given.trouble], given.seconds)[0].trace))
             print(f"seed {seed}: broken: {'; '.join(broken)}")
             return 1
         print(f"seed {seed}: all promises kept")
