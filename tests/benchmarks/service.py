@@ -6,8 +6,7 @@ ready-made requests over one connection per signal, four at a time. CPU time is 
 released every trace (wait_duration 1 s). spanchain decodes spans and logs, joins them, runs all detectors and writes a
 journal; the Collector groups spans by trace id and drops them and the logs. Verdict latency comes from the service's
 own histogram, at a steady 40,000 records a second: from the arrival of a chain's last record to its verdict, less the
-wait for further records; an upper bound. The cost of the journal is the same run at `durability: os` and at `none`, in
-turns. The start is from exec to `/readyz`.
+wait for further records; an upper bound. The start is from exec to `/readyz`.
 """
 
 from __future__ import annotations
@@ -183,18 +182,6 @@ class _Idle:
         if used - self._last[1] > 0.03:
             self._last = (now, used)
         return now - self._last[0] >= 2.0
-
-
-def journal_cost(traces: int = 40_000, rounds: int = 2) -> float:
-    """CPU per record with the journal at `os` over that without one: the best of `rounds` of each, in turns."""
-    mix = payment_mix(traces, t0=time.time_ns())
-    best = {"none": 0.0, "os": 0.0}
-    with tempfile.TemporaryDirectory() as name:
-        for number in range(rounds):
-            for durability, before in best.items():
-                found = spanchain(Path(name) / f"{durability}{number}", mix, durability)
-                best[durability] = max(before, found.records_cpu_s)
-    return best["none"] / best["os"]
 
 
 def start_s(rounds: int = 3) -> float:

@@ -2,7 +2,7 @@
 
 How it works. A sender on the same machine offers 100,000 records a second, in requests of a Collector's size, and waits
 for each answer. The short form holds the accounting and the bound of memory; the long form, ten minutes, the rate, the
-growth of memory and the time to the verdict as well.
+growth of memory and the time to the verdict as well. Growth is looked at from when all that fills by design is full.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from collector_processor.config import Config
+from tests.benchmarks.payloads import RECORDS_A_TRACE
 from tests.e2e.processes import Processes
 from tests.soak.load import Payments, Sender
 from tests.soak.running import quantile, resident_mib, scrape, serve, settled, slope
@@ -20,10 +22,20 @@ pytestmark = [pytest.mark.slow, pytest.mark.soak]
 
 SHORT_S, LONG_S = 15.0, 600.0
 RECORDS_S = 100_000.0
-WAIT_S = 2.0
-WARM_S = 60.0  # of the long form, in which tables and caches fill
+WAIT_S = 3.0  # with the goal of 2 s for the verdict it makes a bound of the latency's histogram
+WARM_S = 60.0  # of the long form, which the time to the verdict leaves out: first sights, first models
 MEMORY_MIB = 1024.0
 OVERRIDES = {"join": {"wait_initial_s": WAIT_S, "wait_min_s": WAIT_S, "wait_max_s": WAIT_S}}
+
+
+def full_after_s() -> float:
+    """When nothing has room left to fill: as many chains have been closed as are remembered, the quarantine is full,
+    every detector has ended a slice (and loaded what it then needs), and a checkpoint of all that has been written."""
+    config = Config()
+    remembered_s = config.join.closed_remembered_max / (RECORDS_S / RECORDS_A_TRACE)
+    quarantine_s = config.decide.quarantine_s + config.engine.epoch_s
+    slice_s = config.detectors.chain_sequence.slice_s
+    return max(remembered_s, quarantine_s, slice_s) + config.journal.checkpoint_interval_s
 
 
 def test_every_record_is_accounted_for_at_full_load(soaking: bool, processes: Processes, tmp_path: Path) -> None:
@@ -33,22 +45,24 @@ def test_every_record_is_accounted_for_at_full_load(soaking: bool, processes: Pr
     first = scrape(running.metrics)
     while time.monotonic() < begun + (LONG_S if soaking else SHORT_S):
         time.sleep(2.0)
+        samples.append((time.monotonic() - begun, resident_mib(running.process)))
         if soaking and time.monotonic() < begun + WARM_S:
             first = scrape(running.metrics)
-        else:
-            samples.append(((time.monotonic() - begun) / 60, resident_mib(running.process)))
     last, took_s = scrape(running.metrics), time.monotonic() - begun
     answers = sender.stop()
     sent = len(answers.acknowledged) * sender.payments.records
     end = settled(running.process, running.metrics, sent)
-    peak, growth, p99 = max(mib for _, mib in samples), slope(samples), quantile(first, last, 0.99) - WAIT_S
+    peak, p99 = max(mib for _, mib in samples), quantile(first, last, 0.99) - WAIT_S
+    full = [(at_s / 60, mib) for at_s, mib in samples if at_s >= full_after_s()]
+    growth = slope(full) if soaking else 0.0
     print(
         f"{sent / took_s:.0f} records/s for {took_s:.0f} s, refused {dict(answers.refused)}; memory {peak:.0f} MiB, "
-        f"{growth:+.2f} MiB/min; verdict p99 {p99:.2f} s after the chain is complete"
+        f"{growth:+.2f} MiB/min from {full_after_s():.0f} s on; verdict p99 at most {p99:.2f} s after the chain is "
+        "complete"
     )
     assert not answers.failed
     assert end.sum("records_received_total") == sent
-    assert end.sum("chains_total", outcome="complete") * 18 == sent
+    assert end.sum("chains_total", outcome="complete") * RECORDS_A_TRACE == sent
     for counter in ("records_rejected_total", "records_late_total", "records_duplicate_total"):
         assert end.sum(counter) == 0, counter
     assert peak <= MEMORY_MIB
