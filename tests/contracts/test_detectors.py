@@ -269,32 +269,34 @@ def test_what_is_not_normal_is_not_learned(trained: Bench) -> None:
         assert trained.detector.score(odd).value[0] > trained.detector.score(normal).value.max()
 
 
-def odd_shapes(bench: Bench) -> dict[str, ChainBatch]:
-    """Batches at the edge of what the join can give."""
+def odd_shape(bench: Bench, shape: str) -> ChainBatch:
+    """A batch at the edge of what the join can give."""
+    if shape == "wide":
+        return bench.batch([span("gateway:pay", 9000, *[span("risk:check", 0.5) for _ in range(9_999)])])
+    if shape == "unseen":
+        return bench.batch([span("settlement:run", 5, span("clearing:net", 2, log("netted <*>")))])
+    if shape == "empty":
+        return bench.normal(1).take(np.zeros(0, np.int64))
+    if shape == "lost":
+        lost = bench.normal(2)
+        lost.outcome[:] = Outcome.TIMEOUT
+        lost.root[:] = NONE
+        lost.parent[lost.offsets[:-1]] = NONE
+        return lost
     single = bench.batch([span("gateway:pay", 5)])
-    lost = bench.normal(2)
-    lost.outcome[:] = Outcome.TIMEOUT
-    lost.root[:] = NONE
-    lost.parent[lost.offsets[:-1]] = NONE
-    only_log = replace(single, kind=np.zeros(1, np.uint8), duration=np.zeros(1, np.float32))
-    only_log.self_time[:] = 0
-    only_log.root[:] = NONE
-    wide = bench.batch([span("gateway:pay", 9000, *[span("risk:check", 0.5) for _ in range(9_999)])])
-    unseen = bench.batch([span("settlement:run", 5, span("clearing:net", 2, log("netted <*>")))])
-    return {
-        "empty": bench.normal(1).take(np.zeros(0, np.int64)),
-        "single": single,
-        "log": only_log,
-        "lost": lost,
-        "wide": wide,
-        "unseen": unseen,
-        "zero": replace(single, duration=np.zeros(1, np.float32), self_time=np.zeros(1, np.float32)),
-        "negative": replace(single, duration=np.full(1, -5e6, np.float32), self_time=np.full(1, -5e6, np.float32)),
-        "endless": replace(single, duration=np.full(1, 3e38, np.float32), self_time=np.full(1, 3e38, np.float32)),
-        "other": replace(single, flow=np.zeros(1, np.int32), path=np.zeros(1, np.int32), event=np.zeros(1, np.int32)),
-    }
+    if shape == "log":
+        only_log = replace(single, kind=np.zeros(1, np.uint8), duration=np.zeros(1, np.float32))
+        only_log.self_time[:] = 0
+        only_log.root[:] = NONE
+        return only_log
+    if shape == "other":
+        one = np.zeros(1, np.int32)
+        return replace(single, flow=one, path=one.copy(), event=one.copy())
+    ns = np.full(1, LENGTHS[shape], np.float32)
+    return replace(single, duration=ns, self_time=ns.copy())
 
 
+LENGTHS = {"single": 5e6, "zero": 0.0, "negative": -5e6, "endless": 3e38}
 SHAPES = ["empty", "single", "log", "lost", "wide", "unseen", "zero", "negative", "endless", "other"]
 
 
@@ -302,7 +304,7 @@ SHAPES = ["empty", "single", "log", "lost", "wide", "unseen", "zero", "negative"
 @pytest.mark.parametrize("state", ["new", "trained"])
 def test_odd_chains_are_scored_and_learned(name: str, trained: Bench, shape: str, state: str) -> None:
     bench = trained if state == "trained" else Bench(name, epochs=0, symbols=trained.symbols)
-    batch = odd_shapes(bench)[shape]
+    batch = odd_shape(bench, shape)
     for _ in range(3):
         scores = bench.detector.score(batch).checked(batch)
         told(bench, scores.findings)

@@ -57,6 +57,7 @@ def test_the_inputs_found_before_agree_now() -> None:
     assert found == fuzzer.counts["inputs"] > 3
 
 
+@pytest.mark.slow
 def test_the_fuzzer_sees_a_kernel_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     right = decode.kernel.scan
 
