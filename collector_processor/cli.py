@@ -72,6 +72,8 @@ def load_config(path: Path | None) -> Config:
         fail(str(error))
     if settings.detectors.context.rules:
         check_rules(settings)
+    if settings.detectors.retrieval.embedding_model is not None:
+        check_embedding(settings)
     return settings
 
 
@@ -84,6 +86,16 @@ def check_rules(settings: Config) -> None:
         Rules(settings.detectors.context.rules, settings.join.attributes, Symbols())
     except RulesError as error:
         fail(str(error))
+
+
+def check_embedding(settings: Config) -> None:
+    """Ends the command when the embedding model fails its trial."""
+    from collector_processor.training.registry import ModelError, try_embedding
+
+    try:
+        try_embedding(settings.detectors.retrieval)
+    except ModelError as error:
+        fail(f"detectors.retrieval.embedding_model: {error}")
 
 
 @app.command()
@@ -306,7 +318,7 @@ def train(
 
 def where_used(models: Path) -> str:
     """How a service comes to look into the folder `models`."""
-    return f"the service looks there when detectors.sequence_transformer.model is {models}"
+    return f"a service whose detectors.sequence_transformer.model is {models} takes it at its next epoch"
 
 
 incidents_app = typer.Typer(help="Incidents of the store: the list, and one with its explanation and evidence.")
@@ -409,14 +421,14 @@ def models_promote(
     models: ModelFolder = MODELS,
     force: Annotated[bool, typer.Option(help="Even if it is no better than the n-gram model.")] = False,
 ) -> None:
-    """Takes a model into use from the next start on, after a trial in a limited process."""
+    """Takes a model into use after a trial in a limited process; a running service changes over within seconds."""
     from collector_processor.training.registry import ModelError, promote
 
     try:
         promote(models, version, force=force)
     except ModelError as error:
         fail(str(error), 1)
-    out.print(f"{version} is in use from the next start on; {where_used(models)}", highlight=False, markup=False)
+    out.print(f"{version} is promoted; {where_used(models)}", highlight=False, markup=False)
 
 
 @models_app.command("rollback")
@@ -429,7 +441,7 @@ def models_rollback(models: ModelFolder = MODELS) -> None:
     except ModelError as error:
         fail(str(error), 1)
     name = version or "the model that ships with spanchain"
-    out.print(f"in use from the next start on: {name}; {where_used(models)}", highlight=False, markup=False)
+    out.print(f"back to {name}; {where_used(models)}", highlight=False, markup=False)
 
 
 def main() -> None:

@@ -167,7 +167,8 @@ class RetrievalConfig(Section):
     embedding_model: str | None = None
     """Path of a sentence-embedding ONNX model with `vocab.txt` beside it; hashed n-grams without one."""
     embedding_sha256: str = ""
-    """SHA-256 of that model, in hex; a model with another digest is refused."""
+    """SHA-256 of that model, in hex; a model with another digest is refused, and one that fails its trial in a process
+    of its own, with limits: `spanchain validate` tries it too."""
 
 
 class SequenceTransformerConfig(Section):
@@ -176,8 +177,8 @@ class SequenceTransformerConfig(Section):
     enabled: bool = True
     """Whether this detector runs."""
     model: str = "general"
-    """Folder of the model (`model.onnx`, `model.json`), as `spanchain models promote` writes it; `general` for the one
-    that ships with spanchain, `none` for n-grams alone."""
+    """Folder of models, in which `spanchain models promote` names the one in use, also while the service runs; as long
+    as none is named, the one that ships with spanchain. `general` for that one alone, `none` for n-grams alone."""
     learn_chains_min: Count = 50
     """Chains of a flow before the order of events is judged (cold start)."""
     lanes_max: Count = 65_536

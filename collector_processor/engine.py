@@ -3,10 +3,10 @@
 How it works. `process` decodes payloads and joins their records; `tick` closes the chains that are due and judges
 them. Time is cut in epochs. Within one, the state of detectors and of decide stands still, so a chain's verdict does
 not depend on which others are judged in the same call, nor on how often `tick` is called. At each boundary, in this
-order: what is due is closed and judged; detectors look at their windows (`advance`); incidents are judged; the joiner
-learns how long to wait; and the chains whose quarantine is over are learned. Of an epoch with more records than its
-share of the quarantine, which is bounded, a sample by content waits there. The same payloads with the same times give
-the same output, byte for byte.
+order: what is due is closed and judged; models announced for this boundary are taken into use; detectors look at their
+windows (`advance`); incidents are judged; the joiner learns how long to wait; and the chains whose quarantine is over
+are learned. Of an epoch with more records than its share of the quarantine, which is bounded, a sample by content waits
+there. The same payloads with the same times give the same output, byte for byte.
 
     bytes ─ decode ─ join ─ close ─ score ─ decide ─┬─ verdicts
                               │                     └─ quarantine ─ learn
@@ -39,7 +39,7 @@ from collector_processor.model import (
     VerdictBatch,
     no_findings,
 )
-from detectors.protocol import Detector
+from detectors.protocol import Detector, Reloadable
 from detectors.registry import build, components
 
 SECOND = 1_000_000_000
@@ -91,6 +91,7 @@ class Engine:
         self._idle_epochs = 0
         self._judged: list[Judged] = []  # in the present epoch
         self._quarantine: deque[tuple[int, Judged]] = deque()  # the boundary at which each epoch ended, ascending
+        self._changes: deque[tuple[int, str, Any]] = deque()  # from which boundary on, which detector, which model
 
     # -- in ----------------------------------------------------------------------------------------------------------
 
@@ -141,6 +142,38 @@ class Engine:
         chains = ChainBatch.empty(self.symbols)
         return VerdictBatch(chains, np.zeros(0), none, none, {}, no_findings(), np.zeros(1, np.int64), {})
 
+    # -- models ------------------------------------------------------------------------------------------------------
+
+    @property
+    def boundary_ns(self) -> int:
+        """The epoch boundary that comes next; 0 before the first call."""
+        return self._boundary_ns
+
+    def change_model(self, name: str, model: Any, from_ns: int) -> None:
+        """From the epoch boundary `from_ns` on, which has not passed, detector `name` scores by `model`. 0: at once,
+        in an engine that is new.
+
+        Not part of a snapshot: who restores one announces the changes after it again, in the same order.
+        """
+        assert isinstance(self.detectors[name], Reloadable)
+        assert from_ns >= self._boundary_ns
+        assert not self._changes or from_ns >= self._changes[-1][0]
+        self._changes.append((from_ns, name, model))
+        self._change_models(0)
+
+    def _change_models(self, boundary_ns: int) -> None:
+        due: dict[str, Any] = {}  # of several that became due while nothing happened, only the last
+        while self._is_change_due(boundary_ns):
+            _, name, model = self._changes.popleft()
+            due[name] = model
+        for name, model in due.items():
+            detector = self.detectors[name]
+            assert isinstance(detector, Reloadable)
+            detector.use(model)
+
+    def _is_change_due(self, boundary_ns: int) -> bool:
+        return bool(self._changes) and self._changes[0][0] <= boundary_ns
+
     # -- time --------------------------------------------------------------------------------------------------------
 
     def _advance_to(self, now_ns: int) -> Output:
@@ -148,12 +181,20 @@ class Engine:
         self.now_ns = max(self.now_ns, now_ns)
         if self._boundary_ns == 0:
             self._boundary_ns = (self.now_ns // self._epoch_ns + 1) * self._epoch_ns
+            self._change_models(self._boundary_ns - self._epoch_ns)
         while self._boundary_ns <= self.now_ns:
             silent = self._idle_epochs >= IDLE_EPOCHS and not self.joiner.open_records
             if silent and self._idle_epochs >= IDLE_EPOCHS_MAX:
                 # Nobody has been here for long: the boundaries in between have nothing to say.
-                self._boundary_ns = max(self._boundary_ns, self.now_ns // self._epoch_ns * self._epoch_ns)
-            if silent and self._boundary_ns // self._epoch_ns % IDLE_STRIDE:
+                last_ns = self.now_ns // self._epoch_ns * self._epoch_ns
+                if self._changes:
+                    last_ns = min(last_ns, self._changes[0][0])
+                self._boundary_ns = max(self._boundary_ns, last_ns)
+            if (
+                silent
+                and not self._is_change_due(self._boundary_ns)
+                and self._boundary_ns // self._epoch_ns % IDLE_STRIDE
+            ):
                 self._idle_epochs += 1
             else:
                 self._end_epoch(self._boundary_ns, output)
@@ -164,6 +205,7 @@ class Engine:
         for chains in self.joiner.close(boundary_ns):
             self._judge(chains, output)
         self._idle_epochs = 0 if self._judged else self._idle_epochs + 1
+        self._change_models(boundary_ns)
         windows: list[Findings] = []
         for index, detector in enumerate(self.detectors.values()):
             found = detector.advance(boundary_ns)

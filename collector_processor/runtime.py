@@ -49,7 +49,9 @@ from collector_processor.journal.wal import Journal, JournalUnavailableError
 from collector_processor.keeper import Keeper
 from collector_processor.model import Payload, Signal
 from collector_processor.redact import Masker, Redactor, redacted_event
+from collector_processor.reload import DETECTOR, Reloader
 from collector_processor.rows import Rows
+from detectors.sequence_transformer.promoted import folder_of
 from exporters.forwarding import Forwarding
 from exporters.prometheus.telemetry import Telemetry
 from exporters.protocol import Exporter
@@ -157,6 +159,7 @@ class Service:
         self._started: list[Exporter] = []
         self.receivers: Receivers | None = None
         self._journal: Journal | None = None
+        self._reloader: Reloader | None = None
         self._checkpoints = CheckpointCounters()
         self._health = Health(config.service.health)
         self._thread: threading.Thread | None = None
@@ -195,6 +198,8 @@ class Service:
         self._journal = Journal.open(
             folder, self.config.journal, at_least=newest_position(folder), on_durable=self._intake.put
         )
+        if DETECTOR in self.engine.detectors and (models := folder_of(self.config)) is not None:
+            self._reloader = Reloader(models, folder)
         self._replay_until = self.journal.position
         self._clock.not_before(self.journal.last_arrival_ns)
         self._keeper = Keeper(folder, self.journal, self.exporters, self._checkpoints)
@@ -207,16 +212,23 @@ class Service:
         self._health.note = "reading the checkpoint"
         found = read_checkpoint(self.data / self.config.journal.dir, self._checkpoints)
         if found is None:
+            self._announce(self.engine)
             return
         position, state = found
         try:
             engine = Engine(self.config, int(state["seed"]))
+            self._announce(engine, int(state["boundary_ns"]))
             engine.restore(state)
         except (KeyError, ValueError, TypeError, IndexError) as error:
             LOG.warning("the checkpoint does not fit this version or config; starting cold", error=repr(error))
+            self._announce(self.engine)
         else:
             self.engine, self._position = engine, position
             self._clock.not_before(engine.now_ns)
+
+    def _announce(self, engine: Engine, boundary_ns: int = 0) -> None:
+        if self._reloader is not None:
+            self._reloader.announce(engine, boundary_ns)
 
     def stop(self, deadline_s: float | None = None) -> None:
         """Ends intake, processes what was taken in, flushes, writes a checkpoint. Within `deadline_s` seconds."""
@@ -298,6 +310,8 @@ class Service:
         tick_s, interval_s = self.config.service.tick_ms / 1000, self.config.journal.checkpoint_interval_s
         while not self._stopping.is_set():
             self._turn(tick_s)
+            if self._reloader is not None:
+                self._reloader.poll(self.engine)
             self._report()
             self._begin_checkpoint(interval_s)
         if not self._health.note:  # else the journal holds something that comes before what waits
@@ -379,8 +393,9 @@ class Service:
             if more > 0:
                 self.telemetry.count(key[0], more, **dict(key[1]))
                 self._counted[key] = total
-        for name, detector in self.engine.detectors.items():
-            self.telemetry.set("model_info", 1, model=name, version=detector.version())
+        detectors = self.engine.detectors.items()
+        models = [({"model": name, "version": detector.version()}, 1) for name, detector in detectors]
+        self.telemetry.replace("model_info", models)
 
     def _totals(self) -> Totals:
         """What came in, by what became of it."""
@@ -397,6 +412,9 @@ class Service:
             ("chains_not_learned_total", ()): self.engine.chains_not_learned,
             ("incident_findings_forgotten_total", ()): self.engine.incidents.forgotten,
         }
+        if self._reloader is not None:
+            totals["model_changes_total", (("outcome", "taken"),)] = self._reloader.taken
+            totals["model_changes_total", (("outcome", "refused"),)] = self._reloader.refused
         return totals | {key: count for key, count in self.counters.snapshot().items() if key[0] in EXPORTED_COUNTERS}
 
     def _journal_totals(self) -> Totals:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -132,6 +132,15 @@ class Detector(Protocol):
 
     def describe_state(self) -> str | None:
         """Why it is quiet and until when (cold start), for people; None when it is at work."""
+        ...
+
+
+@runtime_checkable
+class Reloadable(Protocol):
+    """A detector whose model may be exchanged while it runs; the engine does so at epoch boundaries only."""
+
+    def use(self, model: Any) -> None:
+        """Scores by `model`, of the kind that the detector loads itself, and names it in `version` from now on."""
         ...
 
 

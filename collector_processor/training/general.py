@@ -16,7 +16,7 @@ from rich.console import Console
 from collector_processor.training.fit import fit, held_out_nats, prepare
 from collector_processor.training.network import write
 from collector_processor.training.synthetic import make_system
-from detectors.sequence_transformer.detector import SHIPPED
+from detectors.sequence_transformer.promoted import SHIPPED
 
 SYSTEMS, UNSEEN = 300, 40
 STEPS = 1500

@@ -17,6 +17,8 @@ from typing import Any
 
 import orjson
 
+from collector_processor.config import RetrievalConfig
+from collector_processor.training.trial import EMBEDDING, SEQUENCE
 from detectors.sequence_transformer.promoted import DESCRIPTION, PROMOTED, described
 
 TRIAL_S = 60.0
@@ -44,7 +46,7 @@ def versions(folder: Path) -> list[Version]:
 
 
 def promote(folder: Path, version: str, *, force: bool = False) -> None:
-    """Takes `version` into use from the next start on. force: even if it was no better than the n-gram model.
+    """Takes `version` into use; a service that runs notices it. force: even if it was no better than the n-gram model.
 
     Raises:
         ModelError: there is no such version, it does not load, or it did not beat the n-gram model.
@@ -87,13 +89,23 @@ def rollback(folder: Path) -> str | None:
     return version
 
 
-def try_out(path: Path, sha256: str) -> None:
-    """Loads and runs the model in a process with limited memory and time.
+def try_embedding(config: RetrievalConfig) -> None:
+    """Tries out the sentence-embedding model that `config` names, which no promotion has tried.
+
+    Raises:
+        ModelError: as `try_out`.
+    """
+    if config.embedding_model is not None:
+        try_out(Path(config.embedding_model), config.embedding_sha256, EMBEDDING)
+
+
+def try_out(path: Path, sha256: str, kind: str = SEQUENCE) -> None:
+    """Loads and runs the model in a process with limited memory and time. kind: one of `trial.KINDS`.
 
     Raises:
         ModelError: it is refused, fails or takes too long.
     """
-    command = [sys.executable, "-m", "collector_processor.training.trial", str(path), sha256]
+    command = [sys.executable, "-m", "collector_processor.training.trial", kind, str(path), sha256]
     root = str(Path(__file__).parents[2])
     environment = {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": os.pathsep.join([root, *sys.path])}
     try:
@@ -110,6 +122,8 @@ def _promoted(folder: Path) -> dict[str, Any]:
         found = orjson.loads((folder / PROMOTED).read_bytes())
     except FileNotFoundError:
         return {}
+    except orjson.JSONDecodeError:
+        found = None
     if not isinstance(found, dict):
         raise ModelError(f"{folder / PROMOTED}: not what `models promote` writes")
     return found

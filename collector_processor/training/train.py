@@ -24,9 +24,8 @@ from collector_processor.replay import Replay
 from collector_processor.training.fit import Prepared, fit, prepare
 from collector_processor.training.network import Network, write
 from collector_processor.training.synthetic import System
-from detectors.sequence_transformer.detector import SHIPPED
 from detectors.sequence_transformer.lanes import Counts, LaneTable
-from detectors.sequence_transformer.promoted import DESCRIPTION, MODEL, ModelFile, described
+from detectors.sequence_transformer.promoted import DESCRIPTION, MODEL, SHIPPED, ModelFile, described
 from detectors.sequence_transformer.transformer import Lane, Transformer
 
 LANES_MAX = 65_536

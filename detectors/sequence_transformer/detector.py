@@ -10,7 +10,6 @@ the p-value of a finding is its rank among the values of the flow's normal chain
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,11 +31,10 @@ from collector_processor.model import (
 )
 from detectors.protocol import Scores
 from detectors.sequence_transformer.lanes import LaneTable
-from detectors.sequence_transformer.promoted import in_use
+from detectors.sequence_transformer.promoted import SHIPPED, folder_of, in_use
 from detectors.sequence_transformer.ranks import Ranks
 from detectors.sequence_transformer.transformer import Transformer
 
-SHIPPED = Path(__file__).parent / "general"
 NS = 1_000_000_000
 P_MIN = 1e-15
 FADE_EVERY_S = 600
@@ -138,6 +136,14 @@ class SequenceTransformer:
         best = max(weight, key=lambda event: (weight[event], -event))
         return "the end" if best == kernels.END else self.symbols.events.text[best]
 
+    def use(self, model: Transformer) -> None:
+        """Scores by `model` from now on: what was counted stays, values are made anew, ranks are learned anew."""
+        if self.transformer is not None and model.name == self.transformer.name:
+            return
+        self.transformer = self.lanes.transformer = model
+        self.lanes.value_all()
+        self.ranks.clear()
+
     def version(self) -> str:
         return f"1-{self.transformer.name}" if self.transformer else "1-ngram"
 
@@ -174,5 +180,4 @@ def build(config: Config, symbols: Symbols) -> SequenceTransformer:
     section = config.detectors.sequence_transformer
     if section.model == "none":
         return SequenceTransformer(section, symbols, None)
-    folder = SHIPPED if section.model == "general" else Path(section.model)
-    return SequenceTransformer(section, symbols, Transformer(in_use(folder), symbols))
+    return SequenceTransformer(section, symbols, Transformer(in_use(folder_of(config) or SHIPPED), symbols))

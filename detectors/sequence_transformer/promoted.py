@@ -1,4 +1,4 @@
-"""Which model of a folder is in use: what `spanchain models promote` writes and the detector reads at its start.
+"""Which model of a folder is in use: what `spanchain models promote` writes, and the detector and the service read.
 
 FOLDER/promoted.json        {"current": VERSION, "sha256": ..., "earlier": [VERSION, ...]}
 FOLDER/VERSION/model.onnx
@@ -12,7 +12,10 @@ from pathlib import Path
 
 import orjson
 
+from collector_processor.config import Config
+
 MODEL, DESCRIPTION, PROMOTED = "model.onnx", "model.json", "promoted.json"
+SHIPPED = Path(__file__).parent / "general"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +42,15 @@ def described(folder: Path) -> ModelFile:
 
 
 def in_use(folder: Path) -> ModelFile:
-    """The promoted model of `folder`, with the digest it was promoted with; or the one that lies in it directly.
+    """The promoted model of `folder`, with the digest it was promoted with; as long as none is promoted, the one that
+    lies in it directly, or else the shipped one.
 
     Raises:
-        OSError, ValueError: as `described`.
+        OSError, ValueError: there is no such folder, or as `described`.
     """
     if not (folder / PROMOTED).exists():
+        if folder.is_dir() and not (folder / DESCRIPTION).exists():
+            return described(SHIPPED)
         return described(folder)
     try:
         promoted = orjson.loads((folder / PROMOTED).read_bytes())
@@ -55,3 +61,9 @@ def in_use(folder: Path) -> ModelFile:
         raise ValueError(f"{folder / PROMOTED}: {version!r} is not the name of a version")
     model = described(folder / version)
     return ModelFile(model.path, model.name, sha256)
+
+
+def folder_of(config: Config) -> Path | None:
+    """The folder in which models are promoted for the detector; None when it uses the shipped one, or none."""
+    model = config.detectors.sequence_transformer.model
+    return None if model in {"none", "general"} else Path(model)

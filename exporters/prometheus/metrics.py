@@ -230,6 +230,13 @@ METRICS: dict[str, Metric] = {
         ),
         Metric("model_info", "gauge", "1 for each model in use.", ("model", "version")),
         Metric(
+            "model_changes_total",
+            "counter",
+            "Promoted models that the running service met. outcome: taken into use, or refused: the old one goes on.",
+            ("outcome",),
+            starts_at=(("taken",), ("refused",)),
+        ),
+        Metric(
             "label_overflow_total",
             "counter",
             "Updates of a metric that counted under `other`, for the metric had reached its bound of series.",

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
+from typer.testing import CliRunner
 
-from collector_processor.config import Config
+from collector_processor.cli import app
+from collector_processor.config import Config, RetrievalConfig
 from collector_processor.model import Symbols
-from collector_processor.training.registry import ModelError, promote, rollback, try_out, versions
+from collector_processor.training.registry import ModelError, promote, rollback, try_embedding, try_out, versions
 from detectors.sequence_transformer import build
-from detectors.sequence_transformer.detector import SHIPPED
-from detectors.sequence_transformer.promoted import described, in_use
-from detectors.sequence_transformer.tokens import FEATURES
+from detectors.sequence_transformer.promoted import SHIPPED, described, in_use
+from detectors.sequence_transformer.tokens import FEATURES, LENGTH
 from detectors.sequence_transformer.transformer import MODEL_BYTES_MAX, ModelRefusedError, load
 
 
@@ -54,6 +56,7 @@ def test_promote_and_roll_back(tmp_path: Path) -> None:
     assert rollback(tmp_path) == "first"
     assert in_use(tmp_path).name == "general"
     assert rollback(tmp_path) is None
+    assert in_use(tmp_path) == described(SHIPPED), "as the command says"
     with pytest.raises(ModelError, match="nothing is promoted"):
         rollback(tmp_path)
 
@@ -131,7 +134,7 @@ def varint(value: int) -> bytes:
     return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + varint(value >> 7)
 
 
-def hostile(shape: bytes) -> bytes:
+def hostile(shape: bytes, rank: int = 2) -> bytes:
     """An ONNX model of the right inputs and outputs whose answer is as large as the tensor `shape` says."""
 
     def about(name: str, free: int = 1) -> bytes:
@@ -140,7 +143,7 @@ def hostile(shape: bytes) -> bytes:
 
     nodes = part(1, part(1, "shape") + part(2, "queries") + part(4, "ConstantOfShape"))
     nodes += part(1, part(1, "candidates") + part(2, "vectors") + part(4, "Identity"))
-    graph = nodes + part(2, "g") + part(5, part(8, "shape") + part(1, 2) + part(2, 7) + shape)
+    graph = nodes + part(2, "g") + part(5, part(8, "shape") + part(1, rank) + part(2, 7) + shape)
     graph += part(11, about("tokens", 2)) + part(11, about("candidates"))
     graph += part(12, about("queries")) + part(12, about("vectors"))
     return part(1, 8) + part(7, graph) + part(8, part(1, "") + part(2, 17))
@@ -168,3 +171,53 @@ def test_a_model_with_data_in_other_files_is_refused(tmp_path: Path, location: s
     (tmp_path / "secret").write_bytes((4).to_bytes(8, "little") * 2)
     outside = part(13, part(1, "location") + part(2, location)) + part(14, 1)
     assert "cannot be loaded by itself" in refusal(tmp_path, hostile(outside))
+
+
+@pytest.mark.slow
+def test_a_model_that_answers_some_runs_only_is_refused(tmp_path: Path) -> None:
+    """Right for one lane of full length, and for no other run of the detector."""
+    fixed = b"".join(size.to_bytes(8, "little") for size in (1, LENGTH, FEATURES))
+    assert f"answers of shape (1, {LENGTH}, {FEATURES})" in refusal(tmp_path, hostile(part(9, fixed), rank=3))
+
+
+def sentence_model(value: float) -> bytes:
+    """An ONNX model that looks each of three word pieces up in a table full of `value`."""
+
+    def about(name: str, kind: int, *dims: bytes) -> bytes:
+        return part(1, name) + part(2, part(1, part(1, kind) + part(2, b"".join(part(1, dim) for dim in dims))))
+
+    batch, free = part(1, 1), part(2, "n")
+    table = part(1, 3) + part(1, 2) + part(2, 1) + part(8, "table") + part(9, struct.pack("<f", value) * 6)
+    graph = part(1, part(1, "table") + part(1, "input_ids") + part(2, "hidden") + part(4, "Gather")) + part(2, "g")
+    graph += part(5, table) + part(11, about("input_ids", 7, batch, free))
+    graph += part(12, about("hidden", 1, batch, free, part(1, 2)))
+    return part(1, 8) + part(7, graph) + part(8, part(1, "") + part(2, 17))
+
+
+@pytest.mark.slow
+def test_an_embedding_model_goes_through_the_same_trial(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("[UNK]\n[CLS]\n[SEP]")
+    path = tmp_path / "model.onnx"
+
+    def tried(model: bytes, digest: str | None = None) -> None:
+        path.write_bytes(model)
+        digest = digest or hashlib.sha256(model).hexdigest()
+        try_embedding(RetrievalConfig(embedding_model=str(path), embedding_sha256=digest))
+
+    tried(sentence_model(1.0))
+    try_embedding(RetrievalConfig())
+    with pytest.raises(ModelError, match="SHA-256"):
+        tried(sentence_model(1.0), "0" * 64)
+    with pytest.raises(ModelError, match="not finite"):
+        tried(sentence_model(float("nan")))
+    with pytest.raises(ModelError, match="can be loaded by itself"):
+        tried(b"nonsense")
+
+
+@pytest.mark.slow
+def test_a_config_with_a_bad_embedding_model_is_not_valid(tmp_path: Path) -> None:
+    (tmp_path / "spanchain.yaml").write_text("detectors:\n  retrieval:\n    embedding_model: /no/such/model.onnx\n")
+    answer = CliRunner().invoke(app, ["validate", str(tmp_path / "spanchain.yaml")])
+    assert answer.exit_code == 2
+    assert "embedding_model: " in answer.stderr
+    assert "/no/such/model.onnx" in answer.stderr

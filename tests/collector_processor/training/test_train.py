@@ -19,8 +19,7 @@ from collector_processor.training.general import main as build_general  # noqa: 
 from collector_processor.training.network import Network, write  # noqa: E402
 from collector_processor.training.registry import promote, versions  # noqa: E402
 from collector_processor.training.synthetic import make_system  # noqa: E402
-from detectors.sequence_transformer.detector import SHIPPED  # noqa: E402
-from detectors.sequence_transformer.promoted import described  # noqa: E402
+from detectors.sequence_transformer.promoted import SHIPPED, described  # noqa: E402
 from detectors.sequence_transformer.tokens import FEATURES  # noqa: E402
 from detectors.sequence_transformer.transformer import load  # noqa: E402
 
