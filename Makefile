@@ -13,6 +13,8 @@ PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3; do 
 	"$$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null \
 	&& { command -v "$$candidate"; break; }; done)
 ARGS ?=
+# Bytecode is kept, also where the environment says otherwise: else every process compiles thousands of modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 say = @printf '\033[1m==> %s\033[0m\n' "$(1)"
 

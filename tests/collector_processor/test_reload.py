@@ -204,7 +204,10 @@ def test_a_promotion_is_taken_once_written_down_and_announced_again(tmp_path: Pa
         assert "first" in again.detectors[DETECTOR].version()
 
 
-@pytest.mark.parametrize("broken", ["digest", "no model", "pointer", "gone", "record"])
+TRIED = [pytest.param(broken, marks=pytest.mark.slow) for broken in ("digest", "no model", "record")]
+
+
+@pytest.mark.parametrize("broken", ["pointer", "gone", *TRIED])
 def test_what_cannot_be_used_is_refused_and_the_old_model_goes_on(tmp_path: Path, broken: str) -> None:
     models, journal = tmp_path / "models", tmp_path / "journal"
     version_in(models, "bad")

@@ -75,6 +75,7 @@ def test_what_is_no_version_is_refused(tmp_path: Path, version: str) -> None:
         promote(tmp_path, version)
 
 
+@pytest.mark.slow
 def test_another_digest_is_refused(tmp_path: Path) -> None:
     path = add(tmp_path, "changed")
     data = bytearray((path / "model.onnx").read_bytes())
@@ -109,6 +110,7 @@ def test_a_file_that_is_too_large_is_not_even_read(tmp_path: Path) -> None:
         load(tmp_path / "model.onnx", "")
 
 
+@pytest.mark.slow
 def test_the_trial_says_why_a_model_fails(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"nonsense")
     with pytest.raises(ModelError, match=r"cannot be loaded"):
