@@ -175,14 +175,14 @@ class Familiarity:
         self.flow = {name: np.array(state["flows"][name], kind) for name, (kind, _) in FLOW_COLUMNS.items()}
 
 
-def describe_young(familiarity: Familiarity, flows: list[str], what: str) -> str | None:
-    """Which flows are too young for `what` to be judged, and how many chains that takes; None when none is."""
-    total = familiarity.flow["total"][: len(flows)]
-    young = np.flatnonzero((total > 0) & (total < familiarity.young)).tolist()
+def describe_young(total: F64, least: int, flows: list[str], what: str) -> str | None:
+    """Which flows are too young for `what` to be judged, by the chains learned of each, `total`; None when none is."""
+    total = total[: len(flows)]
+    young = np.flatnonzero((total > 0) & (total < least)).tolist()
     if not total.any():
-        return f"no chain learned yet; {what} are judged from {familiarity.young} chains of a flow on"
+        return f"no chain learned yet; {what} are judged from {least} chains of a flow on"
     if not young:
         return None
-    named = ", ".join(f"{flows[flow]} ({int(total[flow])} of {familiarity.young} chains)" for flow in young[:5])
+    named = ", ".join(f"{flows[flow]} ({int(total[flow])} of {least} chains)" for flow in young[:5])
     more = f" and {len(young) - 5} more" if len(young) > 5 else ""
     return f"{what} are not judged yet in: {named}{more}"

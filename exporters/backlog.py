@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -84,31 +84,16 @@ class DiskBacklog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._open()
-        except sqlite3.OperationalError as error:
-            raise OSError(f"{path}: {error}") from error
-        except sqlite3.DatabaseError:
-            move_aside(path)
-            self._open()
+        self._db = opened(path, _SCHEMA, "NORMAL", self._read)
 
-    def _open(self) -> None:
-        # One thread at a time is in here: the queue's lock sees to it.
-        self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=1)
-        try:
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = NORMAL")
-            self._db.executescript(_SCHEMA)
-            waiting = "SELECT count(*), coalesce(sum(length(payload)), 0) FROM item WHERE payload IS NOT NULL"
-            rows, self.size = self._db.execute(waiting).fetchone()
-            self._waiting = int(rows)
-            self._delivered = self._count_delivered()
-            # Items are given in the same order again: all that is here has been given once a new one is added.
-            self._caught_up = self._delivered == 0
-        except sqlite3.Error:
-            self._db.close()
-            raise
+    def _read(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        waiting = "SELECT count(*), coalesce(sum(length(payload)), 0) FROM item WHERE payload IS NOT NULL"
+        rows, self.size = db.execute(waiting).fetchone()
+        self._waiting = int(rows)
+        self._delivered = self._count_delivered()
+        # Items are given in the same order again: all that is here has been given once a new one is added.
+        self._caught_up = self._delivered == 0
 
     def _count_delivered(self) -> int:
         return int(self._db.execute("SELECT count(*) FROM item WHERE payload IS NULL").fetchone()[0])
@@ -191,3 +176,31 @@ def move_aside(path: Path) -> None:
         part = path.with_name(path.name + suffix)
         if part.exists():
             part.replace(part.with_name(part.name + ".damaged"))
+
+
+def opened(path: Path, schema: str, synchronous: str, read: Callable[[sqlite3.Connection], None]) -> sqlite3.Connection:
+    """A connection to the SQLite file `path`, for one thread at a time, after `read` has taken in what it holds. A
+    damaged file is moved aside, and `read` sees an empty one. Raises `OSError` when there can be no file at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return _opened(path, schema, synchronous, read)
+    except sqlite3.OperationalError as error:
+        raise OSError(f"{path}: {error}") from error
+    except sqlite3.DatabaseError:
+        move_aside(path)
+        return _opened(path, schema, synchronous, read)
+
+
+def _opened(
+    path: Path, schema: str, synchronous: str, read: Callable[[sqlite3.Connection], None]
+) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=1)
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute(f"PRAGMA synchronous = {synchronous}")
+        db.executescript(schema)
+        read(db)
+    except sqlite3.Error:
+        db.close()
+        raise
+    return db

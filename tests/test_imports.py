@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("collector_processor", "detectors", "exporters")
 BASE = {
     *("collector_processor.model", "collector_processor.config", "collector_processor.kernels"),
-    "collector_processor.redact",
+    *("collector_processor.redact", "collector_processor.varint"),
 }
 
 # What a room may import besides its own folder and BASE. A room that is not here composes others and is free, but for
@@ -26,6 +26,7 @@ ROOMS: dict[str, set[str]] = {
     "collector_processor.config_file": set(),
     "collector_processor.kernels": set(),
     "collector_processor.redact": set(),
+    "collector_processor.varint": set(),
     "collector_processor.rows": set(),
     "collector_processor.decode": set(),
     "collector_processor.join": set(),

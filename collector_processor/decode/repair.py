@@ -23,6 +23,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from collector_processor.kernels import examine as kernel
 from collector_processor.model import I64, Signal
+from collector_processor.varint import as_varint
 
 OWN_SCOPE = "spanchain"  # the instrumentation scope of everything spanchain emits
 REASONS = (
@@ -177,7 +178,7 @@ class _Edited:
             content = b"".join(self._rewritten(body, end, level + 1, first, after))
             _, length_at = _varint(self.data, tag, end)
             yield self.data[at:length_at]
-            yield _as_varint(len(content))
+            yield as_varint(len(content))
             yield content
             at, first = end, after
         yield self.data[at:stop]
@@ -205,7 +206,7 @@ class _Edited:
                 return b""
         _count(self.repaired, reason)
         _, length_at = _varint(self.data, edit[kernel.START], edit[kernel.BODY])
-        return self.data[edit[kernel.START] : length_at] + _as_varint(len(content)) + content
+        return self.data[edit[kernel.START] : length_at] + as_varint(len(content)) + content
 
     def _may_mend(self, edit: list[int]) -> bool:
         kind, reason = edit[kernel.TYPE], edit[kernel.REASON]
@@ -260,7 +261,7 @@ def _mend(data: bytes, at: int, stop: int, kind: int, depth: int) -> Iterator[by
         else:
             yield data[start:at]
             continue
-        yield data[start:length_at] + _as_varint(len(content)) + content
+        yield data[start:length_at] + as_varint(len(content)) + content
 
 
 def _as_utf8(text: bytes) -> bytes:
@@ -279,15 +280,6 @@ def _varint(data: bytes, at: int, stop: int) -> tuple[int, int]:
         if byte < 128:
             return value & 0xFFFFFFFFFFFFFFFF, at
     return 0, -1
-
-
-def _as_varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 127:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 def _after_scalar(data: bytes, at: int, stop: int, wire: int) -> int:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Mapping
 
+from collector_processor.varint import as_varint
+
 Value = str | int | float | bool
 
 SPAN_ATTRIBUTE = 9
@@ -28,28 +30,18 @@ _SAMPLED_SPAN = b"\x85\x01\x01\x00\x00\x00"  # flags, fixed32, field 16
 _SAMPLED_LOG = b"\x45\x01\x00\x00\x00"  # flags, fixed32, field 8
 
 
-def varint(value: int) -> bytes:
-    """`value` >= 0 in base 128, least significant group first."""
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-LENGTHS = tuple(varint(length) for length in range(4096))  # most messages are shorter
+LENGTHS = tuple(as_varint(length) for length in range(4096))  # most messages are shorter
 
 
 def length(data: bytes) -> bytes:
     """The length prefix of `data`."""
     size = len(data)
-    return LENGTHS[size] if size < 4096 else varint(size)
+    return LENGTHS[size] if size < 4096 else as_varint(size)
 
 
 def field(number: int, data: bytes) -> bytes:
     """A length-delimited field."""
-    return b"".join((varint(number << 3 | 2), length(data), data))
+    return b"".join((as_varint(number << 3 | 2), length(data), data))
 
 
 def any_value(value: Value) -> bytes:
@@ -59,7 +51,7 @@ def any_value(value: Value) -> bytes:
     if isinstance(value, bool):
         return b"\x10\x01" if value else b"\x10\x00"
     if isinstance(value, int):
-        return b"\x18" + varint(value)
+        return b"\x18" + as_varint(value)
     return b"\x21" + _DOUBLE.pack(value)
 
 
@@ -85,7 +77,7 @@ class DoubleAttribute:
 
 def span_shape(name: str, kind: int, constant: Mapping[str, Value]) -> tuple[bytes, bytes]:
     """What all spans of one operation share: (name and kind, constant attributes)."""
-    return field(5, name.encode()) + b"\x30" + varint(kind), attributes(SPAN_ATTRIBUTE, constant)
+    return field(5, name.encode()) + b"\x30" + as_varint(kind), attributes(SPAN_ATTRIBUTE, constant)
 
 
 def error_status(message: str) -> bytes:
@@ -124,7 +116,7 @@ def span(
 
 def log_shape(severity: int, text: str, constant: Mapping[str, Value]) -> tuple[bytes, bytes]:
     """What all logs of one statement share: (severity, constant attributes)."""
-    return b"\x10" + varint(severity) + field(3, text.encode()), attributes(LOG_ATTRIBUTE, constant)
+    return b"\x10" + as_varint(severity) + field(3, text.encode()), attributes(LOG_ATTRIBUTE, constant)
 
 
 def correlation(trace_id: bytes, span_id: bytes) -> bytes:

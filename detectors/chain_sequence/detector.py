@@ -456,7 +456,7 @@ class ChainSequence:
         return "1"
 
     def describe_state(self) -> str | None:
-        young = describe_young(self.known, self.symbols.flows.text, "new paths")
+        young = describe_young(self.known.flow["total"], self.known.young, self.symbols.flows.text, "new paths")
         if young is not None:
             return young
         slices = int(self.distribution.slices.max())

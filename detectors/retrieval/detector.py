@@ -192,7 +192,7 @@ class Retrieval:
         return f"1-{self.config.embedding_sha256[:12]}" if self.config.embedding_model else "1"
 
     def describe_state(self) -> str | None:
-        return describe_young(self.known, self.symbols.flows.text, "contents of chains")
+        return describe_young(self.known.flow["total"], self.known.young, self.symbols.flows.text, "contents of chains")
 
     def snapshot(self) -> dict[str, Any]:
         judged = [(row, p, *astuple(nearest)) for row, (p, nearest) in self.judged.items()]

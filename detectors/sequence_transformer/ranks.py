@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
 from collector_processor.kernels import lanes as kernels
 from collector_processor.model import F64, I32, Bool
-from detectors.familiarity import grown
+from detectors.familiarity import describe_young, grown
 
 BINS = 96
 WIDTH = 0.25  # nats
@@ -52,15 +51,7 @@ class Ranks:
 
     def describe(self, flows: list[str]) -> str | None:
         """Which flows are too young; None when none is."""
-        total = self.histogram.sum(axis=1)[: len(flows)]
-        young = np.flatnonzero((total > 0) & (total < self.young)).tolist()
-        if not total.any():
-            return f"no chain learned yet; the order of events is judged from {self.young} chains of a flow on"
-        if not young:
-            return None
-        named = ", ".join(f"{flows[flow]} ({math.floor(total[flow])} of {self.young} chains)" for flow in young[:5])
-        more = f" and {len(young) - 5} more" if len(young) > 5 else ""
-        return f"the order of events is not judged yet in: {named}{more}"
+        return describe_young(self.histogram.sum(axis=1), self.young, flows, "orders of events")
 
     def snapshot(self) -> dict[str, Any]:
         return {"histogram": self.histogram.copy()}

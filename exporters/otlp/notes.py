@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporters.backlog import move_aside
+from exporters.backlog import opened
 
 CHECKPOINTS = 2  # that the id of a settled note outlives
 COLUMNS = "verdict, tenant, trace_id, span_id, kind, event, child, seq"
@@ -56,33 +56,16 @@ class Notes:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._open()
-        except sqlite3.OperationalError as error:
-            raise OSError(f"{path}: {error}") from error
-        except sqlite3.DatabaseError:
-            move_aside(path)
-            self._open()
+        self._db = opened(path, _SCHEMA, "FULL", self._read)  # few and small: a window is some thousand records
 
-    def _open(self) -> None:
-        self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=1)
-        try:
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")  # few and small: a window is some thousand records
-            self._db.executescript(_SCHEMA)
-            self.sent, self.until, self.last = map(
-                int, self._db.execute("SELECT sent, until, last FROM place").fetchone()
-            )
-            waiting = "SELECT seq, trace_id, length(event) + length(child) FROM note WHERE event IS NOT NULL"
-            self._waiting: dict[bytes, dict[int, int]] = {}  # trace id -> sequence number -> bytes
-            self.size = 0
-            self._number = 0
-            for seq, trace_id, size in self._db.execute(waiting):
-                self._remember(seq, trace_id, size)
-        except sqlite3.Error:
-            self._db.close()
-            raise
+    def _read(self, db: sqlite3.Connection) -> None:
+        self.sent, self.until, self.last = map(int, db.execute("SELECT sent, until, last FROM place").fetchone())
+        waiting = "SELECT seq, trace_id, length(event) + length(child) FROM note WHERE event IS NOT NULL"
+        self._waiting: dict[bytes, dict[int, int]] = {}  # trace id -> sequence number -> bytes
+        self.size = 0
+        self._number = 0
+        for seq, trace_id, size in db.execute(waiting):
+            self._remember(seq, trace_id, size)
 
     def __len__(self) -> int:
         return self._number

@@ -17,6 +17,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from collector_processor.kernels import spans as kernel
 from collector_processor.model import U64
+from collector_processor.varint import as_varint
 
 EVENT_TAG = b"\x5a"  # field 11 of a span, length-delimited
 LEVELS = (kernel.GROUP_TAG, kernel.SCOPE_TAG, kernel.SPAN_TAG)  # each followed by body and end
@@ -28,7 +29,9 @@ Edit = tuple[list[int], bytes]
 
 def with_events(data: bytes, rows: U64, events: Mapping[int, Sequence[bytes]]) -> bytes:
     """`data`, whose spans are `rows`, with `events` (encoded Span.Event by row) behind those that the spans have."""
-    added = {row: b"".join(EVENT_TAG + _length(len(event)) + event for event in events[row]) for row in sorted(events)}
+    added = {
+        row: b"".join(EVENT_TAG + as_varint(len(event)) + event for event in events[row]) for row in sorted(events)
+    }
     return b"".join(_rebuilt(data, 0, len(data), 0, [(rows[row].tolist(), what) for row, what in added.items()]))
 
 
@@ -49,7 +52,7 @@ def _rebuilt(data: bytes, at: int, stop: int, level: int, edits: list[Edit]) -> 
         else:
             content = b"".join(_rebuilt(data, body, end, level + 1, inner))
         yield data[at : _after_varint(data, tag)]
-        yield _length(len(content))
+        yield as_varint(len(content))
         yield content
         at = end
     yield data[at:stop]
@@ -73,11 +76,11 @@ def _pieces(message: bytes, bytes_max: int, level: int) -> Iterator[bytes]:
             shared.append(message[at:end])
     head = b"".join(shared)
     room = max(bytes_max - len(head), 0)
-    tag = _length(kernel.INNER[level] << 3 | 2)
+    tag = as_varint(kernel.INNER[level] << 3 | 2)
     batch, size = [head], 0
     for part in parts:
         for piece in _pieces(part, room - LENGTH_MAX, level + 1):
-            whole = tag + _length(len(piece)) + piece
+            whole = tag + as_varint(len(piece)) + piece
             if size and size + len(whole) > room:
                 yield b"".join(batch)
                 batch, size = [head], 0
@@ -120,12 +123,3 @@ def _varint(data: bytes, at: int) -> int:
     for shift, byte in enumerate(data[at : _after_varint(data, at)]):
         value |= (byte & 0x7F) << 7 * shift
     return value
-
-
-def _length(value: int) -> bytes:
-    out = bytearray()
-    while value > 127:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from collector_processor.config import RetrievalConfig
-from collector_processor.model import NONE, ChainBatch, Kind, Level, Symbols, content_hash
+from collector_processor.model import NONE, ChainBatch, Kind, Level, content_hash
 from detectors.protocol import Scores
 from detectors.retrieval import Retrieval
-from tests.builders import NS, START_S, Node, chains, log, span
+from tests.builders import NS, Node, log, span
+from tests.detectors.bench import ChainBench
 
 
 def payment(*extra: Node, debit_log: str = "debited <*> from account <*>", rounds: int = 1) -> Node:
@@ -33,33 +34,13 @@ def with_value(batch: ChainBatch, event: str, values: list[str]) -> ChainBatch:
     return batch
 
 
-class Bench:
+class Bench(ChainBench):
     def __init__(self, **config: Any) -> None:
-        self.symbols = Symbols()
         self.config = RetrievalConfig(**config)
-        self.detector = self.new()
-        self.now = START_S
-        self.traces = 1
+        super().__init__()
 
     def new(self) -> Retrieval:
         return Retrieval(self.config, self.symbols, ("user.name",))
-
-    def batch(self, roots: list[Node]) -> ChainBatch:
-        self.traces += len(roots)
-        return chains(self.symbols, roots, start_s=self.now, first_trace=self.traces - len(roots), every_s=0.01)
-
-    def learn(self, roots: list[Node], *, normal: bool = True) -> None:
-        for lo in range(0, len(roots), 20):
-            batch = self.batch(roots[lo : lo + 20])
-            self.detector.score(batch).checked(batch)
-            self.now += 10
-            self.detector.advance(int(self.now * NS))
-            self.detector.learn(batch, np.full(len(batch), normal))
-
-    def only(self, root: Node) -> tuple[float, np.void | None, dict[str, Any]]:
-        scores = self.detector.score(self.batch([root]))
-        finding = scores.findings[0] if scores.findings.size else None
-        return float(scores.value[0]), finding, {} if finding is None else self.detector.evidence(finding)
 
 
 @pytest.fixture

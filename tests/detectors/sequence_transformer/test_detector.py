@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from collector_processor.config import Config, SequenceTransformerConfig
-from collector_processor.model import ChainBatch, Kind, Level, Outcome, Symbols, content_hash
+from collector_processor.model import Kind, Level, Outcome, Symbols, content_hash
 from collector_processor.training.synthetic import make_system
 from detectors.sequence_transformer import SequenceTransformer, build
 from detectors.sequence_transformer.transformer import Lane
-from tests.builders import NS, START_S, Node, chains, log, span
+from tests.builders import NS, Node, log, span
+from tests.detectors.bench import ChainBench
 
 
 def payment(*lines: str, calls: tuple[str, ...] = ("risk:check", "account:debit", "ledger:post")) -> Node:
@@ -20,36 +21,15 @@ def payment(*lines: str, calls: tuple[str, ...] = ("risk:check", "account:debit"
     return span("gateway:pay", 99, span("order:create", 90, *map(log, said), *(span(call, 5) for call in calls)))
 
 
-class Bench:
+class Bench(ChainBench):
     def __init__(self, model: str = "none", **config: Any) -> None:
-        self.symbols = Symbols()
         section = SequenceTransformerConfig(model=model, **config)
         detectors = Config().detectors.model_copy(update={"sequence_transformer": section})
         self.config = Config().model_copy(update={"detectors": detectors})
-        self.detector = self.new()
-        self.now = START_S
-        self.traces = 1
+        super().__init__()
 
     def new(self) -> SequenceTransformer:
         return build(self.config, self.symbols)
-
-    def batch(self, roots: list[Node]) -> ChainBatch:
-        self.traces += len(roots)
-        return chains(self.symbols, roots, start_s=self.now, first_trace=self.traces - len(roots), every_s=0.01)
-
-    def learn(self, roots: list[Node], *, normal: bool = True) -> None:
-        for lo in range(0, len(roots), 20):
-            batch = self.batch(roots[lo : lo + 20])
-            self.detector.score(batch).checked(batch)
-            self.now += 10
-            self.detector.advance(int(self.now * NS))
-            self.detector.learn(batch, np.full(len(batch), normal))
-
-    def only(self, root: Node) -> tuple[float, np.void | None, dict[str, Any]]:
-        batch = self.batch([root])
-        scores = self.detector.score(batch).checked(batch)
-        finding = scores.findings[0] if scores.findings.size else None
-        return float(scores.value[0]), finding, {} if finding is None else self.detector.evidence(finding)
 
 
 @pytest.fixture(params=["none", "general"])
