@@ -58,7 +58,12 @@ USERS = (WAL, SEGMENT, CHECKPOINT, KEEPER, CLOCK, RUNTIME, ENGINE, JOINER, KERNE
 """What is imported anew: the files above and what builds on them."""
 
 BUGS = (
-    Bug("no sync before the acknowledgement", WAL, "            os.fdatasync(descriptor)\n", "            pass\n"),
+    Bug(
+        "no sync before the acknowledgement",
+        WAL,
+        "            os.fdatasync(descriptor)\n        except",
+        "            pass\n        except",
+    ),
     Bug("the folder is not synced", WAL, "                sync_directory(self.directory)\n", "                pass\n"),
     Bug("a failed sync is acknowledged", WAL, "waiting.error = unavailable", "waiting.error = None", "failing disk"),
     Bug(
