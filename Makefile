@@ -87,7 +87,7 @@ evaluate: install ## detection quality on the labelled recordings
 soak: install ## the long forms of the fuzz, kill and leak tests: some hours
 	@$(MAKE) components
 	$(call say,running the long tests)
-	@SPANCHAIN_SOAK=1 $(PY) -m pytest -m soak $(ARGS)
+	@SPANCHAIN_SOAK=1 $(PY) -m pytest -m soak -rA --show-capture=stdout $(ARGS)
 
 LOCKING := $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-annotate --custom-compile-command "make lock" --upgrade
