@@ -45,8 +45,8 @@ class Served:
     """When not empty, the sink raises the first of these instead of taking the payload."""
     gate: threading.Event = field(default_factory=threading.Event)
     """The sink waits for it; set from the beginning."""
-    entered: threading.Event = field(default_factory=threading.Event)
-    """Set when the sink was called."""
+    entered: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    """Released whenever the sink is called."""
 
     @property
     def grpc_port(self) -> int:
@@ -114,7 +114,7 @@ def serving(**config: Any) -> Iterator[Served]:
     payloads: list[Payload] = []
 
     def sink(payload: Payload) -> None:
-        served.entered.set()
+        served.entered.release()
         served.gate.wait()
         if served.trouble:
             raise served.trouble[0]

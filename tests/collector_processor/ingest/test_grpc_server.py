@@ -162,7 +162,7 @@ def test_too_many_bytes_in_flight_are_refused_as_retryable() -> None:
         served.gate.clear()
         first = threading.Thread(target=served.export, args=(Signal.LOGS, data))
         first.start()
-        assert served.entered.wait(10)
+        assert served.entered.acquire(timeout=10)
         error = served.refusal(Signal.LOGS, data)
         served.gate.set()
         first.join()

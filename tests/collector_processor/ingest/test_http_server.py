@@ -268,8 +268,10 @@ def test_a_body_that_never_ends_is_408() -> None:
 def test_connections_above_the_limit_are_503() -> None:
     with serving(http={"connections_max": 2}) as served:
         idle = [socket.create_connection(("127.0.0.1", served.http_port), timeout=10) for _ in range(2)]
-        time.sleep(0.2)
-        status, headers, _ = served.post("/v1/traces", GOOD_SPANS)
+        status, headers = 200, dict[str, str]()
+        deadline = time.monotonic() + 10
+        while status != 503 and time.monotonic() < deadline:  # until the server has seen both
+            status, headers, _ = served.post("/v1/traces", GOOD_SPANS)
         for connection in idle:
             connection.close()
         assert (status, headers["retry-after"]) == (503, "1")

@@ -19,6 +19,7 @@ from collector_processor.ingest.receivers import Receivers
 from collector_processor.model import Signal
 from tests.collector_processor.ingest.serving import PROTOBUF, serving
 from tests.otlp import log, logs
+from tests.sinks import eventually
 
 DATA = logs(log("x"))
 
@@ -83,6 +84,14 @@ def test_ipv6() -> None:
         assert len(served.payloads) == 2
 
 
+def is_closed(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=10).close()
+    except OSError:
+        return True
+    return False
+
+
 def test_stopping_answers_what_was_taken_and_takes_nothing_more() -> None:
     with serving() as served:
         served.gate.clear()
@@ -93,13 +102,11 @@ def test_stopping_answers_what_was_taken_and_takes_nothing_more() -> None:
         ]
         for request in open_requests:
             request.start()
-        deadline = time.monotonic() + 10
-        while not served.entered.is_set() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(0.3)
+        assert all(served.entered.acquire(timeout=10) for _ in open_requests)
+        grpc_port, http_port = served.grpc_port, served.http_port
         stopping = threading.Thread(target=served.receivers.stop, args=(10,))
         stopping.start()
-        time.sleep(0.3)
+        assert eventually(lambda: is_closed(grpc_port) and is_closed(http_port))
         assert served.refusal(Signal.LOGS, DATA).code() is grpc.StatusCode.UNAVAILABLE
         with pytest.raises(OSError, match=r"."):
             served.post("/v1/logs", DATA)
@@ -115,7 +122,7 @@ def test_stopping_does_not_wait_longer_than_it_may() -> None:
         served.gate.clear()
         request = threading.Thread(target=lambda: served.refusal(Signal.LOGS, DATA))
         request.start()
-        assert served.entered.wait(10)
+        assert served.entered.acquire(timeout=10)
         began = time.monotonic()
         served.receivers.stop(1)
         assert time.monotonic() - began < 4
