@@ -183,10 +183,11 @@ class Service:
             for exporter in self.exporters.values():
                 exporter.start()
                 self._started.append(exporter)
-            self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-            self._thread.start()
             self.receivers.start()
             self._health.start()
+            # Last: what it reads again would keep the others from starting.
+            self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+            self._thread.start()
         except (OSError, InsecureAddressError, ValueError) as error:
             self.stop(1)
             raise StartError(str(error)) from error
