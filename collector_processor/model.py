@@ -93,6 +93,7 @@ class Kind(IntEnum):
     RATE_SURGE = 14
     RATE_DROP = 15
     DRIFT = 16  # what is normal has crept away from what was normal once
+    MISSING_CALL = 17  # an operation that always calls did not
 
 
 class Level(IntEnum):

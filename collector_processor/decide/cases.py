@@ -26,6 +26,7 @@ INSTANCE_SHARE = 0.8  # of a service's unusual chains from which on one instance
 INSTANCE_CHAINS_MIN = 3
 
 SOFT = frozenset((Kind.UNUSUAL_CALLS, Kind.NEW_SEQUENCE, Kind.UNUSUAL_CONTENT, Kind.UNLIKELY_SEQUENCE))
+SYMPTOMS = SOFT | {Kind.MISSING_CALL}  # of trouble elsewhere as often as trouble itself
 SOFT_SHARE = 0.2  # of the evidence of soft kinds: they are the cause less often than a symptom
 UNANSWERED = frozenset((Kind.ERROR, Kind.UNUSUAL_CALLS, Kind.INTERRUPTED_SEQUENCE))  # about calls: a peer is not there
 CALLER_SHARE = 0.5  # of a call's evidence that speaks for its caller
@@ -61,7 +62,7 @@ def services_of(elements: Nats) -> set[int]:
 def is_soft(element: Element) -> bool:
     """Whether the element says what may well be meant to be so, or complains about another service."""
     edge = element[1] == Level.EDGE
-    return (element[0] in SOFT and not edge) or (element[0] == Kind.ERROR and edge)
+    return (element[0] in SYMPTOMS and not edge) or (element[0] == Kind.ERROR and edge)
 
 
 def mass(nats: Nats) -> dict[int, float]:

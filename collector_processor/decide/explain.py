@@ -272,6 +272,7 @@ SENTENCES: dict[Kind, Callable[[Said], str]] = {
     Kind.ERROR: _error,
     Kind.UNUSUAL_LOG: _unusual_log,
     Kind.UNUSUAL_CALLS: _unusual_calls,
+    Kind.MISSING_CALL: lambda one: f"{one.where} left out a call that it usually makes",
     Kind.RATE_SURGE: lambda one: f"{one.where} has {_usual(one, count, ' cases')}",
     Kind.RATE_DROP: lambda one: f"{one.where} has only {_usual(one, count, ' cases')}",
     Kind.DRIFT: lambda one: f"what is normal for {one.where} has crept away from what it was",
@@ -314,6 +315,10 @@ ACTIONS: dict[Kind, tuple[str, ...]] = {
     ),
     Kind.UNUSUAL_LOG: ("Read this log line of {service} in an example trace, and what came just before it.",),
     Kind.UNUSUAL_CALLS: ("Compare the calls of {service} in an example trace with a normal one; look for retries.",),
+    Kind.MISSING_CALL: (
+        "Check whether {service} left the step out, swallowed an exception, or was given what it could not use.",
+        "Compare with the latest release of {service}.",
+    ),
     Kind.RATE_SURGE: ("Check the callers of {where} for retries or a batch, and whether its capacity suffices.",),
     Kind.DRIFT: (
         "Compare {service} with its state back then: releases, data volume, leaks, neighbours on the same machine.",

@@ -29,7 +29,7 @@ P_UNSURE = 0.5  # of a detector without a finding in the Cauchy combination: it 
 CATEGORY = np.zeros(len(Kind), np.uint8)  # of each kind of finding; a rule violation brings its own
 for _kinds, _category in (
     ((Kind.SLOW_OPERATION, Kind.SLOW_CALL, Kind.ERROR, Kind.UNUSUAL_LOG, Kind.MISSING_LOG), Category.SYSTEM),
-    ((Kind.UNSEEN_CALL, Kind.DRIFT), Category.SYSTEM),
+    ((Kind.UNSEEN_CALL, Kind.MISSING_CALL, Kind.DRIFT), Category.SYSTEM),
     ((Kind.NEW_SEQUENCE, Kind.INTERRUPTED_SEQUENCE, Kind.UNUSUAL_CONTENT), Category.OPERATIONAL),
     ((Kind.UNLIKELY_SEQUENCE, Kind.UNUSUAL_CALLS), Category.OPERATIONAL),
     ((Kind.DISTRIBUTION_SURGE, Kind.DISTRIBUTION_DROP, Kind.RATE_SURGE, Kind.RATE_DROP), Category.OPERATIONAL),
@@ -39,7 +39,10 @@ for _kinds, _category in (
 
 DAMAGE = np.zeros(len(Kind), np.bool_)  # kinds that say something is broken, not merely new
 DAMAGE[
-    [Kind.INTERRUPTED_SEQUENCE, Kind.RULE_VIOLATION, Kind.MISSING_LOG, Kind.SLOW_OPERATION, Kind.SLOW_CALL, Kind.ERROR]
+    [
+        *(Kind.INTERRUPTED_SEQUENCE, Kind.RULE_VIOLATION, Kind.MISSING_LOG, Kind.MISSING_CALL, Kind.ERROR),
+        *(Kind.SLOW_OPERATION, Kind.SLOW_CALL),
+    ]
 ] = True
 
 

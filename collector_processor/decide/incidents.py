@@ -244,7 +244,7 @@ class Incidents:
         """Whether the element is improbable enough, and has been for long enough, to open an incident."""
         if row["kind"] == Kind.RULE_VIOLATION:
             patience = 0.0
-        elif element[1] == Level.EDGE and element[0] in UNANSWERED:
+        elif element[0] == Kind.MISSING_CALL or (element[1] == Level.EDGE and element[0] in UNANSWERED):
             patience = self.config.restart_hold_s
         else:
             patience = self.config.soft_hold_s if element[0] in SOFT else self.config.hold_s

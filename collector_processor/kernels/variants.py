@@ -28,6 +28,7 @@ WARNING_LOG = 13
 ERROR_SPAN = 2
 STALE = 0.03  # share of an element's observations that its surprises may lack
 YOUNG = 50.0  # observations below which an element learns even while it is in alarm
+NOT_ASKING = -3  # of an operation that does more than call another service
 VARIANTS_MAX = 64  # of one element; further ones are only counted
 _MANY = 0x5851F42D4C957F2D
 _ERROR = 0x2545F4914F6CDD1D
@@ -99,13 +100,25 @@ def _weighed(nats, least, hit):
 
 
 @njit(nogil=True, cache=True)
+def _hand_up(r, p, top, is_own, same, other):
+    """Tells span p of its child r, which is surprising by `top`: what in `same` is its service's own, what `other`."""
+    if is_own:
+        same[p] = max(same[p], top, same[r])
+        other[p] = max(other[p], other[r])
+    else:
+        other[p] = max(other[p], top, same[r], other[r])
+
+
+@njit(nogil=True, cache=True)
 def judge(
-    offsets, event, kind, status, parent, service, logs, calls, last, sibling, named, column, table_keys, table_slots,
-    variant_keys, variant_rows, nats, new_nats, usual_nats, seen, seen_min, blamed, blamed_by, level, sums, usual_sums,
-    counts, hits, hit, least, chain_value, surprise, slot,
+    offsets, event, kind, status, parent, service, logs, calls, last, sibling, callee, named, column, table_keys,
+    table_slots, variant_keys, variant_rows, nats, new_nats, usual_nats, asks, seen, seen_min, blamed, blamed_by,
+    level, sums, usual_sums, counts, hits, hit, least, chain_value, surprise, slot,
 ):  # fmt: skip
     """Surprise float32[m, 2] and slot int32[m, 2] of each span's logs and calls, added to `column` of the windows.
 
+    `asks` int32[slots]: NOT_ASKING, unless all that is known of an operation is that it calls other services. When such
+    a call gets no answer, its error and what its caller makes of that are the other service's.
     `named` int32[events]: the service that a template names, else -1. When a service writes an unusual error that
     names another, what else is unusual about it in that chain speaks for the other: `blamed` int32[services] has its
     slot, and `blamed_by` int32[services] is told who complained last. `chain_value` as in `elements.judge`.
@@ -143,13 +156,13 @@ def judge(
                         blamers[used] = own
                         used += 1
                     blames[own] = to
+            s = slot[r, 1]
+            unanswered = s >= 0 and asks[s] != NOT_ASKING and callee[r] == r and surprise[r, 1] > hit
+            if unanswered:
+                surprise[r, 0] = 0.0
             p = parent[r]
             if p >= 0:
-                if service[event[p]] == own:
-                    same[p] = max(same[p], top, same[r])
-                    other[p] = max(other[p], other[r])
-                else:
-                    other[p] = max(other[p], top, same[r], other[r])
+                _hand_up(r, p, top, service[event[p]] == own and not unanswered, same, other)
         for r in range(offsets[c], offsets[c + 1]):
             for what in range(2):
                 s = slot[r, what]
@@ -170,15 +183,20 @@ def judge(
                 sums[s, column] += u
         for k in range(used):
             own = blamers[k]
-            to = blames[own]
-            s = blamed[to]
-            if s >= 0:
-                sums[s, column] += greatest[own]
-                counts[s, column] += 1
-                hits[s, column] += 1
-                blamed_by[to] = own
+            _blame(own, blames[own], blamed, blamed_by, greatest[own], column, sums, counts, hits)
             blames[own] = -1
             greatest[own] = 0.0
+
+
+@njit(nogil=True, cache=True)
+def _blame(own, to, blamed, blamed_by, nats, column, sums, counts, hits):
+    """Adds what is unusual about service `own` in a chain to the window of the service that its errors name."""
+    s = blamed[to]
+    if s >= 0:
+        sums[s, column] += nats
+        counts[s, column] += 1
+        hits[s, column] += 1
+        blamed_by[to] = own
 
 
 @njit(nogil=True, cache=True)

@@ -46,6 +46,9 @@ BLAMED = 5 << 40  # marks the key of a service that errors of others name; other
 REWORDED_MIN = 20  # spans in a row, nearly all of them of the same new variant
 REWORDED_SHARE = 0.9
 REWORDED_EPOCHS = 2
+STOPPED_EPOCHS = 3  # the last ones, in which nearly all spans leave out what they always called
+STOPPED_SHARE = 0.9
+MANY = -2  # services are asked by the same operation
 MEMBERS_MAX = 16  # events of one variant that are kept
 CLIENT, PRODUCER = 4, 5  # span kinds in a ChainBatch
 P_MIN = 1e-300
@@ -70,13 +73,14 @@ class Example:
     since: int
     members: list[int]  # events, in order, each at most twice
     unanswered: list[int]  # events of calls that were made and of which no other service wrote anything
+    asked: int  # the event of another service that should have been called by this one and was not, else NONE
     broken: bool  # an error is among the logs
     calm: bool = False  # no warning is among the logs
     variant: int = 0
     begun: int = 0  # the boundary since which this has been the first unusual variant of every epoch
 
 
-NO_EXAMPLE = Example(0, [], [], broken=False)
+NO_EXAMPLE = Example(0, [], [], NONE, broken=False)
 
 
 class Topology:
@@ -121,9 +125,9 @@ class Topology:
         value, surprise, slot = np.zeros((len(batch), 3)), np.empty((m, 2), np.float32), np.empty((m, 2), np.int32)
         kernel.judge(
             *(batch.offsets, batch.event, batch.kind, batch.status, batch.parent),
-            *(self.symbols.events.column("service"), o.logs, o.calls, o.last, o.sibling, self.named),
+            *(self.symbols.events.column("service"), o.logs, o.calls, o.last, o.sibling, o.callee, self.named),
             *(w.column, w.lookup.keys, w.lookup.values, self.variant_keys, self.variant_rows),
-            *(self.rows["nats"], s["new_nats"], s["usual_nats"], s["seen"], self.config.learn_min),
+            *(self.rows["nats"], s["new_nats"], s["usual_nats"], s["asks"], s["seen"], self.config.learn_min),
             *(
                 self.blamed,
                 self.blamed_by,
@@ -187,7 +191,24 @@ class Topology:
         unanswered = self._unanswered(batch, o, row) if what == 1 else []
         variant = int(o.logs[row] if what == 0 else o.calls[row])
         calm = what == 0 and self._is_calm(batch, o, row)
-        return Example(since, self._members(batch, o, row, what), unanswered, broken, calm, variant, since)
+        asked = self._asked(batch, o, row) if what == 1 and o.callee[row] == row else NONE
+        return Example(since, self._members(batch, o, row, what), unanswered, asked, broken, calm, variant, since)
+
+    def _asked(self, batch: ChainBatch, o: Observed, row: int) -> int:
+        """The event that the call at `row`, which got no answer, was for: its usual one, or one its caller lacks."""
+        slot, service = np.empty(2, np.int32), self.symbols.events.column("service")
+        above = int(batch.event[batch.parent[row]]) if batch.parent[row] >= 0 else 0
+        self.windows.find(np.array([2 * int(batch.event[row]) + 2, 2 * above + 2], np.uint64), slot)
+        asks = int(self.slots["asks"][slot[0]]) if slot[0] >= 0 else kernel.NOT_ASKING
+        if asks in (NONE, kernel.NOT_ASKING):
+            return NONE
+        if asks != MANY:
+            return next(iter(self._usual(int(slot[0]))), NONE)
+        if batch.parent[row] < 0 or slot[1] < 0:
+            return NONE
+        seen = self._members(batch, o, int(batch.parent[row]), 1)
+        own = service[batch.event[row]]
+        return next((e for e in self._usual(int(slot[1])) if e not in seen and service[e] != own), NONE)
 
     def _is_calm(self, batch: ChainBatch, o: Observed, row: int) -> bool:
         """Whether the span at `row` and its logs tell of no error and no warning."""
@@ -232,6 +253,13 @@ class Topology:
                 return True
         return False
 
+    def _left_out(self, slot: int) -> bool:
+        """Whether calls that the operation always made are made no more: another mix of requests leaves out some."""
+        w, example = self.windows, self.examples.get(slot, NO_EXAMPLE)
+        last = [(w.column - back) % w.columns for back in range(STOPPED_EPOCHS)]
+        stopped = w.hits[slot, last].sum() >= max(STOPPED_SHARE * w.counts[slot, last].sum(), 1)
+        return bool(stopped) and set(example.members) < set(self._usual(slot))
+
     def _take_over(self, slot: int, example: Example) -> None:
         """Gives the variant of `example` the history of the one that it replaces."""
         key = int(kernel.variant_key(int(self.windows.key[slot]), np.uint64(example.variant)))
@@ -264,6 +292,10 @@ class Topology:
             finding["kind"] = Kind.ERROR if example.broken else Kind.MISSING_LOG if fewer else Kind.UNUSUAL_LOG
             return
         finding["kind"] = Kind.UNUSUAL_CALLS
+        if example.asked != NONE:
+            finding["level"], finding["caller"], finding["event"] = Level.EDGE, own, example.asked
+            finding["service"] = service[example.asked]
+            return
         missing = [e for e in usual if e not in seen and service[e] != own]
         if missing and any(e not in usual for e in example.unanswered):
             finding["level"] = Level.EDGE
@@ -331,6 +363,8 @@ class Topology:
             self.facts[slot] = (unusual, count)
             rows["actual"][i] = unusual / count
             rows["detail"][i] = slot
+            if rows["kind"][i] == Kind.UNUSUAL_CALLS and self._left_out(slot):
+                rows["kind"][i] = Kind.MISSING_CALL
             if rows["kind"][i] == Kind.UNUSUAL_LOG and self._is_reworded(slot, self.examples.get(slot, NO_EXAMPLE)):
                 reworded.append(slot)
         rows["p"] = np.maximum(np.exp(-exponent[slots].astype(np.float64)), P_MIN)
@@ -359,8 +393,23 @@ class Topology:
         for k in np.flatnonzero(new_row.ravel() >= 0).tolist():
             members = self._members(batch, o, k // 2, k % 2)
             self.members[new_row.ravel()[k], : len(members)] = members
+            if k % 2 == 1 and members:
+                self._note_asked(int(batch.event[k // 2]), members)
         self._grow_rows()
         self._refresh(np.flatnonzero(touched))
+
+    def _note_asked(self, event: int, members: list[int]) -> None:
+        """Notes whom the operation `event` calls when it does nothing but call another service."""
+        service, at = self.symbols.events.column("service"), np.empty(1, np.int32)
+        self.windows.find(np.array([2 * event + 2], np.uint64), at)
+        own, called, asks = int(service[event]), int(service[members[0]]), self.slots["asks"]
+        slot = int(at[0])
+        if slot < 0:
+            return
+        if len(members) > 1 or called == own or asks[slot] == kernel.NOT_ASKING:
+            asks[slot] = kernel.NOT_ASKING
+        else:
+            asks[slot] = called if asks[slot] in (NONE, called) else MANY
 
     def _refresh(self, slots: I64) -> None:
         """Brings the surprises of the variants of `slots` up to date."""
@@ -392,6 +441,7 @@ class Topology:
                 self.slots[name] = np.concatenate([array, np.zeros(size - array.size, array.dtype)])
         if slot >= 0:
             self.slots["first"][slot] = NONE
+            self.slots["asks"][slot] = NONE
             self.slots["audited_ns"][slot] = np.iinfo(np.int64).min // 2
         return slot
 
@@ -415,7 +465,7 @@ class Topology:
             template = self._complaint(int(finding["caller"]), int(finding["service"]))
         else:
             usual, seen = self._usual(slot), self.examples.get(slot, NO_EXAMPLE).members
-            missing = finding["kind"] in (Kind.MISSING_LOG, Kind.UNUSUAL_CALLS)
+            missing = finding["kind"] in (Kind.MISSING_LOG, Kind.MISSING_CALL, Kind.UNUSUAL_CALLS)
             template = next((e for e in (usual if missing else seen) if e not in (seen if missing else usual)), NONE)
             if finding["kind"] == Kind.UNSEEN_CALL:
                 template = next(iter(self._further(slot, seen)), template)
@@ -450,7 +500,7 @@ class Topology:
                 return f"Errors of {caller} complain about {where}: {what or 'they name it'} {share}"
             return f"Calls from {caller} to {where} get no answer: {what or 'a call'} never arrives {share}"
         at = f"Operation {events.text[int(finding['event'])]} of {where}"
-        if finding["kind"] in (Kind.UNUSUAL_CALLS, Kind.UNSEEN_CALL):
+        if finding["kind"] in (Kind.UNUSUAL_CALLS, Kind.MISSING_CALL, Kind.UNSEEN_CALL):
             remote = event != NONE and events.column("service")[event] != finding["service"]
             called = f"{services.text[int(events.column('service')[event])]} {what}" if remote else what
             if finding["kind"] == Kind.UNSEEN_CALL:
@@ -480,7 +530,7 @@ class Topology:
             "facts": [[slot, *counts] for slot, counts in self.facts.items()],
             "blamed_by": self.blamed_by.copy(),
             "examples": [
-                [slot, e.since, list(e.members), list(e.unanswered), e.broken, e.calm, e.variant, e.begun]
+                [slot, e.since, list(e.members), list(e.unanswered), e.asked, e.broken, e.calm, e.variant, e.begun]
                 for slot, e in self.examples.items()
             ],
             "reworded": [[slot, since] for slot, since in self.reworded.items()],
@@ -489,9 +539,9 @@ class Topology:
     def restore(self, state: dict[str, Any]) -> None:
         self.windows.restore(state["windows"])
         used, size = self.windows.used, self.windows.size
-        for name, array in state["slots"].items():
-            self.slots[name] = np.zeros(size, array.dtype)
-            self.slots[name][:used] = array
+        for name, dtype in SLOTS.items():
+            self.slots[name] = np.zeros(size, dtype)
+            self.slots[name][:used] = state["slots"].get(name, kernel.NOT_ASKING)
         self.rows_used = int(state["rows"]["count"].size)
         size = 64
         while size < 2 * self.rows_used:
@@ -516,6 +566,7 @@ class Topology:
 
 SLOTS = {
     "first": np.int32,
+    "asks": np.int32,  # the one service that the operation calls and does nothing else, NONE, MANY or NOT_ASKING
     "distinct": np.int32,
     "seen": np.float32,
     "fresh": np.float32,  # observations that the surprises do not know yet

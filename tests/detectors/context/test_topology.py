@@ -130,6 +130,30 @@ def test_an_unanswered_call_speaks_for_the_callee(bench: Bench) -> None:
     assert set(edges["caller"].tolist()) == {bench.service("order")}
 
 
+@pytest.mark.parametrize("kind", ["client", "unspecified"])
+def test_a_call_without_a_name_of_its_own_that_gets_no_answer_speaks_for_who_is_missing(kind: str) -> None:
+    """Clients called `POST`, whoever they call: what the caller lacks says who did not answer."""
+    bench = Bench()
+
+    def root(silent: bool) -> Node:
+        risk = span("order:POST", 8, span("risk:assess", 6), kind=kind)
+        account = span("order:POST", 12, *(() if silent else (span("account:debit", 10),)), kind=kind)
+        said = [log("payment failed", severity=17)] if silent else []
+        return span("gateway:pay", 60, span("order:pay", 50, risk, account, *said))
+
+    found = []
+    for epoch in range(66):
+        batch = bench.batch([root(silent=epoch >= 60) for _ in range(PER_EPOCH)])
+        bench.detector.score(batch)
+        bench.epoch += 1
+        found.append(bench.detector.advance(bench.epoch * EPOCH_S * NS))
+        bench.detector.learn(batch, np.full(len(batch), epoch < 60))
+    rows = np.concatenate(found)
+    assert set(rows["level"].tolist()) == {Level.EDGE}
+    assert set(rows["service"].tolist()) == {bench.service("account")}
+    assert set(rows["caller"].tolist()) == {bench.service("order")}
+
+
 def test_a_database_call_is_not_unanswered() -> None:
     """A client span without another side is normal where it always was so; leaving a step out is the caller's doing."""
     bench = Bench()
@@ -147,7 +171,8 @@ def test_a_database_call_is_not_unanswered() -> None:
         bench.detector.learn(batch, np.full(len(batch), epoch < 60))
     rows = np.concatenate(found)
     assert set(rows["service"].tolist()) == {bench.service("order")}
-    assert set(rows["kind"].tolist()) == {Kind.UNUSUAL_CALLS}
+    assert set(rows["kind"].tolist()) <= {Kind.UNUSUAL_CALLS, Kind.MISSING_CALL}
+    assert rows["kind"][-1] == Kind.MISSING_CALL
 
 
 def test_the_order_of_concurrent_calls_does_not_matter(bench: Bench) -> None:
