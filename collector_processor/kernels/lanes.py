@@ -20,6 +20,8 @@ LOGS, CALLS = 0, 1  # kinds of lane
 TOP = -1  # head of the lane of records that stand inside no span
 BEGIN, END = -2, -3  # pseudo-events before and after a lane
 ORDERS = 5
+# What the hash of a context of each order begins with: so far apart that no small id makes one equal another.
+_SALTS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD6E8FEB86659FD93, 0xA0761D6478BD642F)
 
 
 @njit(cache=True, nogil=True)
@@ -118,15 +120,15 @@ def count_lanes(lane, lane_offsets, normal, times, good, bad, seen):
 def context(order, head, kind, before, last):
     """Key of a context; orders from the most to the least specific. Never 0."""
     if order == 0:
-        h = mix(mix(mix(uint64(11), uint64(head + 4)), uint64(before + 4)), uint64(last + 4))
+        h = mix(mix(mix(uint64(_SALTS[0]), uint64(head + 4)), uint64(before + 4)), uint64(last + 4))
     elif order == 1:
-        h = mix(mix(uint64(13), uint64(head + 4)), uint64(last + 4))
+        h = mix(mix(uint64(_SALTS[1]), uint64(head + 4)), uint64(last + 4))
     elif order == 2:
-        h = mix(uint64(17), uint64(head + 4))
+        h = mix(uint64(_SALTS[2]), uint64(head + 4))
     elif order == 3:
-        h = mix(uint64(19), uint64(last + 4))
+        h = mix(uint64(_SALTS[3]), uint64(last + 4))
     else:
-        h = uint64(23)
+        h = uint64(_SALTS[4])
     return mix(h, uint64(kind + 1)) | uint64(1)
 
 
