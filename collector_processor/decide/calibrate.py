@@ -29,7 +29,7 @@ class Calibrated:
 
     p: F64  # [n, d] p-value per detector, 1 when it has no history
     p_part: F64  # [n, parts] p-value per component
-    fused: F64  # [n] S = ln(sum of weight / p) over components with history, NaN without any
+    fused: F64  # [n] S = 2 ln(sum of weight / sqrt p) over components with history, NaN without any
     p_fused: F64  # [n] p-value of S, 1 when cold
     level: U8  # [n] COLD, POOLED or OWN
 

@@ -1,9 +1,10 @@
 """Calibrated p-values of many detectors -> one score in 0-1 and one severity per chain.
 
-How it works. The seed's equation 4, s = l1*d_rec + l2*d_seq + l3*d_ctx, over calibrated components with d = 1/p: the
-weighted harmonic mean of p-values (Wilson 2019), which holds under dependence and lets one component that is sure be
-heard over two that have nothing to say, where a sum of -ln p drowns it. A component that several detectors feed takes
-the least of their p-values, times their number, so that a further detector adds sight and not noise. S = ln s is then
+How it works. The seed's equation 4, s = l1*d_rec + l2*d_seq + l3*d_ctx, over calibrated components with d = p ** -1/2:
+a weighted power mean of p-values, valid under dependence (Vovk and Wang 2020). Order -1/2 stands half way between the
+sum of -ln p, which drowns one component that is sure among others that have nothing to say, and the harmonic mean,
+which takes three that agree for no more than the surest of them. A component that several detectors feed takes the
+least of their p-values, times their number, so that a further detector adds sight and not noise. S = 2 ln s is then
 calibrated a second time (`calibrate.py`). While a chain's flow and tenant have no history, the p-values that detectors
 put on their own findings are combined by the weighted Cauchy rule (Liu and Xie 2020). A certain rule violation needs
 neither.

@@ -5,7 +5,7 @@ the last column = the fused score. It is kept twice: in order of arrival (what t
 compare with). A p-value is the exceedance rank (1 + #{score >= x}) / (n + 1); beyond the greatest score a generalised
 Pareto tail goes on from 1 / (n + 1), so that the far ones still differ. Its shape is fitted by probability-weighted
 moments (Hosking and Wallis 1987) and pulled towards a slightly heavy tail: 30 points say little about a shape. The
-fused score, -ln of a harmonic mean of p-values, has an exponential tail however dependent those are.
+fused score, -ln of a mean of p-values, has an exponential tail however dependent those are.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ def score_chains(
 
     `part` [d] is the component of each detector, `weights` [parts]. A component's p-value is the least p-value of its
     detectors times their number (Bonferroni), without those that have never said anything but 0; the fused score is -ln
-    of their weighted harmonic mean. `*_ordered` [rows, d + 1, N], `*_count` [rows, d + 1], `*_tail` [rows, d + 1, 2]
-    (shape, scale). Negative flows and tenants are row 0.
+    of their weighted mean of order -1/2. `*_ordered` [rows, d + 1, N], `*_count` [rows, d + 1], `*_tail` [rows, d + 1,
+    2] (shape, scale). Negative flows and tenants are row 0.
     """
     detectors = values.shape[1]
     parts = weights.size
@@ -135,10 +135,10 @@ def score_chains(
             if heard[a]:
                 p_part[c, a] = min(1.0, p_part[c, a] * max(1, speaking[a]))
                 whole += weights[a]
-                total += weights[a] / p_part[c, a]
+                total += weights[a] / math.sqrt(p_part[c, a])
         k = detectors
         warm = whole > 0.0
-        total = math.log(total / whole) if warm else np.nan
+        total = 2.0 * math.log(total / whole) if warm else np.nan
         fused[c] = total
         if warm and own_count[f, k] >= history_min:
             level[c] = OWN
@@ -206,8 +206,8 @@ def refill_fused(arrived, ordered, count, head, row, part, weights, history_min,
             least[part[k]] = min(least[part[k]], reached / n)
         totals[i] = 0.0
         for a in range(weights.size):
-            totals[i] += weights[a] / min(1.0, least[a] * max(1.0, size[a]))
-        totals[i] = math.log(totals[i] / weights.sum())
+            totals[i] += weights[a] / math.sqrt(min(1.0, least[a] * max(1.0, size[a])))
+        totals[i] = 2.0 * math.log(totals[i] / weights.sum())
     first = head[row, 0] if n == arrived.shape[2] else 0
     for i in range(n):
         insert(arrived, ordered, count, head, row, detectors, totals[(first + i) % n])

@@ -68,7 +68,7 @@ def test_equal_scores_do_not_make_every_other_one_impossible() -> None:
 
 
 def test_an_empty_fused_ring_is_filled_from_the_detectors_rings() -> None:
-    """The refilled scores are what the in-ring ranks imply: per component the least, Bonferroni, harmonic mean."""
+    """The refilled scores are what the in-ring ranks imply: per component the least, Bonferroni, mean of order -1/2."""
     rng = np.random.default_rng(2)
     values = np.full((70, 4), np.nan)
     values[:, :3] = rng.exponential(1.0, (70, 3))
@@ -81,7 +81,7 @@ def test_an_empty_fused_ring_is_filled_from_the_detectors_rings() -> None:
     kept = values[-size:, :3]
     ranks = (kept[None, :, :] >= kept[:, None, :]).sum(axis=1) / size
     second = np.minimum(1.0, 2 * ranks[:, 1:].min(axis=1))
-    expected = np.log((1 / ranks[:, 0] + 2 / second) / 3)
+    expected = 2 * np.log((ranks[:, 0] ** -0.5 + 2 * second**-0.5) / 3)
     assert count.tolist() == [[60, 60, 60, 60]]
     np.testing.assert_allclose(np.roll(arrived[0, 3], -int(head[0, 3])), expected)
     np.testing.assert_allclose(ordered[0, 3], np.sort(expected))
