@@ -215,7 +215,7 @@ class Engine:
         found = np.concatenate(windows) if windows else no_findings()
         output.incidents += self.incidents.judge(boundary_ns, found)
         self.joiner.learn()
-        self.decider.advance(boundary_ns, self.incidents.suspected())
+        self.decider.advance(boundary_ns, self.incidents.suspected(), self.incidents.released())
         if self._judged:
             waiting = _joined(_sample(self._judged, self._epoch_records_max))
             self.chains_not_learned += sum(len(chains) for chains, _ in self._judged) - len(waiting[0])

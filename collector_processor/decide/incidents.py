@@ -203,6 +203,10 @@ class Incidents:
         held = [case for case in self.open if case.root >= 0 and not is_release(case) and self._is_warranted(case)]
         return sorted({case.root for case in held})
 
+    def released(self) -> list[int]:
+        """The services that open incidents suspect first which are but a release."""
+        return sorted({case.root for case in self.open if case.root >= 0 and is_release(case)})
+
     def _is_warranted(self, case: Case) -> bool:
         """Whether what had been seen when it opened warrants that chains through its suspect still do not train."""
         return bool(patient(case.opened_ns - self.first_ns, case.opened_ns, self.now_ns))

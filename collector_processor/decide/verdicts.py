@@ -9,7 +9,8 @@ from what was captured.
 Cleared are: chains that were not suspect; suspect ones outside of open incidents, when they are merely new, or when
 their flow has no more of them than chance allows, else a sample; and, when a flow has changed as a whole, a sample of
 the new ones inside too, so that a release becomes normal and an outage does not. What violates a certain rule trains
-nothing.
+nothing. What a recognised release made suspect trains the detectors but not the calibration: once those know it, scores
+will be what they were before.
 """
 
 from __future__ import annotations
@@ -95,6 +96,7 @@ class Decider:
         self._calendar = Calendar(config.decide.calendar, config.decide.timezone)
         self._versions = self._models()
         self._troubled = np.zeros(0, np.int32)
+        self._released = np.zeros(0, np.int32)
         self.training = np.dtype([("value", np.float64, (len(self._names) + 1,)), ("state", np.uint8)])
         self._amount = None
         if config.decide.business.amount is not None:
@@ -124,7 +126,7 @@ class Decider:
             p[certain] = np.minimum(p[certain], fuse.P_CERTAIN)
         unusual = p <= self._budget.limit(flow)
         suspect = p <= SUSPECT_P
-        inside = self._inside(batch)
+        inside = self._through(batch, self._troubled)
         if inside is not None:
             unusual |= inside & (p <= self._config.probability_in_incident)
             suspect |= unusual
@@ -152,13 +154,15 @@ class Decider:
             self._judge(verdicts, calibrated, p, unusual, inside, damage, rules)
         return verdicts
 
-    def advance(self, now_ns: int, troubled: Sequence[int] = ()) -> None:
+    def advance(self, now_ns: int, troubled: Sequence[int] = (), released: Sequence[int] = ()) -> None:
         """Ends the epoch at the boundary `now_ns`: rates, limits and alarm shares follow what was decided in it.
 
         `troubled` are the services that open incidents suspect first; a chain through one of them needs less to be
-        unusual, and what is suspect about it trains nothing.
+        unusual, and what is suspect about it trains nothing. `released` are those with an open incident that is but a
+        release.
         """
         self._troubled = np.array(sorted(troubled), np.int32)
+        self._released = np.array(sorted(released), np.int32)
         self._budget.advance(now_ns)
         versions = self._models()
         for name, version in versions.items():
@@ -175,7 +179,7 @@ class Decider:
             flow = np.maximum(batch.flow[suspects], 0)
             new = state[suspects] == NEW
             sampled = uniform_hash(batch)[suspects] < self._config.audit_share
-            inside = self._inside(batch)
+            inside = self._through(batch, self._troubled)
             free = new | sampled | self._budget.by_chance(flow)
             if inside is not None:
                 free &= ~inside[suspects]
@@ -185,6 +189,9 @@ class Decider:
     def learn(self, batch: ChainBatch, training: npt.NDArray[Any], normal: Bool) -> None:
         """Feeds the calibration with the `normal` [n] chains. One call an epoch boundary, with all chains due then."""
         if len(batch):
+            released = self._through(batch, self._released)
+            if released is not None:
+                normal = normal & ~(released & (training["state"] == NEW))
             self._calibrator.learn(np.ascontiguousarray(training["value"]), batch, normal)
 
     def snapshot(self) -> dict[str, Any]:
@@ -194,6 +201,7 @@ class Decider:
             "budget": self._budget.snapshot(),
             "models": dict(self._versions),
             "troubled": self._troubled.copy(),
+            "released": self._released.copy(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -201,6 +209,7 @@ class Decider:
         self._calibrator.restore(state["calibrator"])
         self._budget.restore(state["budget"])
         self._troubled = np.array(state["troubled"], np.int32)
+        self._released = np.array(state["released"], np.int32)
         self._versions = self._models() | {k: v for k, v in state["models"].items() if k in self._versions}
 
     def describe_state(self) -> str | None:
@@ -215,13 +224,13 @@ class Decider:
         more = f" and {len(young) - 5} more" if len(young) > 5 else ""
         return f"judged together with other flows until they have enough history: {', '.join(young[:5])}{more}"
 
-    def _inside(self, batch: ChainBatch) -> Bool | None:
-        """[n] which chains go through a troubled service; None when no service is."""
-        if self._troubled.size == 0 or len(batch) == 0:
+    def _through(self, batch: ChainBatch, services: I32) -> Bool | None:
+        """[n] which chains go through one of `services` (ascending); None when there is none."""
+        if services.size == 0 or len(batch) == 0:
             return None
-        inside = np.empty(len(batch), np.bool_)
-        goes_through(batch.offsets, batch.event, batch.symbols.events.column("service"), self._troubled, inside)
-        return inside
+        through = np.empty(len(batch), np.bool_)
+        goes_through(batch.offsets, batch.event, batch.symbols.events.column("service"), services, through)
+        return through
 
     def _models(self) -> dict[str, str]:
         return {name: detector.version() for name, detector in self._detectors.items()}

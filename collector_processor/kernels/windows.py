@@ -294,6 +294,11 @@ class Windows:
                 *(self.memory, self.mean, self.dispersion),
             )
 
+    def clear(self, slot: int) -> None:
+        """Begins the window of `slot` anew: what was seen in it is explained."""
+        for ring in (self.sums, self.usual, self.counts, self.hits, self.hit_values, self.hit_usual):
+            ring[slot] = 0
+
     def snapshot(self) -> dict[str, Any]:
         return {
             "version": 1,

@@ -7,7 +7,8 @@ events behind each variant are kept, so that a finding can say which log or call
 
 A release rewords logs: then nearly all spans of an operation write as many lines as ever, none of them a warning, and
 one or more of them new. That is told, and then the new variant takes its place beside the one that it replaced, with
-the same history: what goes wrong later is seen as before.
+the same history, and the window begins anew: what goes wrong later is seen as before, and a stray error is not taken
+for the cause of what the new words did.
 """
 
 from __future__ import annotations
@@ -280,6 +281,7 @@ class Topology:
         history = float(self.rows["count"][replaced])
         self.rows["count"][row] += history
         s["seen"][slot] += history
+        self.windows.clear(slot)
         self._refresh(np.array([slot]))
 
     def _say(self, finding: Any, slot: int, what: int, example: Example) -> None:

@@ -175,6 +175,22 @@ def test_a_change_of_the_whole_flow_without_damage_becomes_normal() -> None:
     assert np.mean(unusual[-10:]) < 0.05
 
 
+def test_what_a_release_made_suspect_trains_the_detectors_and_not_the_calibration() -> None:
+    bench = Bench().train()
+    before = bench.decider.decide(bench.batch(40), far(40)).components["shape"]
+    for _ in range(10):
+        batch = bench.batch(40)
+        training = bench.decider.decide(batch, far(40)).training
+        bench.decider.advance(bench.now, [], [gateway(bench)])
+        clear = bench.decider.clear(batch, training)
+        assert clear.all()
+        bench.decider.learn(batch, training, clear)
+    assert (bench.decider.decide(bench.batch(40), far(40)).components["shape"] == before).all()
+    bench.decider.advance(bench.now)
+    bench.decider.learn(batch, training, clear)
+    assert (bench.decider.decide(bench.batch(40), far(40)).components["shape"] > before).all()
+
+
 def test_an_outage_of_the_whole_flow_does_not_become_normal() -> None:
     bench = Bench().train()
     bench.troubled = [gateway(bench)]
