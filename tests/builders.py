@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from collector_processor.model import NONE, ChainBatch, Outcome, Symbols, conten
 
 NS = 1_000_000_000
 START_S = 1_700_000_000.0
+
+hashed = lru_cache(1 << 16, typed=True)(content_hash)  # tests make the same few names thousands of times
 
 _KINDS = {"unspecified": 1, "internal": 2, "server": 3, "client": 4, "producer": 5, "consumer": 6}
 
@@ -114,7 +117,7 @@ def chains(
         cell_record=np.array([c[0] for c in cells], np.int32),
         cell_key=np.array([c[1] for c in cells], np.int32),
         cell_number=np.array([c[2] for c in cells], np.float64),
-        cell_hash=np.array([content_hash(repr(c[2])) for c in cells], np.uint64),
+        cell_hash=np.array([hashed(repr(c[2])) for c in cells], np.uint64),
     )
 
 
@@ -123,7 +126,7 @@ class _Rows:
 
     def __init__(self, symbols: Symbols, tenant: str, root: Node, start: int, trace: int) -> None:
         self.symbols, self.trace, self.start = symbols, trace, start
-        self.tenant = symbols.tenants.add(content_hash(tenant), tenant)
+        self.tenant = symbols.tenants.add(hashed(tenant), tenant)
         self.event: list[int] = []
         self.instance: list[int] = []
         self.parent: list[int] = []
@@ -139,7 +142,7 @@ class _Rows:
         self.end = max(t + int(d) for t, d in zip(self.time, self.duration, strict=True))
         hashes = symbols.events.hash
         self.flow = symbols.flows.add(
-            content_hash(tenant, int(hashes[self.event[0]])),
+            hashed(tenant, int(hashes[self.event[0]])),
             f"{root.service} {root.name}",
             tenant=self.tenant,
             event=self.event[0],
@@ -147,21 +150,21 @@ class _Rows:
         entries = [e for e, enters in zip(self.event, self.enters, strict=True) if enters]
         steps = [e for number, e in enumerate(entries) if number == 0 or entries[number - 1] != e]
         text = " > ".join(symbols.events.text[e] for e in steps)
-        self.path = symbols.paths.add(content_hash(*(int(hashes[e]) for e in steps)), text, flow=self.flow)
-        self.sequence = content_hash(*(int(hashes[e]) for e in self.event))
+        self.path = symbols.paths.add(hashed(*(int(hashes[e]) for e in steps)), text, flow=self.flow)
+        self.sequence = hashed(*(int(hashes[e]) for e in self.event))
 
     def _add(self, node: Node, parent: int, start: int, service: str) -> None:
         """Appends `node` and what stands below it; `service` is the parent's."""
         service, is_log = node.service or service, node.ms is None
         row, symbols = len(self.event), self.symbols
-        service_id = symbols.services.add(content_hash(self.tenant, service), service, tenant=self.tenant)
+        service_id = symbols.services.add(hashed(self.tenant, service), service, tenant=self.tenant)
         instance = node.instance or f"{service}-1"
-        key = content_hash(service_id, node.name, is_log)
+        key = hashed(service_id, node.name, is_log)
         self.event.append(symbols.events.add(key, node.name, service=service_id, is_log=int(is_log)))
-        self.instance.append(symbols.instances.add(content_hash(service_id, instance), instance, service=service_id))
+        self.instance.append(symbols.instances.add(hashed(service_id, instance), instance, service=service_id))
         self.parent.append(parent)
         self.time.append(start)
-        self.span_id.append(self.span_id[parent] if is_log else content_hash(self.trace, row))
+        self.span_id.append(self.span_id[parent] if is_log else hashed(self.trace, row))
         self.status.append(node.status)
         self.kind.append(
             0 if is_log else _KINDS[node.kind or _kind(node, service, parent == NONE, self._service(parent))]
