@@ -31,12 +31,12 @@ from collector_processor.decode.decoder import Decoder
 from collector_processor.join.joiner import Joiner
 from collector_processor.model import (
     ChainBatch,
-    Findings,
     Incident,
     Payload,
     Signal,
     Symbols,
     VerdictBatch,
+    all_findings,
     no_findings,
 )
 from detectors.protocol import Detector, Reloadable
@@ -206,14 +206,11 @@ class Engine:
             self._judge(chains, output)
         self._idle_epochs = 0 if self._judged else self._idle_epochs + 1
         self._change_models(boundary_ns)
-        windows: list[Findings] = []
-        for index, detector in enumerate(self.detectors.values()):
-            found = detector.advance(boundary_ns)
+        windows = [detector.advance(boundary_ns) for detector in self.detectors.values()]
+        for index, found in enumerate(windows):
             if found.size:
                 found["detector"] = index
-                windows.append(found)
-        found = np.concatenate(windows) if windows else no_findings()
-        output.incidents += self.incidents.judge(boundary_ns, found)
+        output.incidents += self.incidents.judge(boundary_ns, all_findings(windows))
         self.joiner.learn()
         self.decider.advance(boundary_ns, self.incidents.suspected(), self.incidents.released())
         if self._judged:

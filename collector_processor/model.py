@@ -20,6 +20,7 @@ float32 nanoseconds. `p` is a calibrated p-value: the probability that a normal 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from typing import Any
@@ -128,11 +129,25 @@ UNSAID: Findings = np.zeros(1, FINDING)  # a finding about nothing
 for _name in ("chain", "flow", "service", "event", "caller", "instance"):
     UNSAID[_name] = NONE
 UNSAID["p"] = 1.0
+NOTHING: Findings = UNSAID[:0]  # most answers, so it is made once
 
 
 def no_findings(rows: int = 0) -> Findings:
     """`rows` zeroed findings whose ids are all NONE."""
-    return UNSAID.repeat(rows)
+    return UNSAID.repeat(rows) if rows else NOTHING
+
+
+def all_findings(parts: Sequence[Findings]) -> Findings:
+    """The findings of all `parts`, in order. (numpy's own concatenation weighs the fields of records one by one.)"""
+    filled = [part for part in parts if part.size]
+    if len(filled) < 2:
+        return filled[0] if filled else NOTHING
+    out = np.empty(sum(part.size for part in filled), FINDING)
+    start = 0
+    for part in filled:
+        out[start : start + part.size] = part
+        start += part.size
+    return out
 
 
 def content_hash(*parts: str | bytes | int) -> int:

@@ -259,8 +259,9 @@ class Decider:
         n = len(batch)
         severity = fuse.grade(verdicts.score, unusual, damage, config)
         top = best_findings(findings["chain"], findings["p"], n)
-        category = _category_without_finding(verdicts.components)
-        category[top >= 0] = fuse.CATEGORY[findings["kind"][top[top >= 0]]]
+        said = top >= 0
+        category = np.zeros(n, np.uint8) if said[unusual].all() else _category_without_finding(verdicts.components)
+        category[said] = fuse.CATEGORY[findings["kind"][top[said]]]
         for row, found in rules.items():
             chain = int(findings["chain"][row])
             if unusual[chain]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from collector_processor.config import Config
-from collector_processor.model import Bool, ChainBatch, Findings, Kind, Symbols
+from collector_processor.model import Bool, ChainBatch, Findings, Kind, Symbols, all_findings
 from detectors.context.rules import Rules
 from detectors.context.topology import Topology
 from detectors.protocol import Scores
@@ -31,7 +31,7 @@ class Context:
         broken = self.rules.score(batch)
         if not broken.size:
             return scores
-        findings = np.concatenate([broken, scores.findings])
+        findings = all_findings([broken, scores.findings])
         return Scores(scores.value, findings[np.argsort(findings["chain"], kind="stable")])
 
     def advance(self, now_ns: int) -> Findings:

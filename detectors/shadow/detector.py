@@ -52,7 +52,7 @@ class Shadow:
         if now_ns - self._checked_ns >= HOUR_NS:
             self._checked_ns = now_ns
             self._findings = self._compared(now_ns)
-        return self._findings.copy()
+        return self._findings.copy() if self._findings.size else no_findings()
 
     def learn(self, batch: ChainBatch, normal: Bool) -> None:
         if not len(batch):
