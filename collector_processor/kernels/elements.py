@@ -20,6 +20,7 @@ import math
 import numpy as np
 from numba import njit, uint64
 
+from collector_processor.kernels.windows import in_nats, strongest
 from collector_processor.kernels.wire import finish
 
 BINS = 96
@@ -207,11 +208,54 @@ def judge(
 
 
 @njit(nogil=True, cache=True)
-def learn_chains(flow, duration_ns, allowed, histogram):
+def score(
+    offsets, event, kind, parent, time_ns, duration, self_time, flow, start_ns, end_ns, service, flow_typical, share,
+    least_ns, longest_ns, column, table_keys, table_slots, pools, table, usual_surprise, typical, seen, seen_min, level,
+    sums, usual_sums, counts, hits, hit_values, hit_usual, hit, least, hold, most,
+):  # fmt: skip
+    """All that is said of a batch of chains: `observe`, `material`, `judge`, and what is surprising by itself.
+
+    Gives the value float64[chains] of each, and of at most `most` observations a chain: int64[found, 6] of chain, key,
+    service, caller, row, slot, and float32[found, 2] of surprise and ns.
+    """
+    size = 2 * event.size
+    key, value, surprise = np.empty(size, np.uint64), np.empty(size, np.float32), np.empty(size, np.float32)
+    row, chain = np.empty(size, np.int32), np.empty(size, np.int32)
+    near, far, slot = np.empty(size, np.int32), np.empty(size, np.int32), np.empty(size, np.int32)
+    group = np.empty(size, np.uint8)
+    n = observe(
+        offsets, event, kind, parent, time_ns, duration, self_time, service, key, value, row, chain, group, near, far
+    )
+    chains = offsets.size - 1
+    material_ns, parts = np.empty(chains), np.zeros((chains, 3))
+    material(flow, start_ns, end_ns, flow_typical, share, least_ns, longest_ns, material_ns)
+    judge(
+        n, key, value, chain, group, near, far, material_ns, column, table_keys, table_slots, pools, table,
+        usual_surprise, typical, seen, seen_min, level, sums, usual_sums, counts, hits, hit_values, hit_usual, hit,
+        parts, surprise, slot,
+    )  # fmt: skip
+    first = np.zeros(chains + 1, np.int64)
+    for i in range(n):
+        first[chain[i] + 1] = i + 1
+    for c in range(chains):
+        first[c + 1] = max(first[c + 1], first[c])
+    at = np.empty(min(n, chains * most), np.int64)
+    found = strongest(first, surprise, slot, level, np.float32(least), np.float32(hold), np.float32(hit), most, at)
+    which, how = np.empty((found, 6), np.int64), np.empty((found, 2), np.float32)
+    for k in range(found):
+        i = at[k]
+        which[k, 0], which[k, 1], which[k, 2] = chain[i], np.int64(key[i]), near[i]
+        which[k, 3], which[k, 4], which[k, 5] = far[i], row[i], slot[i]
+        how[k, 0], how[k, 1] = surprise[i], value[i]
+    return in_nats(parts), which, how
+
+
+@njit(nogil=True, cache=True)
+def learn_chains(flow, start_ns, end_ns, allowed, histogram):
     """Adds chains' durations to `histogram` float32[flows, BINS]."""
     for c in range(flow.size):
         if allowed[c]:
-            histogram[flow[c], int(_position(duration_ns[c]))] += 1
+            histogram[max(flow[c], 0), int(_position(end_ns[c] - start_ns[c]))] += 1
 
 
 @njit(nogil=True, cache=True)
@@ -233,7 +277,7 @@ def medians(histogram, least, out):
 
 
 @njit(nogil=True, cache=True)
-def learn(
+def count(
     n, slot, value, chain, group, allowed, alarmed_ns, closed_ns, histogram, seen, fresh, middle, residual, touched
 ):  # fmt: skip
     """Adds observations to the histograms, except of chains not `allowed` and of slots in alarm since they closed.
@@ -256,10 +300,53 @@ def learn(
 
 
 @njit(nogil=True, cache=True)
-def survival(counts, prior, out):
+def learn(
+    offsets, event, kind, parent, time_ns, duration, self_time, flow, start_ns, end_ns, closed_ns, service, allowed,
+    every, table_keys, table_slots, alarmed_ns, histogram, seen, fresh, middle, group, typical, table, usual_surprise,
+    residual, share, prior, shrink, flows, flows_min, flow_typical,
+):  # fmt: skip
+    """Takes in the durations of a batch of chains, and brings all that follows from them up to date.
+
+    When observations are of elements that have no slot and `every` is set, nothing is learned, and the answer is
+    int64[missing, 4] of their key, service, caller and group; else it is empty.
+    """
+    size = 2 * event.size
+    key, value, slot = np.empty(size, np.uint64), np.empty(size, np.float32), np.empty(size, np.int32)
+    row, chain = np.empty(size, np.int32), np.empty(size, np.int32)
+    near, far, of_group = np.empty(size, np.int32), np.empty(size, np.int32), np.empty(size, np.uint8)
+    n = observe(
+        offsets, event, kind, parent, time_ns, duration, self_time, service, key, value, row, chain, of_group, near, far
+    )
+    missing = 0
+    for i in range(n):
+        slot[i] = _find(table_keys, table_slots, key[i])
+        missing += slot[i] < 0
+    if missing and every:
+        out = np.empty((missing, 4), np.int64)
+        k = 0
+        for i in range(n):
+            if slot[i] < 0:
+                out[k, 0], out[k, 1], out[k, 2], out[k, 3] = np.int64(key[i]), near[i], far[i], of_group[i]
+                k += 1
+        return out
+    touched = np.zeros(seen.size, np.bool_)
+    count(
+        n, slot, value, chain, of_group, allowed, alarmed_ns, closed_ns, histogram, seen, fresh, middle, residual,
+        touched,
+    )  # fmt: skip
+    learn_chains(flow, start_ns, end_ns, allowed, flows)
+    survivals(residual, prior, share)
+    medians(flows, flows_min, flow_typical)
+    slots = np.flatnonzero(touched)
+    refresh(slots, histogram, seen, group, share, shrink, fresh, middle, typical, table, usual_surprise)
+    return np.empty((0, 4), np.int64)
+
+
+@njit(nogil=True, cache=True)
+def survival(counts, prior, falling, out):
     """Fills `out` with the share of `counts` at or beyond each bin, its tail going on exponentially from 99 % on.
 
-    `prior` observations fall off by e every 0.7 nats above the middle: what is believed before anything is seen.
+    `prior` observations are believed before anything is seen, of which the share `falling` is at or beyond each bin.
     """
     size = counts.size
     total = prior
@@ -270,7 +357,7 @@ def survival(counts, prior, out):
     beyond = 0.0
     for i in range(size - 1, -1, -1):
         above += counts[i]
-        out[i] = (above + prior * math.exp(-max(i - size // 2, 0) * WIDTH / 0.7)) / total
+        out[i] = (above + prior * falling[i]) / total
         if out[i] <= 0.01:
             start = i
             beyond = above
@@ -288,9 +375,13 @@ def survival(counts, prior, out):
 
 @njit(nogil=True, cache=True)
 def survivals(counts, prior, out):
-    """`survival` of every row."""
+    """`survival` of every row; what is believed beforehand falls off by e every 0.7 nats above the middle."""
+    size = counts.shape[1]
+    falling = np.empty(size)
+    for i in range(size):
+        falling[i] = math.exp(-max(i - size // 2, 0) * WIDTH / 0.7)
     for row in range(counts.shape[0]):
-        survival(counts[row], prior, out[row])
+        survival(counts[row], prior, falling, out[row])
 
 
 @njit(nogil=True, cache=True)
@@ -309,6 +400,11 @@ def refresh(slots, histogram, seen, group, share, shrink, fresh, middle, typical
     `usual_surprise` float32[slots, LEVELS] is the mean surprise of the history when delays count in full from the
     middle of each octave on.
     """
+    length, octaves = np.empty(BINS), np.empty(LEVELS)  # of each bin, and the middle of each octave, in ns
+    for b in range(BINS):
+        length[b] = math.exp(LOWEST + (b + 0.5) * WIDTH)
+    for octave in range(LEVELS):
+        octaves[octave] = 1e6 * 2.0 ** (octave + 0.5)
     for k in range(slots.size):
         s = slots[k]
         fresh[s] = 0
@@ -319,7 +415,7 @@ def refresh(slots, histogram, seen, group, share, shrink, fresh, middle, typical
             below += histogram[s, m]
             m += 1
         middle[s] = m
-        typical[s] = math.exp(LOWEST + (m + 0.5) * WIDTH)
+        typical[s] = length[m]
         above = 0.0
         for b in range(BINS - 1, -1, -1):
             above += histogram[s, b]
@@ -329,8 +425,7 @@ def refresh(slots, histogram, seen, group, share, shrink, fresh, middle, typical
             usual_surprise[s, octave] = 0.0
         for b in range(m, BINS):
             if histogram[s, b] > 0:
-                late = math.exp(LOWEST + (b + 0.5) * WIDTH) - typical[s]
+                late = length[b] - typical[s]
                 part = histogram[s, b] * table[s, b] / (seen[s] + shrink)
                 for octave in range(LEVELS):
-                    material = 1e6 * 2.0 ** (octave + 0.5)
-                    usual_surprise[s, octave] += part * min(max(late / material, 0.0), 1.0)
+                    usual_surprise[s, octave] += part * min(max(late / octaves[octave], 0.0), 1.0)

@@ -10,31 +10,27 @@ Keys of elements are packed: `kernels/elements.py`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from collector_processor.config import Config
 from collector_processor.kernels import elements as kernel
-from collector_processor.kernels.windows import Windows, in_nats, strongest
+from collector_processor.kernels.windows import Windows
 from collector_processor.model import (
     F32,
-    F64,
-    I32,
     I64,
     NONE,
-    U8,
-    U64,
     Bool,
     ChainBatch,
     Findings,
     Kind,
     Level,
     Symbols,
+    all_findings,
     no_findings,
 )
-from detectors.online.history import History
+from detectors.online.history import FLOW_CHAINS_MIN, History
 from detectors.online.slices import Slices
 from detectors.protocol import Scores, sampled
 
@@ -43,19 +39,6 @@ CHAIN_NS_MAX = 10e9  # a chain may take hours and yet be late by seconds
 PRIOR = (0.6, 20.0, 0.6, 150.0)  # of surprises: mean, its weight, dispersion, its weight; see `windows.teach`
 POOLS = {kernel.INTO: 0, kernel.WITHIN: 1, kernel.OUT_OF: 2}
 P_MIN = 1e-300
-
-
-@dataclass(slots=True)
-class Observations:
-    """One row an observation; see `kernels.elements.observe`."""
-
-    key: U64
-    value: F32
-    row: I32
-    chain: I32
-    group: U8
-    near: I32
-    far: I32
 
 
 class Online:
@@ -74,74 +57,42 @@ class Online:
         self.pools = np.full((3, config.decode.services_max), NONE, np.int32)
         self.facts: dict[int, tuple[int, int]] = {}  # slow ones and all, of the windows last reported, by slot
 
-    def _observations(self, batch: ChainBatch) -> Observations:
-        size = 2 * batch.records
-        key, value = np.empty(size, np.uint64), np.empty(size, np.float32)
-        row, chain, near, far = (np.empty(size, np.int32) for _ in range(4))
-        group = np.empty(size, np.uint8)
-        n = kernel.observe(
-            *(batch.offsets, batch.event, batch.kind, batch.parent, batch.time_ns, batch.duration, batch.self_time),
-            *(self.symbols.events.column("service"), key, value, row, chain, group, near, far),
-        )
-        return Observations(key[:n], value[:n], row[:n], chain[:n], group[:n], near[:n], far[:n])
-
     def score(self, batch: ChainBatch) -> Scores:
         if not batch.records:
             return Scores(np.zeros(len(batch)), no_findings())
-        o, w, h = self._observations(batch), self.windows, self.history
-        n = o.key.size
-        value, surprise, slot = np.zeros((len(batch), 3)), np.empty(n, np.float32), np.empty(n, np.int32)
-        kernel.judge(
-            *(n, o.key, o.value, o.chain, o.group, o.near, o.far, self._material(batch), w.column),
-            *(w.lookup.keys, w.lookup.values, self.pools, h.table, h.usual, h.typical, h.seen),
-            *(
-                self.config.learn_min,
-                w.level,
-                w.sums,
-                w.usual,
-                w.counts,
-                w.hits,
-                w.hit_values,
-                w.hit_usual,
-                self.config.hit,
-            ),
-            *(value, surprise, slot),
+        config, w, h = self.config, self.windows, self.history
+        h.reserve_flows(len(self.symbols.flows))
+        nats, which, how = kernel.score(
+            *self._columns(batch),
+            *(h.flow_typical, config.material_share, config.material_ms * 1e6, CHAIN_NS_MAX, w.column),
+            *(w.lookup.keys, w.lookup.values, self.pools, h.table, h.usual, h.typical, h.seen, config.learn_min),
+            *(w.level, w.sums, w.usual, w.counts, w.hits, w.hit_values, w.hit_usual),
+            *(config.hit, config.chain_surprise, config.hold, config.findings_max),
         )
-        nats = in_nats(value)
         self.slices.observe(batch, nats)
-        return Scores(nats, self._chain_findings(batch, o, surprise, slot))
+        return Scores(nats, self._chain_findings(batch, which, how) if len(which) else no_findings())
 
-    def _material(self, batch: ChainBatch) -> F64:
-        """[n] the delay in ns that matters to a chain: a share of its time, or of its flow's usual time if longer."""
-        self.history.reserve_flows(len(self.symbols.flows))
-        out = np.empty(len(batch))
-        kernel.material(
-            *(batch.flow, batch.start_ns, batch.end_ns, self.history.flow_typical, self.config.material_share),
-            *(self.config.material_ms * 1e6, CHAIN_NS_MAX, out),
+    def _columns(self, batch: ChainBatch) -> tuple[Any, ...]:
+        """What the kernels look at."""
+        return (
+            *(batch.offsets, batch.event, batch.kind, batch.parent, batch.time_ns, batch.duration, batch.self_time),
+            *(batch.flow, batch.start_ns, batch.end_ns, self.symbols.events.column("service")),
         )
-        return out
 
-    def _chain_findings(self, batch: ChainBatch, o: Observations, surprise: F32, slot: I32) -> Findings:
+    def _chain_findings(self, batch: ChainBatch, which: I64, how: F32) -> Findings:
         """The most surprising elements of each chain, at most `findings_max`; elements in alarm need surprise less."""
-        config = self.config
-        first = np.searchsorted(o.chain, np.arange(len(batch) + 1))
-        rows = np.empty(min(surprise.size, len(batch) * config.findings_max), np.int64)
-        thresholds = (np.float32(config.chain_surprise), np.float32(config.hold), np.float32(config.hit))
-        rows = rows[: strongest(first, surprise, slot, self.windows.level, *thresholds, config.findings_max, rows)]
-        if not rows.size:
-            return no_findings()
-        out = no_findings(rows.size)
-        typical = self.history.typical[slot[rows]]
-        key, called = o.key[rows].astype(np.int64), o.far[rows] >= 0
-        out["chain"] = o.chain[rows]
+        chain, key, near, far, row, slot = which.T
+        called = far >= 0
+        out = no_findings(chain.size)
+        out["chain"] = chain
         out["kind"] = np.where(called, Kind.SLOW_CALL, Kind.SLOW_OPERATION)
         out["level"] = np.where(called, Level.EDGE, Level.OPERATION)
-        out["service"], out["caller"] = o.near[rows], o.far[rows]
+        out["service"], out["caller"] = near, far
         out["event"] = np.where(called, key & kernel.EVENT, key - 1)
-        out["p"] = np.exp(-surprise[rows].astype(np.float64))
-        out["expected"], out["actual"] = typical / NS, o.value[rows] / NS
-        out["instance"] = batch.instance[o.row[rows]]
-        out["detail"] = slot[rows]
+        out["p"] = np.exp(-how[:, 0].astype(np.float64))
+        out["expected"], out["actual"] = self.history.typical[slot] / NS, how[:, 1] / NS
+        out["instance"] = batch.instance[row]
+        out["detail"] = slot
         return out
 
     def advance(self, now_ns: int) -> Findings:
@@ -149,7 +100,7 @@ class Online:
         findings = self._window_findings(np.flatnonzero(exponent >= self.config.report), exponent)
         self.windows.turn(now_ns)
         slices = self.slices.advance(now_ns)
-        return np.concatenate([findings, slices]) if slices.size else findings
+        return all_findings([findings, slices])
 
     def _window_findings(self, slots: I64, exponent: F32) -> Findings:
         w = self.windows
@@ -174,35 +125,34 @@ class Online:
 
     def learn(self, batch: ChainBatch, normal: Bool) -> None:
         batch, normal = sampled(batch, normal)
-        o, w, h = self._observations(batch), self.windows, self.history
-        slot = np.empty(o.key.size, np.int32)
-        if w.find(o.key, slot):
-            self._new_slots(o, slot)
-        touched = np.zeros(h.rows, np.bool_)
-        kernel.learn(
-            *(o.key.size, slot, o.value, o.chain, o.group, normal, w.alarmed_ns, batch.closed_ns),
-            *(h.histogram, h.seen, h.fresh, h.middle, h.residual, touched),
-        )
-        h.reserve_flows(len(self.symbols.flows))
-        kernel.learn_chains(np.maximum(batch.flow, 0), batch.end_ns - batch.start_ns, normal, h.flows)
-        h.spread()
-        h.refresh(touched)
+        self.history.reserve_flows(len(self.symbols.flows))
+        new = self._learn(batch, normal, every=True)
+        if len(new):
+            self._new_slots(new)
+            self._learn(batch, normal, every=False)
 
-    def _new_slots(self, o: Observations, slot: I32) -> None:
-        """Slots for elements never learned before, and for the pools of their services."""
-        missing = np.flatnonzero(slot < 0)
-        _, first, inverse = np.unique(o.key[missing], return_index=True, return_inverse=True)
-        given = np.full(first.size, NONE, np.int32)
-        for k in np.argsort(first).tolist():
-            i = missing[first[k]]
-            near, far = int(o.near[i]), int(o.far[i])
-            given[k] = self._add(int(o.key[i]), near, far, int(o.group[i]))
+    def _learn(self, batch: ChainBatch, normal: Bool, *, every: bool) -> I64:
+        """Learns, unless elements have no slot and `every` one should; gives those. See `kernels.elements.learn`."""
+        w, h = self.windows, self.history
+        return kernel.learn(  # type: ignore[no-any-return]
+            *(*self._columns(batch)[:-1], batch.closed_ns, self.symbols.events.column("service"), normal, every),
+            *(w.lookup.keys, w.lookup.values, w.alarmed_ns, h.histogram, h.seen, h.fresh, h.middle, h.group),
+            *(h.typical, h.table, h.usual, h.residual, h.residual_share, self.config.prior, self.config.shrink),
+            *(h.flows, FLOW_CHAINS_MIN, h.flow_typical),
+        )
+
+    def _new_slots(self, new: I64) -> None:
+        """Slots for elements never learned before, and for the pools of their services, in order of appearance."""
+        first: dict[int, tuple[int, int, int]] = {}
+        for key, *of in new.tolist():
+            first.setdefault(key, tuple(of))
+        for key, (near, far, group) in first.items():
+            self._add(key, near, far, group)
             if far >= 0:
                 self._add_pool(kernel.INTO, near)
                 self._add_pool(kernel.OUT_OF, far)
             else:
                 self._add_pool(kernel.WITHIN, near)
-        slot[missing] = given[inverse]
 
     def _add(self, key: int, near: int, far: int, group: int) -> int:
         slot = self.windows.add(key, near, far)

@@ -13,7 +13,6 @@ import numpy as np
 
 from collector_processor.config import OnlineConfig
 from collector_processor.kernels import elements as kernel
-from collector_processor.model import I64, Bool
 
 FLOW_CHAINS_MIN = 20  # chains of a flow before its usual duration is known
 
@@ -76,14 +75,6 @@ class History:
         """Brings what follows from the histograms of groups and flows up to date."""
         kernel.survivals(self.residual, self.config.prior, self.residual_share)
         kernel.medians(self.flows, FLOW_CHAINS_MIN, self.flow_typical)
-
-    def refresh(self, touched: Bool) -> None:
-        """Brings the tables of the slots `touched` bool[rows] up to date."""
-        slots: I64 = np.flatnonzero(touched)
-        kernel.refresh(
-            *(slots, self.histogram, self.seen, self.group, self.residual_share, self.config.shrink),
-            *(self.fresh, self.middle, self.typical, self.table, self.usual),
-        )
 
     def snapshot(self, used: int) -> dict[str, Any]:
         """The state of the first `used` slots."""
