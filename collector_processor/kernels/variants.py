@@ -20,6 +20,7 @@ import numpy as np
 from numba import njit, uint64
 
 from collector_processor.kernels.table import put
+from collector_processor.kernels.windows import in_nats, strongest
 from collector_processor.kernels.wire import finish, mix
 
 SIBLINGS_MAX = 32  # looked back upon to tell the first of a kind from a further one
@@ -200,6 +201,35 @@ def _blame(own, to, blamed, blamed_by, nats, column, sums, counts, hits):
 
 
 @njit(nogil=True, cache=True)
+def score(
+    offsets, event, kind, status, parent, service, family, named, column, table_keys, table_slots, variant_keys,
+    variant_rows, nats, new_nats, usual_nats, asks, seen, seen_min, blamed, blamed_by, level, sums, usual_sums, counts,
+    hits, hit, least, own_least, hold, most,
+):  # fmt: skip
+    """All that is said of a batch of chains: `observe`, `judge`, and what is surprising by itself.
+
+    Gives the value float64[chains] of each; surprise float32[2 * m] and slot int32[2 * m] of the logs and calls of each
+    record; the places therein of what is surprising, int64, and of the at most `most` of each chain that are so by
+    themselves (`windows.strongest`); and what `observe` found: uint64[2, m] and int32[3, m].
+    """
+    m = event.size
+    hashes, children = np.empty((2, m), np.uint64), np.empty((3, m), np.int32)
+    last, sibling, callee = children[0], children[1], children[2]
+    observe(event, kind, status, parent, service, family, hashes[0], hashes[1], last, sibling, callee)
+    chains = offsets.size - 1
+    parts, surprise, slot = np.zeros((chains, 3)), np.empty((m, 2), np.float32), np.empty((m, 2), np.int32)
+    judge(
+        offsets, event, kind, status, parent, service, hashes[0], hashes[1], last, sibling, callee, named, column,
+        table_keys, table_slots, variant_keys, variant_rows, nats, new_nats, usual_nats, asks, seen, seen_min, blamed,
+        blamed_by, level, sums, usual_sums, counts, hits, hit, least, parts, surprise, slot,
+    )  # fmt: skip
+    flat, of = surprise.reshape(-1), slot.reshape(-1)
+    at = np.empty(min(flat.size, chains * most), np.int64)
+    at = at[: strongest(2 * offsets, flat, of, level, own_least, hold, hit, most, at)]
+    return in_nats(parts), flat, of, np.flatnonzero(flat > hit), at, hashes, children
+
+
+@njit(nogil=True, cache=True)
 def _named_by(r, kind, status, event, last, sibling, named):
     """The service that the errors of span r name, -1 when they name none."""
     log = last[r]
@@ -212,7 +242,7 @@ def _named_by(r, kind, status, event, last, sibling, named):
 
 
 @njit(nogil=True, cache=True)
-def learn(
+def count_variants(
     offsets, event, kind, logs, calls, allowed, closed_ns, alarmed_ns, audited_ns, audit_ns, table_keys, table_slots,
     variant_keys, variant_rows, count, first, following, distinct, seen, fresh, excess, novelty, kept, touched,
     rows_used, rows_max, new_row,
@@ -275,6 +305,48 @@ def unknown(event, kind, table_keys, table_slots, out):
             out[n] = r
             n += 1
     return n
+
+
+@njit(nogil=True, cache=True)
+def learn(
+    offsets, event, kind, status, parent, service, family, allowed, closed_ns, every, alarmed_ns, audited_ns, audit_ns,
+    table_keys, table_slots, variant_keys, variant_rows, count, first, following, distinct, seen, fresh, excess,
+    novelty, kept, rows_used, shrink, least, hit, nats, new_nats, usual_nats,
+):  # fmt: skip
+    """Takes in the variants of a batch of chains, and brings the surprises that follow from them up to date.
+
+    Gives, int64 each: the records of spans whose operation has no slot, and when there are any and `every` is set,
+    nothing is learned; the places in [m, 2] and the rows of variants first seen here; and the callees and siblings that
+    `observe` found, int32[3, m].
+    """
+    m = event.size
+    hashes, children = np.empty((2, m), np.uint64), np.empty((3, m), np.int32)
+    last, sibling, callee = children[0], children[1], children[2]
+    observe(event, kind, status, parent, service, family, hashes[0], hashes[1], last, sibling, callee)
+    missing = np.empty(m, np.int64)
+    missing = missing[: unknown(event, kind, table_keys, table_slots, missing)]
+    places, new_row = np.empty(0, np.int64), np.empty((m, 2), np.int32)
+    if missing.size and every:
+        return missing, places, places, children
+    touched = np.zeros(alarmed_ns.size, np.bool_)
+    count_variants(
+        offsets, event, kind, hashes[0], hashes[1], allowed, closed_ns, alarmed_ns, audited_ns, audit_ns, table_keys,
+        table_slots, variant_keys, variant_rows, count, first, following, distinct, seen, fresh, excess, novelty, kept,
+        touched, rows_used, count.size, new_row,
+    )  # fmt: skip
+    refresh(
+        np.flatnonzero(touched), first, following, count, seen, fresh, excess, novelty_rate(novelty), shrink, least,
+        hit, nats, new_nats, usual_nats,
+    )  # fmt: skip
+    flat = new_row.reshape(-1)
+    places = np.flatnonzero(flat >= 0)
+    return missing, places, flat[places].astype(np.int64), children
+
+
+@njit(nogil=True, cache=True)
+def novelty_rate(novelty):
+    """The share of observations of elements with history that are new at all."""
+    return (novelty[0] + 1.0) / (novelty[1] + 50.0)
 
 
 @njit(nogil=True, cache=True)

@@ -22,7 +22,7 @@ import numpy as np
 from collector_processor.config import Config
 from collector_processor.kernels import variants as kernel
 from collector_processor.kernels.table import find_many, move, put
-from collector_processor.kernels.windows import Windows, in_nats, strongest
+from collector_processor.kernels.windows import Windows
 from collector_processor.model import (
     F32,
     I32,
@@ -58,10 +58,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{3,}")
 
 @dataclass(slots=True)
 class Observed:
-    """The variants of a batch, by record."""
+    """The children of the spans of a batch, by record; see `kernels.variants.observe`."""
 
-    logs: U64
-    calls: U64
     last: I32
     sibling: I32
     callee: I32
@@ -106,44 +104,29 @@ class Topology:
         self.reworded: dict[int, int] = {}  # when the logs of an operation were found to be reworded, by slot
         self.facts: dict[int, tuple[int, int]] = {}  # unusual ones and all, of the windows last reported, by slot
 
-    def _observe(self, batch: ChainBatch) -> Observed:
-        m = batch.records
-        last, sibling, callee = (np.empty(m, np.int32) for _ in range(3))
-        o = Observed(np.empty(m, np.uint64), np.empty(m, np.uint64), last, sibling, callee)
+    def _columns(self, batch: ChainBatch) -> tuple[Any, ...]:
+        """What the kernels look at."""
         events = self.symbols.events
-        kernel.observe(
-            *(batch.event, batch.kind, batch.status, batch.parent, events.column("service"), events.hash),
-            *(o.logs, o.calls, o.last, o.sibling, o.callee),
-        )
-        return o
+        records = (batch.offsets, batch.event, batch.kind, batch.status, batch.parent)
+        return *records, events.column("service"), events.hash
 
     def score(self, batch: ChainBatch) -> Scores:
         if not batch.records:
             return Scores(np.zeros(len(batch)), no_findings())
         self._name_events()
-        o, w, s = self._observe(batch), self.windows, self.slots
-        m = batch.records
-        value, surprise, slot = np.zeros((len(batch), 3)), np.empty((m, 2), np.float32), np.empty((m, 2), np.int32)
-        kernel.judge(
-            *(batch.offsets, batch.event, batch.kind, batch.status, batch.parent),
-            *(self.symbols.events.column("service"), o.logs, o.calls, o.last, o.sibling, o.callee, self.named),
-            *(w.column, w.lookup.keys, w.lookup.values, self.variant_keys, self.variant_rows),
-            *(self.rows["nats"], s["new_nats"], s["usual_nats"], s["asks"], s["seen"], self.config.learn_min),
-            *(
-                self.blamed,
-                self.blamed_by,
-                w.level,
-                w.sums,
-                w.usual,
-                w.counts,
-                w.hits,
-                np.float32(self.config.hit),
-                np.float32(self.config.least),
-            ),
-            *(value, surprise, slot),
+        w, s, config = self.windows, self.slots, self.config
+        nats, surprise, slot, unusual, at, hashes, children = kernel.score(
+            *(*self._columns(batch), self.named, w.column, w.lookup.keys, w.lookup.values),
+            *(self.variant_keys, self.variant_rows, self.rows["nats"], s["new_nats"], s["usual_nats"], s["asks"]),
+            *(s["seen"], config.learn_min, self.blamed[: len(self.symbols.services)], self.blamed_by),
+            *(w.level, w.sums, w.usual, w.counts, w.hits, np.float32(config.hit), np.float32(config.least)),
+            *(np.float32(config.chain_surprise), np.float32(config.hold), config.findings_max),
         )
-        self._keep_examples(batch, o, surprise, slot)
-        return Scores(in_nats(value), self._chain_findings(batch, o, surprise, slot))
+        if not unusual.size and not at.size:
+            return Scores(nats, no_findings())
+        o = Observed(*children)
+        self._keep_examples(batch, o, hashes, slot, unusual)
+        return Scores(nats, self._chain_findings(batch, o, hashes, surprise, slot, at) if at.size else no_findings())
 
     def _name_events(self) -> None:
         """Notes which templates name another service: an error about a peer says where to look."""
@@ -187,10 +170,12 @@ class Topology:
             child = int(o.sibling[child])
         return sorted(set(out))
 
-    def _example(self, batch: ChainBatch, o: Observed, row: int, what: int, since: int) -> Example:
-        broken = what == 0 and bool(o.logs[row] & np.uint64(1))
+    def _example(self, batch: ChainBatch, o: Observed, hashes: U64, place: int, since: int) -> Example:
+        """What the variant at `place` is made of: of the logs (even places) or calls of a span."""
+        row, what = place // 2, place % 2
+        variant = int(hashes[what, row])
+        broken = what == 0 and bool(variant & 1)
         unanswered = self._unanswered(batch, o, row) if what == 1 else []
-        variant = int(o.logs[row] if what == 0 else o.calls[row])
         calm = what == 0 and self._is_calm(batch, o, row)
         asked = self._asked(batch, o, row) if what == 1 and o.callee[row] == row else NONE
         return Example(since, self._members(batch, o, row, what), unanswered, asked, broken, calm, variant, since)
@@ -219,14 +204,13 @@ class Topology:
             child = int(o.sibling[child])
         return bool(calm)
 
-    def _keep_examples(self, batch: ChainBatch, o: Observed, surprise: F32, slot: I32) -> None:
+    def _keep_examples(self, batch: ChainBatch, o: Observed, hashes: U64, slot: I32, unusual: I64) -> None:
         """Keeps the first unusual variant of each element in an epoch."""
         now = self.windows.boundary_ns
-        for k in np.flatnonzero(surprise.ravel() > self.config.hit).tolist():
-            s = int(slot.ravel()[k])
+        for k, s in zip(unusual.tolist(), slot[unusual].tolist(), strict=True):
             before = self.examples.get(s, NO_EXAMPLE)
             if before.since != now:
-                new = self._example(batch, o, k // 2, k % 2, now)
+                new = self._example(batch, o, hashes, k, now)
                 same = before.variant == new.variant and before.since == now - self.windows.epoch_ns
                 self.examples[s] = replace(new, begun=before.begun) if same else new
 
@@ -319,29 +303,18 @@ class Topology:
             row = int(self.rows["following"][row])
         return rows
 
-    def _chain_findings(self, batch: ChainBatch, o: Observed, surprise: F32, slot: I32) -> Findings:
-        flat, config = surprise.ravel(), self.config
-        at = np.empty(min(flat.size, len(batch) * config.findings_max), np.int64)
-        thresholds = (np.float32(config.chain_surprise), np.float32(config.hold), np.float32(config.hit))
-        at = at[
-            : strongest(
-                *(2 * batch.offsets, flat, slot.ravel(), self.windows.level),
-                *(*thresholds, config.findings_max, at),
-            )
-        ]
-        if not at.size:
-            return no_findings()
-        chain = np.searchsorted(batch.offsets, at // 2, side="right") - 1
-        out = no_findings(at.size)
-        rows = at // 2
-        out["chain"] = chain
+    def _chain_findings(
+        self, batch: ChainBatch, o: Observed, hashes: U64, surprise: F32, slot: I32, at: I64
+    ) -> Findings:
+        """Findings about the variants at the places `at`."""
+        out, rows = no_findings(at.size), at // 2
+        out["chain"] = np.searchsorted(batch.offsets, rows, side="right") - 1
         out["event"] = batch.event[rows]
         out["instance"] = batch.instance[rows]
-        out["p"] = np.exp(-surprise.ravel()[at].astype(np.float64))
-        for i, k in enumerate(at.tolist()):
-            s = int(slot.ravel()[k])
-            self._say(out[i], s, k % 2, self._example(batch, o, k // 2, k % 2, 0))
-            out["detail"][i] = s
+        out["p"] = np.exp(-surprise[at].astype(np.float64))
+        out["detail"] = slot[at]
+        for i, (k, s) in enumerate(zip(at.tolist(), slot[at].tolist(), strict=True)):
+            self._say(out[i], s, k % 2, self._example(batch, o, hashes, k, 0))
         return out
 
     def advance(self, now_ns: int) -> Findings:
@@ -381,24 +354,31 @@ class Topology:
 
     def learn(self, batch: ChainBatch, normal: Bool) -> None:
         batch, normal = sampled(batch, normal)
-        o, w = self._observe(batch), self.windows
-        self._new_slots(batch)
-        s, v = self.slots, self.rows
-        touched = np.zeros(w.size, np.bool_)
-        new_row = np.empty((batch.records, 2), np.int32)
-        self.rows_used = kernel.learn(
-            *(batch.offsets, batch.event, batch.kind, o.logs, o.calls, normal, batch.closed_ns, w.alarmed_ns),
-            *(s["audited_ns"], w.epoch_ns, w.lookup.keys, w.lookup.values, self.variant_keys, self.variant_rows),
-            *(v["count"], s["first"], v["following"], s["distinct"], s["seen"], s["fresh"], s["excess"]),
-            *(self.novelty, NOVELTY_KEPT, touched, self.rows_used, v["count"].size, new_row),
+        spans, *learned = self._learn(batch, normal, every=True)
+        if spans.size:
+            self._new_slots(batch, spans)
+            _, *learned = self._learn(batch, normal, every=False)
+        places, rows, children = learned
+        if places.size:
+            o = Observed(*children)
+            for place, row in zip(places.tolist(), rows.tolist(), strict=True):
+                members = self._members(batch, o, place // 2, place % 2)
+                self.members[row, : len(members)] = members
+                if place % 2 == 1 and members:
+                    self._note_asked(int(batch.event[place // 2]), members)
+            self.rows_used += places.size
+            self._grow_rows()
+
+    def _learn(self, batch: ChainBatch, normal: Bool, *, every: bool) -> tuple[Any, ...]:
+        """Learns, unless operations have no slot and `every` one should; see `kernels.variants.learn`."""
+        w, s, v, config = self.windows, self.slots, self.rows, self.config
+        return kernel.learn(  # type: ignore[no-any-return]
+            *(*self._columns(batch), normal, batch.closed_ns, every, w.alarmed_ns, s["audited_ns"], w.epoch_ns),
+            *(w.lookup.keys, w.lookup.values, self.variant_keys, self.variant_rows, v["count"], s["first"]),
+            *(v["following"], s["distinct"], s["seen"], s["fresh"], s["excess"], self.novelty, NOVELTY_KEPT),
+            *(self.rows_used, config.shrink, np.float32(config.least), np.float32(config.hit)),
+            *(v["nats"], s["new_nats"], s["usual_nats"]),
         )
-        for k in np.flatnonzero(new_row.ravel() >= 0).tolist():
-            members = self._members(batch, o, k // 2, k % 2)
-            self.members[new_row.ravel()[k], : len(members)] = members
-            if k % 2 == 1 and members:
-                self._note_asked(int(batch.event[k // 2]), members)
-        self._grow_rows()
-        self._refresh(np.flatnonzero(touched))
 
     def _note_asked(self, event: int, members: list[int]) -> None:
         """Notes whom the operation `event` calls when it does nothing but call another service."""
@@ -416,19 +396,16 @@ class Topology:
     def _refresh(self, slots: I64) -> None:
         """Brings the surprises of the variants of `slots` up to date."""
         s, v = self.slots, self.rows
-        rate = (self.novelty[0] + 1.0) / (self.novelty[1] + 50.0)
         kernel.refresh(
-            *(slots, s["first"], v["following"], v["count"], s["seen"], s["fresh"], s["excess"], rate),
+            *(slots, s["first"], v["following"], v["count"], s["seen"], s["fresh"], s["excess"]),
+            kernel.novelty_rate(self.novelty),
             *(self.config.shrink, np.float32(self.config.least), np.float32(self.config.hit)),
             *(v["nats"], s["new_nats"], s["usual_nats"]),
         )
 
-    def _new_slots(self, batch: ChainBatch) -> None:
+    def _new_slots(self, batch: ChainBatch, spans: I64) -> None:
         """Slots for the logs and calls of operations never learned before, and for their services."""
-        w = self.windows
-        rows = np.empty(batch.records, np.int64)
-        events = batch.event[rows[: kernel.unknown(batch.event, batch.kind, w.lookup.keys, w.lookup.values, rows)]]
-        for event in dict.fromkeys(events.tolist()):
+        for event in dict.fromkeys(batch.event[spans].tolist()):
             service = int(self.symbols.events.column("service")[event])
             if self.blamed[service] < 0:
                 self.blamed[service] = self._add(BLAMED | service, service)
