@@ -29,7 +29,7 @@ from collector_processor.decode.otlp_json import to_protobuf
 from collector_processor.decode.repair import clean, repair
 from collector_processor.engine import Engine
 from collector_processor.ingest.inflate import inflate
-from collector_processor.kernels import peek, spans
+from collector_processor.kernels import peek, sequence, spans, variants
 from collector_processor.kernels.calibrate import best_findings, goes_through
 from collector_processor.kernels.table import move
 from collector_processor.kernels.windows import patient
@@ -94,6 +94,13 @@ def seldom_needed(symbols: Symbols) -> None:
         findings["chain"] = 0
         best_findings(findings["chain"], findings["p"], len(batch) + 1)
     patient(0, 0, 1)
+    none, number, numbers = np.zeros(0, np.int64), np.zeros(1, np.int64), np.zeros(1)
+    sequence.candidates(0, none, np.zeros(1, np.uint64), number, numbers, numbers)
+    sequence.containing(np.zeros(1, np.int32), np.zeros(1, np.int32), number, number, none)
+    variants.novelty_rate(np.zeros(2))
+    ids, shares = np.zeros(1, np.int32), np.zeros(1, np.float32)
+    of_variants = (ids, ids, shares, shares, shares, shares, 0.0, 1.0, shares[0], shares[0])
+    variants.refresh(none, *of_variants, shares, shares, shares)
     keys, values = np.zeros(2, np.uint64), np.zeros(2, np.int32)
     move(keys, values, keys, values)
 

@@ -77,15 +77,16 @@ class Familiarity:
             self.flow = {name: grown(values, flow + 1) for name, values in self.flow.items()}
         return new
 
-    def score(self, rows: I32, outcome: U8) -> tuple[F64, U8]:
-        """Per chain: value (-ln share of chains whose row is at most as frequent) and state flags of the kernel."""
+    def score(self, rows: I32, outcome: U8, trusted: float = math.inf) -> tuple[F64, U8, int]:
+        """Per chain: value (-ln share of chains whose row is at most as frequent) and state flags of the kernel; and
+        how many chains are neither plainly known nor plainly cold. See `kernels.familiarity.known_values`."""
         value, state = np.empty(rows.size), np.empty(rows.size, np.uint8)
         row, flow = self.row, self.flow
-        kernels.known_values(
-            *(rows, outcome, float(self.young), row["flow"], row["good"], row["bad"], row["ratio"]),
+        odd = kernels.known_values(
+            *(rows, outcome, float(self.young), trusted, row["flow"], row["good"], row["bad"], row["ratio"]),
             *(flow["mass"], flow["total"], row["seen"], value, state),
         )
-        return value, state
+        return value, state, odd
 
     def learn(self, rows: I32, batch: ChainBatch, normal: Bool, odd: F64) -> bool:
         """Counts chains in order; `odd` is the oddity of each row. True when a row became known by it."""

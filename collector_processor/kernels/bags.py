@@ -15,6 +15,8 @@ from numba import njit, uint64
 
 from collector_processor.kernels.wire import finish, mix
 
+EVICTED = 2  # model.Outcome
+
 
 @njit(cache=True, nogil=True)
 def bag(events, counted):
@@ -185,11 +187,16 @@ def compare(row, other, event, level, start, length, weight, vectors, vector_of)
 
 
 @njit(cache=True, nogil=True)
-def count_events(rows, event, start, length, seen_in):
-    """Adds 1 to `seen_in` of each event of each chain's row."""
+def count_events(rows, normal, outcome, event, start, length, seen_in):
+    """Adds 1 to `seen_in` of each event of the rows of normal chains that no cap cut short; gives how many they are."""
+    counted = 0
     for c in range(rows.size):
+        if not normal[c] or outcome[c] == EVICTED:
+            continue
+        counted += 1
         for k in range(start[rows[c]], start[rows[c]] + length[rows[c]]):
             seen_in[event[k]] += 1.0
+    return counted
 
 
 @njit(cache=True, nogil=True)

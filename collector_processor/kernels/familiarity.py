@@ -20,11 +20,13 @@ def bucket(count):
 
 
 @njit(cache=True, nogil=True)
-def known_values(rows, outcome, young, flow, good, bad, ratio, mass, total, seen, value, state):
+def known_values(rows, outcome, young, trusted, flow, good, bad, ratio, mass, total, seen, value, state):
     """Per chain: -ln(share of the flow's chains on rows at most as frequent), and what is left to look at one by one.
 
-    Adds 1 to `seen[row]` for each chain. A chain that a cap cut short says nothing about the system and gets 0.
+    Adds 1 to `seen[row]` for each chain. A chain that a cap cut short says nothing about the system and gets 0, and so
+    does one on a row with `trusted` normal chains. Returns how many chains are neither plainly known nor plainly cold.
     """
+    odd = 0
     for c in range(rows.size):
         row = rows[c]
         f = flow[row]
@@ -36,11 +38,16 @@ def known_values(rows, outcome, young, flow, good, bad, ratio, mass, total, seen
         late = TIMED_OUT if outcome[c] == TIMEOUT else 0
         if total[f] < young:
             state[c] = COLD | late
+            odd += late != 0
             continue
         if good[row] <= 0.0 or bad[row] > good[row]:
             state[c] = NEW | late
+            odd += 1
             continue
         state[c] = KNOWN | late
+        odd += late != 0
+        if good[row] >= trusted:
+            continue
         own = bucket(good[row] * ratio[row])
         below = 0.0
         everything = 0.0
@@ -50,6 +57,7 @@ def known_values(rows, outcome, young, flow, good, bad, ratio, mass, total, seen
                 below += mass[f, b]
         share = max(below, 1e-9) / max(everything, 1e-9)
         value[c] = -math.log(min(1.0, max(share, 1.0 / (total[f] + 1.0))))
+    return odd
 
 
 @njit(cache=True, nogil=True)

@@ -20,6 +20,7 @@ LOGS, CALLS = 0, 1  # kinds of lane
 TOP = -1  # head of the lane of records that stand inside no span
 BEGIN, END = -2, -3  # pseudo-events before and after a lane
 ORDERS = 5
+EVICTED = 2  # model.Outcome
 # What the hash of a context of each order begins with: so far apart that no small id makes one equal another.
 _SALTS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD6E8FEB86659FD93, 0xA0761D6478BD642F)
 
@@ -35,13 +36,19 @@ def slot_of(keys, key):
 
 
 @njit(cache=True, nogil=True)
-def lanes_of(event, parent, kind, offsets, table_keys, table_lanes, digest, last, count, lane, lane_offsets, unknown):
-    """Finds the lanes of every chain: lane[lane_offsets[c] : lane_offsets[c + 1]], -1 where it is unknown.
+def lanes_of(event, parent, kind, offsets, table_keys, table_lanes, most):
+    """The lanes of every chain, int32: lane[lane_offsets[c] : lane_offsets[c + 1]], -1 where it is unknown.
 
-    `digest`, `last`, `count`: scratch [2, longest chain + 1]. A slot is the row of the head within its chain, or the
-    chain's length for the top. `unknown` [room of `lane`, 4] gets (place in `lane`, chain, slot, kind) of unknown
-    lanes. Returns how many there are.
+    Gives `lane`, `lane_offsets`, and of the first `most` unknown ones int64[unknown, 3]: chain, slot, kind. A slot is
+    the row of the head within its chain, or the chain's length for the top.
     """
+    longest = 0
+    for c in range(offsets.size - 1):
+        longest = max(longest, offsets[c + 1] - offsets[c])
+    digest = np.empty((2, longest + 1), np.uint64)
+    last, count = np.empty((2, longest + 1), np.int32), np.empty((2, longest + 1), np.int32)
+    lane = np.empty(2 * (event.size + offsets.size - 1), np.int32)
+    lane_offsets, unknown = np.empty(offsets.size, np.int64), np.empty((most, 3), np.int64)
     missing = 0
     found = 0
     for c in range(offsets.size - 1):
@@ -68,15 +75,14 @@ def lanes_of(event, parent, kind, offsets, table_keys, table_lanes, digest, last
                 key = mix(digest[k, s], uint64(2 * (head + 2) + k)) | uint64(1)
                 i = slot_of(table_keys, key)
                 lane[found] = table_lanes[i] if table_keys[i] != 0 else -1
-                if table_keys[i] == 0:
-                    unknown[missing, 0] = found
-                    unknown[missing, 1] = c
-                    unknown[missing, 2] = s
-                    unknown[missing, 3] = k
+                if table_keys[i] == 0 and missing < most:
+                    unknown[missing, 0] = c
+                    unknown[missing, 1] = s
+                    unknown[missing, 2] = k
                     missing += 1
                 found += 1
     lane_offsets[offsets.size - 1] = found
-    return missing
+    return lane[:found], lane_offsets, unknown[:missing]
 
 
 @njit(cache=True, nogil=True)
@@ -92,8 +98,9 @@ def key_of(events, head, kind):
 
 
 @njit(cache=True, nogil=True)
-def greatest(lane, lane_offsets, lane_value, value, worst):
-    """Per chain the greatest value of its lanes, and the lane that has it (-1: no lane)."""
+def greatest(lane, lane_offsets, lane_value):
+    """Per chain the greatest value of its lanes, float64, and the lane that has it, int32 (-1: no lane)."""
+    value, worst = np.empty(lane_offsets.size - 1), np.empty(lane_offsets.size - 1, np.int32)
     for c in range(value.size):
         value[c] = 0.0
         worst[c] = -1
@@ -101,11 +108,28 @@ def greatest(lane, lane_offsets, lane_value, value, worst):
             if worst[c] < 0 or lane_value[lane[k]] > value[c]:
                 worst[c] = lane[k]
                 value[c] = lane_value[lane[k]]
+    return value, worst
 
 
 @njit(cache=True, nogil=True)
-def count_lanes(lane, lane_offsets, normal, times, good, bad, seen):
-    """Adds the lanes of each chain to `good` (normal chains) or `bad`, and notes when each was last seen."""
+def score(lane, lane_offsets, lane_value, outcome, flow, histogram, width, young, p_max, value_min):
+    """`greatest` per chain, 0 for one that a cap cut short, and its `rank` p; and the chains, int64, that are unusual
+    by both."""
+    value, worst = greatest(lane, lane_offsets, lane_value)
+    for c in range(value.size):
+        if outcome[c] == EVICTED:
+            value[c] = 0.0
+    p = np.empty(value.size)
+    rank(flow, value, histogram, width, young, p)
+    return value, worst, p, np.flatnonzero((p <= p_max) & (value >= value_min))
+
+
+@njit(cache=True, nogil=True)
+def count_lanes(lane, lane_offsets, normal, times, good, bad, seen, counted, portion):
+    """Adds the lanes of each chain to `good` (normal chains) or `bad`, and notes when each was last seen.
+
+    Gives those, int64 ascending, whose `good` has outgrown what was `counted` of it by more than `portion`.
+    """
     for c in range(normal.size):
         for k in range(lane_offsets[c], lane_offsets[c + 1]):
             row = lane[k]
@@ -114,6 +138,10 @@ def count_lanes(lane, lane_offsets, normal, times, good, bad, seen):
                 good[row] += 1.0
             else:
                 bad[row] += 1.0
+    due = np.zeros(good.size, np.bool_)
+    for row in lane:
+        due[row] = good[row] > (1.0 + portion) * counted[row]
+    return np.flatnonzero(due)
 
 
 @njit(inline="always")

@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit
 
 REPEAT_MAX = 64  # longest loop body that is collapsed
+EVICTED = 2  # model.Outcome
 
 
 @njit(cache=True, nogil=True)
@@ -132,16 +133,25 @@ def surprise(row, start, length, transition, transition_count, origin, origin_co
 
 
 @njit(cache=True, nogil=True)
-def count_transitions(rows, normal, start, length, transition, transition_count, origin, origin_count):
-    """Adds the transitions of the rows of normal chains."""
+def count_transitions(rows, normal, outcome, start, length, transition, transition_count, origin, origin_count):
+    """Adds the transitions of the rows of normal chains that no cap cut short."""
     for c in range(rows.size):
-        if not normal[c]:
+        if not normal[c] or outcome[c] == EVICTED:
             continue
         row = rows[c]
         for k in range(start[row], start[row] + length[row]):
             t = transition[k]
             transition_count[t] += 1.0
             origin_count[origin[t]] += 1.0
+
+
+@njit(cache=True, nogil=True)
+def count_rootless(tenant, root, normal, chains, rootless):
+    """Adds normal chains to float64[tenants] `chains`, and those whose root never came to `rootless`."""
+    for c in range(tenant.size):
+        if normal[c]:
+            chains[tenant[c]] += 1.0
+            rootless[tenant[c]] += root[c] < 0
 
 
 @njit(cache=True, nogil=True)
@@ -267,16 +277,46 @@ def share_excess(
 
 
 @njit(cache=True, nogil=True)
-def rate_excess(counts, expected, dispersion, ready, difference_min, greatest, nats):
-    """The same for the counts of flows against what is expected of them."""
+def rate_excess(
+    short, long, rates, part, dispersion, slices, slices_min, profiled, away, before, before_min, rate, away_chains,
+    difference_min, greatest, nats,
+):  # fmt: skip
+    """The same for the counts of flows in both windows against `rates`, chains a slice, of which a `part` is expected
+    in the short one.
+
+    Judged are flows of `slices_min` slices that have not been away (`away` bool[flows]), nor for `before_min` slices
+    before they came, in which `away_chains` would have come at their `rate`; when the time of the week is known
+    (`profiled`), those too.
+    """
     most = 0.0
-    for f in range(counts.size):
-        nats[f] = 0.0
-        if not ready[f] or abs(counts[f] - expected[f]) < difference_min:
+    for f in range(rates.size):
+        nats[0, f] = 0.0
+        nats[1, f] = 0.0
+        absent = away[f] or (before[f] >= before_min and before[f] * rate[f] >= away_chains)
+        if slices[f] < slices_min or (absent and not profiled):
             continue
-        root = residual(float(counts[f]), expected[f], dispersion[f])
-        size = nats_of(root)
-        nats[f] = size if root > 0.0 else -size
-        greatest[f] = max(greatest[f], size)
-        most = max(most, size)
+        for window in range(2):
+            count = long[f] if window == 1 else short[f]
+            expected = rates[f] if window == 1 else rates[f] * part
+            if abs(count - expected) < difference_min:
+                continue
+            root = residual(float(count), expected, dispersion[f])
+            size = nats_of(root)
+            nats[window, f] = size if root > 0.0 else -size
+            greatest[f] = max(greatest[f], size)
+            most = max(most, size)
     return most
+
+
+@njit(cache=True, nogil=True)
+def candidates(row, rows, signature, length, good, bad):
+    """Those of `rows` that hold every operation of `row` (by signature) and more steps, and were normal before."""
+    out = np.empty(rows.size, np.int64)
+    n = 0
+    for k in range(rows.size):
+        other = rows[k]
+        known = good[other] > 0.0 and bad[other] <= good[other]
+        if known and length[other] > length[row] and signature[row] & ~signature[other] == 0:
+            out[n] = other
+            n += 1
+    return out[:n]

@@ -32,6 +32,7 @@ from collector_processor.model import (
     Kind,
     Level,
     Symbols,
+    all_findings,
     no_findings,
 )
 from detectors.chain_sequence.distribution import SLICES_MIN, Distribution
@@ -93,10 +94,10 @@ class ChainSequence:
 
     def score(self, batch: ChainBatch) -> Scores:
         rows = self.paths.rows(batch)
-        value, state = self.known.score(rows, batch.outcome)
-        unusual = np.flatnonzero((state != flags.KNOWN) & (state != flags.COLD))
-        if unusual.size == 0:
+        value, state, odd = self.known.score(rows, batch.outcome)
+        if not odd:
             return Scores(value, no_findings())
+        unusual = np.flatnonzero((state != flags.KNOWN) & (state != flags.COLD))
         return Scores(value, self._findings(rows, state, unusual, value))
 
     def _findings(self, rows: I32, state: Any, chains: I64, value: Any) -> Findings:
@@ -219,8 +220,8 @@ class ChainSequence:
         asked = client != NONE and client in self.paths.unanswered.get(row, ())
         if caller == NONE or late or asked or not bool((seen == caller).any()):
             return int(known[at]), self._service(caller)
-        siblings = [k for k in range(known.size) if self.paths.caller_of(other, k)[0] == caller]
-        if np.isin(known[[k for k in siblings if k > at]], seen[at:]).any():
+        siblings = self.paths.siblings(other, caller)
+        if not set(seen[at:].tolist()).isdisjoint(int(known[k]) for k in siblings if k > at):
             return caller, NONE
         home = self._service(caller)
         called = [int(known[k]) for k in siblings if k < at and self._service(int(known[k])) != home]
@@ -261,11 +262,11 @@ class ChainSequence:
             distribution.push(boundary, np.zeros(size, np.int64), flow)  # what was seen since came after it
             self._end_slice(boundary)
         ended = distribution.push(now_ns, self.known.view("seen"), flow)
-        findings = [found for found in (self._repeated(), self._out_of_range(now_ns)) if found.size]
+        findings = (self._repeated(), self._out_of_range(now_ns))
         if ended:
             self._end_slice(now_ns)
         self._enter_slice(now_ns)
-        return np.concatenate(findings) if findings else no_findings()
+        return all_findings(findings)
 
     def _refresh_shares(self) -> None:
         """The share of each row expected now."""
@@ -326,6 +327,8 @@ class ChainSequence:
                 key = (int(flow[row]), judgement.kind, judgement.subject)
                 groups.setdefault(key, []).append((int(counts[row]), row, judgement))
         groups = {key: found for key, found in groups.items() if sum(c for c, _, _ in found) >= self.config.repeat_min}
+        if not groups:
+            return no_findings()
         findings = no_findings(len(groups))
         for i, ((of_flow, _, _), found) in enumerate(groups.items()):
             count = sum(c for c, _, _ in found)
@@ -381,7 +384,7 @@ class ChainSequence:
         if len(batch) == 0:
             return
         changed = self.paths.learn(self.paths.rows(batch), batch, normal)
-        self._count_rootless(batch, normal)
+        kernels.count_rootless(batch.tenant, batch.root, normal, self.tenant_chains, self.tenant_rootless)
         if changed or float(self.known.flow["total"].sum()) > self.learned_at * 1.05:
             self._forget_judgements()
         kept = self.paths.evict()
@@ -389,10 +392,6 @@ class ChainSequence:
             self.distribution.reserve(int(kept.max()) + 1, 1)
             self.distribution.keep(kept)
             self._forget_judgements()
-
-    def _count_rootless(self, batch: ChainBatch, normal: Bool) -> None:
-        np.add.at(self.tenant_chains, batch.tenant[normal], 1.0)
-        np.add.at(self.tenant_rootless, batch.tenant[normal & (batch.root < 0)], 1.0)
 
     # explaining
 

@@ -11,7 +11,6 @@ before, at a time when it would have come at its present rate, is not judged.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -118,11 +117,11 @@ class Profile:
         """Mean counts at `slot`: of the week when seen twice, of the day when two days are known, else None."""
         if self.visits[slot] >= 2:
             return np.asarray(self.mean[slot], np.float64)
-        days = np.arange(slot % self.slots_a_day, self.slots, self.slots_a_day)
-        days = days[self.visits[days] > 0]
-        if days.size < 2:
+        days = slice(slot % self.slots_a_day, None, self.slots_a_day)
+        visited = self.visits[days] > 0
+        if np.count_nonzero(visited) < 2:
             return None
-        return np.asarray(self.mean[days].mean(axis=0), np.float64)
+        return np.asarray(self.mean[days][visited].mean(axis=0), np.float64)
 
     def keep(self, kept: I64) -> None:
         """Only the columns `kept`, in that order."""
@@ -217,9 +216,8 @@ class Distribution:
         profiled[known:] = overall[known:]
         return np.asarray(strength * profiled + (1.0 - strength) * overall)
 
-    def rates(self, slot: int) -> F64:
-        """Per flow, the chains a slice expected in `slot`."""
-        expected = self.flow_profile.expected(slot)
+    def rates(self, expected: F64 | None) -> F64:
+        """Per flow, the chains a slice that are expected, given what the profile of flows says of the slot."""
         if expected is None:
             return self.rate
         return np.concatenate([expected, self.rate[expected.size :]])[: self.rate.size]
@@ -230,16 +228,7 @@ class Distribution:
         `total` [flows] normal chains; flows of `total_min` or more may be judged by shares.
         """
         out = self._shares_out_of_range(share, flow, total, total_min)
-        steady = self.slices >= RATE_SLICES_MIN
-        if not steady.any():
-            return out
-        slot = self.slot(max(0, now_ns - 1))
-        if self.flow_profile.expected(slot) is None:
-            steady &= ~(self.away | self._was_away(self.before, SLICES_MIN))
-        if steady.any():
-            rates = self.rates(slot)
-            out += [excess for long in (False, True) for excess in self._rates_out_of_range(rates, steady, long=long)]
-        return out
+        return out + self._rates_out_of_range(self.slot(max(0, now_ns - 1)))
 
     def _was_away(self, slices: I64, least: int) -> Bool:
         """[flows] whether so many slices without a chain, `least` at least, are too many for its rate to be chance."""
@@ -263,15 +252,23 @@ class Distribution:
             out.append(Excess("row", row, bool(window), p, size, int(counts[row]), expected))
         return out
 
-    def _rates_out_of_range(self, rates: F64, steady: Bool, *, long: bool) -> Iterator[Excess]:
-        _, flows = self.counts(long)
-        expected = rates * (1.0 if long else self.short / self.epochs)
-        nats, extremes = np.empty(rates.size), self.rate_extremes
-        limits = (expected, self.rate_dispersion, steady, FLOW_DIFFERENCE_MIN, extremes.current, nats)
-        if kernels.rate_excess(flows[: rates.size], *limits) > NATS_MIN:
-            for f in np.flatnonzero(np.abs(nats) > NATS_MIN).tolist():
-                size = float(nats[f])
-                yield Excess("flow", f, long, extremes.p(f, abs(size)), size, int(flows[f]), float(expected[f]))
+    def _rates_out_of_range(self, slot: int) -> list[Excess]:
+        expected, part = self.flow_profile.expected(slot), self.short / self.epochs
+        rates, flows, extremes = self.rates(expected), self.flows, self.rate_extremes
+        nats = np.empty((2, rates.size))
+        most = kernels.rate_excess(
+            *(flows.sum_short, flows.sum_long, rates, part, self.rate_dispersion, self.slices, RATE_SLICES_MIN),
+            *(expected is not None, self.away, self.before, SLICES_MIN, self.rate, AWAY_CHAINS),
+            *(FLOW_DIFFERENCE_MIN, extremes.current, nats),
+        )
+        if most <= NATS_MIN:
+            return []
+        out = []
+        for window, f in np.argwhere(np.abs(nats) > NATS_MIN).tolist():
+            size, usual = float(nats[window, f]), float(rates[f] * (1.0 if window else part))
+            count = int(self.counts(bool(window))[1][f])
+            out.append(Excess("flow", f, bool(window), extremes.p(f, abs(size)), size, count, usual))
+        return out
 
     def counts(self, long: bool) -> tuple[I64, I64]:
         """Counts per row and per flow of the slice, or of the short window."""
@@ -316,7 +313,7 @@ class Distribution:
     def _end_slice_of_flows(self, slot: int) -> None:
         size = self.rate.size
         counts = self.flows.sum_long[:size].astype(np.float64)
-        expected = self.rates(slot)
+        expected = self.rates(self.flow_profile.expected(slot))
         self._note_absence(counts > 0)
         slices, dispersion = self.slices, self.rate_dispersion
         slices += (slices > 0) | (counts > 0)

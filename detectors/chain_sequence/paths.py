@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from collector_processor.kernels import sequence as kernels
-from collector_processor.model import I32, I64, NONE, Bool, ChainBatch, Outcome, Symbols, content_hash
+from collector_processor.model import I32, I64, NONE, Bool, ChainBatch, Symbols, content_hash
 from detectors.familiarity import Familiarity, grown
 
 CLIENT, PRODUCER = 4, 5  # ChainBatch.kind
@@ -69,6 +69,11 @@ class PathTable:
         """Event ids of the canonical path."""
         start = self.column["start"][row]
         return self.pool[start : start + self.column["length"][row]]
+
+    def siblings(self, row: int, caller: int) -> list[int]:
+        """The positions of the operations of `row` that `caller` called."""
+        start = self.column["start"][row]
+        return np.flatnonzero(self.callers[start : start + self.column["length"][row]] == caller).tolist()
 
     def caller_of(self, row: int, position: int) -> tuple[int, int]:
         """What called the operation at `position`: the module entry above it, and its client span; NONE without one."""
@@ -173,10 +178,10 @@ class PathTable:
 
     def candidates(self, row: int, rows: I64) -> I64:
         """Those of `rows` that hold every operation of `row` (by signature) and more steps, and were normal before."""
-        column = self.column
-        mask = (column["signature"][row] & ~column["signature"][rows]) == 0
-        mask &= (column["length"][rows] > column["length"][row]) & self.familiarity.known()[rows]
-        return np.asarray(rows[mask], np.int64)
+        column, known = self.column, self.familiarity.row
+        return kernels.candidates(  # type: ignore[no-any-return]
+            row, rows, column["signature"], column["length"], known["good"], known["bad"]
+        )
 
     def containing(self, row: int, rows: I64) -> tuple[Any, Any, Any]:
         """Kernel `containing` for the operations of `row`."""
@@ -191,10 +196,10 @@ class PathTable:
     def learn(self, rows: I32, batch: ChainBatch, normal: Bool) -> bool:
         """Counts chains; True when a path became known, or stopped being so."""
         odd = np.zeros(self.size)
-        for row in np.unique(rows[self.familiarity.row["good"][rows] <= 0]).tolist():
+        for row in set(rows[self.familiarity.row["good"][rows] <= 0].tolist()):
             odd[row], _ = self.surprise(row)
         kernels.count_transitions(
-            *(rows, normal & (batch.outcome != Outcome.EVICTED), self.transition_start, self.transition_length),
+            *(rows, normal, batch.outcome, self.transition_start, self.transition_length),
             *(self.transition, self.transition_count, self.origin, self.origin_count),
         )
         return self.familiarity.learn(rows, batch, normal, odd)

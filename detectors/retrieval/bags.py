@@ -17,7 +17,7 @@ import numpy as np
 
 from collector_processor.kernels import bags as kernels
 from collector_processor.kernels.table import LookupTable, find_many
-from collector_processor.model import F64, I32, I64, NONE, U8, Bool, ChainBatch, Outcome, Symbols
+from collector_processor.model import F64, I32, I64, NONE, U8, Bool, ChainBatch, Symbols
 from detectors.familiarity import Familiarity, grown
 from detectors.retrieval.embedding import EventVectors
 
@@ -139,9 +139,9 @@ class BagTable:
     def learn(self, rows: I32, batch: ChainBatch, normal: Bool, odd: F64) -> bool:
         """Counts chains; True when a bag became known, or stopped being so, or weights changed."""
         changed = self.familiarity.learn(rows, batch, normal, odd)
-        counted = rows[normal & (batch.outcome != Outcome.EVICTED)]
-        kernels.count_events(counted, self.event, self.start, self.length, self.seen_in)
-        self.chains += float(counted.size)
+        self.chains += kernels.count_events(
+            rows, normal, batch.outcome, self.event, self.start, self.length, self.seen_in
+        )
         if self.chains > WEIGHTS_GROWTH * self.weighted_at:
             self.weight = self._weight_of(self.seen_in)
             self.weighted_at = self.chains

@@ -29,6 +29,7 @@ from collector_processor.model import (
     Kind,
     Level,
     Symbols,
+    all_findings,
     no_findings,
 )
 from detectors.familiarity import Familiarity, describe_young
@@ -66,19 +67,19 @@ class Retrieval:
 
     def score(self, batch: ChainBatch) -> Scores:
         rows = self.bags.rows(batch)
-        value, state = self.known.score(rows, batch.outcome)
-        value[self.known.row["good"][rows] >= TRUSTED] = 0.0
+        value, state, odd = self.known.score(rows, batch.outcome, TRUSTED)
+        if not odd and not batch.cell_record.size:
+            return Scores(value, no_findings())
         findings = []
         new = np.flatnonzero(state & 3 == flags.NEW)
         if new.size:
             findings.append(self._new_bags(rows, new, value))
         if batch.cell_record.size:
             findings.append(self._new_values(batch, state & 3 != flags.COLD, value))
-        findings = [found for found in findings if found.size]
+        both = all_findings(findings)
         if len(findings) == 2:
-            both = np.concatenate(findings)
-            return Scores(value, both[np.argsort(both["chain"], kind="stable")])
-        return Scores(value, findings[0] if findings else no_findings())
+            both = both[np.argsort(both["chain"], kind="stable")]
+        return Scores(value, both)
 
     def _new_bags(self, rows: I32, chains: I64, value: Any) -> Findings:
         """Sets the values of chains with an unknown bag; one finding a chain, made once per distinct row."""
@@ -147,7 +148,7 @@ class Retrieval:
             return
         rows = self.bags.rows(batch)
         odd = np.zeros(self.bags.size)
-        for row in np.unique(rows[(self.known.row["good"][rows] <= 0) & normal]).tolist():
+        for row in sorted(set(rows[(self.known.row["good"][rows] <= 0) & normal].tolist())):
             odd[row] = self._judgement(row)[1].deviation
         changed = self.bags.learn(rows, batch, normal, odd)
         if batch.cell_record.size:

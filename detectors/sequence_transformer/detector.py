@@ -32,7 +32,7 @@ from collector_processor.model import (
 from detectors.protocol import Scores
 from detectors.sequence_transformer.lanes import LaneTable
 from detectors.sequence_transformer.promoted import SHIPPED, folder_of, in_use
-from detectors.sequence_transformer.ranks import Ranks
+from detectors.sequence_transformer.ranks import WIDTH, Ranks
 from detectors.sequence_transformer.transformer import Transformer
 
 NS = 1_000_000_000
@@ -56,11 +56,10 @@ class SequenceTransformer:
 
     def score(self, batch: ChainBatch) -> Scores:
         found = self.lanes.find(batch)
-        value, worst = np.empty(len(batch)), np.empty(len(batch), np.int32)
-        kernels.greatest(found.lane, found.offsets, self.lanes.column["value"], value, worst)
-        value[batch.outcome == Outcome.EVICTED] = 0.0
-        p = self.ranks.p(batch.flow, value)
-        unusual = np.flatnonzero((p <= FINDING_P) & (value >= NATS_MIN))
+        value, worst, p, unusual = kernels.score(
+            *(found.lane, found.offsets, self.lanes.column["value"], batch.outcome, batch.flow),
+            *(self.ranks.of(batch.flow), WIDTH, float(self.ranks.young), FINDING_P, NATS_MIN),
+        )
         return Scores(value, self._findings(batch, unusual, p, worst) if unusual.size else no_findings())
 
     def _findings(self, batch: ChainBatch, chains: I64, p: Any, worst: Any) -> Findings:
@@ -94,8 +93,7 @@ class SequenceTransformer:
         if len(batch) == 0:
             return
         found = self.lanes.find(batch)
-        value, worst = np.empty(len(batch)), np.empty(len(batch), np.int32)
-        kernels.greatest(found.lane, found.offsets, self.lanes.column["value"], value, worst)
+        value, _ = kernels.greatest(found.lane, found.offsets, self.lanes.column["value"])
         self.ranks.learn(batch.flow, value, normal)
         self.lanes.learn(found, batch, normal)
         self.lanes.evict()

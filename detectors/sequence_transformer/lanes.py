@@ -112,23 +112,19 @@ class LaneTable:
 
     def find(self, batch: ChainBatch) -> Found:
         """The lanes of every chain; new ones are added in the order of the batch, and valued."""
-        lengths = np.diff(batch.offsets)
-        width = int(lengths.max(initial=0)) + 1
-        room = 2 * (batch.records + len(batch))
-        scratch = (np.empty((2, width), np.uint64), np.empty((2, width), np.int32), np.empty((2, width), np.int32))
-        lane, offsets = np.empty(room, np.int32), np.empty(len(batch) + 1, np.int64)
-        unknown = np.empty((room, 4), np.int32)
-        columns = (batch.event, batch.parent, batch.kind, batch.offsets, self.keys, self.rows)
         known, several = self.size, FIRST_SIGHTS
-        while missing := kernels.lanes_of(*columns, *scratch, lane, offsets, unknown):
+        while True:
+            columns = (batch.event, batch.parent, batch.kind, batch.offsets, self.keys, self.rows)
+            lane, offsets, unknown = kernels.lanes_of(*columns, several)
+            if not len(unknown):
+                break
             # Most of what is unknown in a batch is the same few lanes again: enter some, and look again.
-            for _, chain, slot, kind in unknown[: min(missing, several)].tolist():
+            for chain, slot, kind in unknown.tolist():
                 self._row_on_sight(batch, chain, slot, kind)
             several *= 2
-            columns = (batch.event, batch.parent, batch.kind, batch.offsets, self.keys, self.rows)
         if self.size > known:
             self.value_new(range(known, self.size))
-        return Found(lane[: offsets[-1]], offsets)
+        return Found(lane, offsets)
 
     def _row_on_sight(self, batch: ChainBatch, chain: int, slot: int, kind: int) -> None:
         lo, hi = int(batch.offsets[chain]), int(batch.offsets[chain + 1])
@@ -208,11 +204,11 @@ class LaneTable:
     def learn(self, found: Found, batch: ChainBatch, normal: Bool) -> None:
         """Counts the lanes of normal chains (of the others as `bad`), and values anew what that changes."""
         column = self.column
-        kernels.count_lanes(
-            found.lane, found.offsets, normal, batch.closed_ns, column["good"], column["bad"], column["last_ns"]
+        due = kernels.count_lanes(
+            *(found.lane, found.offsets, normal, batch.closed_ns, column["good"], column["bad"], column["last_ns"]),
+            *(column["counted"], PORTION),
         )
-        due = found.lane[column["good"][found.lane] > (1.0 + PORTION) * column["counted"][found.lane]]
-        self._count(np.unique(due).astype(np.int64))
+        self._count(due)
 
     def _count(self, rows: I64) -> None:
         """Brings the n-gram table up to date with `rows`, and values anew the lanes of their heads."""
@@ -227,8 +223,10 @@ class LaneTable:
         )
         if new.size and self.vocabulary.size < VOCABULARY_MAX:
             events = np.unique(np.concatenate([self.lane(row).events for row in new.tolist()]))
-            events = events[~np.isin(events, self.vocabulary)][: VOCABULARY_MAX - self.vocabulary.size]
-            self.vocabulary = np.sort(np.concatenate([self.vocabulary, events]).astype(np.int32))
+            known = set(self.vocabulary.tolist())
+            more = [event for event in events.tolist() if event not in known][: VOCABULARY_MAX - len(known)]
+            if more:
+                self.vocabulary = np.sort(np.concatenate([self.vocabulary, np.array(more, np.int32)]))
         alike = np.empty(self.size, np.int64)
         self.revalue(alike[: kernels.rows_of_heads(rows, column["head"], self.size, alike)])
 

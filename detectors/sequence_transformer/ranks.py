@@ -26,15 +26,10 @@ class Ranks:
         """Forgets everything: values have changed their meaning."""
         self.histogram = np.zeros((16, BINS))
 
-    def p(self, flow: I32, value: F64) -> F64:
-        """float64[n]: the share of the flow's normal chains with at least `value` (1 for a young flow).
-
-        Beyond the greatest one seen the tail falls like the probability that a nat stands for.
-        """
+    def of(self, flow: I32) -> F64:
+        """float64[flows, BINS]: the histograms, with room for each `flow`."""
         self._reserve(flow)
-        p = np.empty(flow.size)
-        kernels.rank(flow, value, self.histogram, WIDTH, float(self.young), p)
-        return p
+        return self.histogram
 
     def learn(self, flow: I32, value: F64, normal: Bool) -> None:
         """Takes in the values of normal chains."""
