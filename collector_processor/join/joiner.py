@@ -37,6 +37,7 @@ FEW = 64  # chains that insertion sorts faster than numpy does
 LEARNED_AFTER = 200  # chains of a flow before its own wait counts
 EVICT_SHARE = 0.01  # chains that go at once when a limit is reached
 DEFAULT_TENANT = "default"
+LOGS = Signal.LOGS  # looking up a member of an enum takes longer than comparing with it
 
 
 class Joiner:
@@ -119,7 +120,7 @@ class Joiner:
             kernel.append(
                 part.rows,
                 len(part.rows),
-                part.signal == Signal.LOGS,
+                part.signal == LOGS,
                 part.tenant,
                 self._salt(part.tenant),
                 now_ns,
@@ -220,7 +221,7 @@ class Joiner:
             due = due[np.lexsort((*self._keys(due), self._deadlines[due]))]
         batches = []
         counts = self._chains["count"][due]
-        ends = np.cumsum(counts)
+        ends = counts.cumsum()
         first = 0
         while first < due.size:
             before = int(ends[first - 1]) if first else 0
