@@ -80,9 +80,12 @@ bench: install ## speed and memory, each beside what it is compared with
 	$(call say,measuring; nothing else should run on this machine)
 	@$(PY) -m tests.benchmarks $(ARGS)
 
-evaluate: install ## detection quality on the labelled recordings
+evaluate: install ## detection quality on the labelled recordings, and on systems made up at random
 	$(call say,replaying the labelled recordings)
 	@$(PY) -m collector_processor.evaluation $(ARGS)
+	$(call say,making up systems)
+	@$(PY) -m collector_processor.evaluation.generalise --layout blocks
+	@$(PY) -m collector_processor.evaluation.generalise --layout hours
 
 soak: install ## the long forms of the fuzz, kill and leak tests: some hours
 	@$(MAKE) components

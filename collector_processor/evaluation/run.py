@@ -10,7 +10,7 @@ chain is flagged when its severity is not `none`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from collector_processor.evaluation.measures import Decisions, auc_pr, best_thre
 from collector_processor.evaluation.prequential import Prequential
 from collector_processor.ingest.recording import open_recording
 from collector_processor.join.joiner import DEFAULT_TENANT
-from collector_processor.model import F64, I64, U64, Bool, ChainBatch, Incident, Severity, VerdictBatch
+from collector_processor.model import F64, I64, U64, Bool, ChainBatch, Incident, Payload, Severity, VerdictBatch
 
 Progress = Callable[[int], None]
 
@@ -118,12 +118,21 @@ class Observer:
         """
         bytes_max = self.engine.config.receivers.limits.request_bytes_max
         recording = open_recording(paths, otlp_json.to_protobuf, tenant=DEFAULT_TENANT, bytes_max=bytes_max)
-        for count, (payload, reading) in enumerate(recording):
+
+        def payloads() -> Iterator[Payload]:
+            for count, (payload, reading) in enumerate(recording):
+                yield payload
+                if progress is not None and count % 64 == 0:
+                    progress(reading.bytes_read)
+
+        return self.watch(payloads())
+
+    def watch(self, payloads: Iterable[Payload]) -> Observed:
+        """Feeds `payloads`, in order of arrival, to their end."""
+        for payload in payloads:
             started = time.thread_time()
             output = self.engine.process((payload,), payload.arrival_ns)
             self._take(output, time.thread_time() - started)
-            if progress is not None and count % 64 == 0:
-                progress(reading.bytes_read)
         self._take(self.engine.flush(), None)
         return Observed(
             self._seen.rows(),
