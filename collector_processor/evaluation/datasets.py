@@ -252,7 +252,8 @@ DATASETS: dict[str, Dataset] = {
             "block life cycles; short, few templates: trivial detectors do well",
             sequences("hdfs", "hdfs_xu_sequences.jsonl.gz", "HDFS_templates.csv", 14_000),
         ),
-        Dataset("hdfs_raw", "hdfs_2pct_raw", "the same system as raw lines, at its natural 3 %", hdfs_raw, live=True),
+        Dataset("hdfs_raw", "hdfs_2pct_raw", "the same system as raw lines, at its natural 3 %", hdfs_raw),
+        Dataset("hdfs_live", "hdfs_2pct_raw", "the same, learned from as it comes, anomalies too", hdfs_raw, live=True),
         Dataset(
             "hadoop",
             "hadoop_sequences",

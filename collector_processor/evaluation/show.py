@@ -250,6 +250,7 @@ def set_as_dict(report: SetReport) -> dict[str, Any]:
             kind: {"flagged": flagged, "anomalous": every} for kind, (flagged, every) in report.recall_by_type.items()
         },
         "baselines": {name: chain_measures(measures) for name, measures in report.baselines.items()},
+        "floors": {name: chain_measures(measures) for name, measures in report.floors.items()},
     }
 
 
@@ -257,6 +258,7 @@ def set_table(report: SetReport) -> Table:
     """The measures of one set for a person."""
     by_type = ", ".join(f"{kind} {hit}/{every}" for kind, (hit, every) in sorted(report.recall_by_type.items()))
     rows = [(f"spanchain, {name} cases", measures) for name, measures in report.selections.items()]
+    rows += [(f"{name} (same budget)", measures) for name, measures in report.floors.items()]
     rows += [(f"{name} (best threshold)", measures) for name, measures in report.baselines.items()]
     return _judges(
         f"{report.name}: {report.train_cases} cases before", f"flagged: {by_type}" if by_type else None, rows
