@@ -53,8 +53,11 @@ class JoinConfig(Section):
     """The share of the two limits above that one tenant may hold while others wait."""
     chain_records_max: Count = 10_000
     """Records in one chain; further ones are dropped and counted."""
+    closed_remembered_s: Positive = 600.0
+    """How long a closed chain is remembered, so that a late record is counted as late and makes no second verdict."""
     closed_remembered_max: Count = 1_000_000
-    """Closed chains remembered, so that a late record is counted as late and makes no second verdict."""
+    """Closed chains remembered at most (16 bytes each); those forgotten before their time are counted in
+    `spanchain_chains_forgotten_total`."""
 
 
 class DecodeConfig(Section):

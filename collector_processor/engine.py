@@ -212,6 +212,7 @@ class Engine:
                 found["detector"] = index
         output.incidents += self.incidents.judge(boundary_ns, all_findings(windows))
         self.joiner.learn()
+        self.joiner.forget(boundary_ns)
         self.decider.advance(boundary_ns, self.incidents.suspected(), self.incidents.released())
         if self._judged:
             waiting = _joined(_sample(self._judged, self._epoch_records_max))

@@ -410,6 +410,7 @@ class Service:
             ("records_duplicate_total", (("signal", "logs"),)): joined["duplicate_logs"],
             ("records_late_total", (("signal", "traces"),)): joined["late_spans"],
             ("records_late_total", (("signal", "logs"),)): joined["late_logs"],
+            ("chains_forgotten_total", ()): joined["closed_forgotten"],
             ("chains_not_learned_total", ()): self.engine.chains_not_learned,
             ("incident_findings_forgotten_total", ()): self.engine.incidents.forgotten,
         }

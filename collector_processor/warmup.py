@@ -29,7 +29,7 @@ from collector_processor.decode.otlp_json import to_protobuf
 from collector_processor.decode.repair import clean, repair
 from collector_processor.engine import Engine
 from collector_processor.ingest.inflate import inflate
-from collector_processor.kernels import peek, sequence, spans, variants
+from collector_processor.kernels import closed, peek, sequence, spans, variants
 from collector_processor.kernels.calibrate import best_findings, goes_through
 from collector_processor.kernels.table import move
 from collector_processor.kernels.windows import patient
@@ -103,6 +103,8 @@ def seldom_needed(symbols: Symbols) -> None:
     variants.refresh(none, *of_variants, shares, shares, shares)
     keys, values = np.zeros(2, np.uint64), np.zeros(2, np.int32)
     move(keys, values, keys, values)
+    closed.move(keys, keys)
+    closed.forget(keys, 1)
 
 
 def keep_bytecode() -> None:

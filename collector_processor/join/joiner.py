@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from collector_processor.config import JoinConfig
+from collector_processor.join.closed import Closed
 from collector_processor.kernels import join as kernel
 from collector_processor.kernels.table import LookupTable, find_many
 from collector_processor.model import (
@@ -60,10 +61,11 @@ class Joiner:
         self._pool = kernel.rows_of(kernel.RECORD, config.records_max)
         self._cells = kernel.rows_of(kernel.CELL, config.records_max if config.attributes else 1)
         self._slots = np.zeros(4096, np.int32)
-        self._closed = np.zeros((max(1, config.closed_remembered_max // 4), 4), np.uint64)
+        self._closed = Closed(config.closed_remembered_max, int(config.closed_remembered_s * SECOND))
         self._by_key = np.zeros((config.chains_max, 3), np.uint64)
         self._state = np.zeros(kernel.STATE, np.int64)
         self._seed = seed
+        self._state[kernel.CLOSED_GENERATION] = self._closed.generation
         self._state[kernel.SEED] = np.array(seed, np.uint64).astype(np.int64)
         self._state[[kernel.CHAINS_FREE, kernel.POOL_FREE, kernel.CELLS_FREE]] = -1
         self._salts = np.zeros(0, np.uint64)
@@ -104,6 +106,7 @@ class Joiner:
             "duplicate_spans": int(state[kernel.DUPLICATE_SPANS]),
             "duplicate_logs": int(state[kernel.DUPLICATE_LOGS]),
             "cells_dropped": int(state[kernel.CELLS_DROPPED]),
+            "closed_forgotten": int(state[kernel.CLOSED_FORGOTTEN]) + self._closed.forgotten,
         }
 
     # -- records in --------------------------------------------------------------------------------------------------
@@ -135,7 +138,7 @@ class Joiner:
                 self._deadlines,
                 self._pool,
                 self._cells,
-                self._closed,
+                self._closed.table,
                 self._by_key,
                 self._waits,
                 self._limits,
@@ -242,9 +245,11 @@ class Joiner:
         record_byte = np.empty((3, records), np.uint8)
         cell_int, cell_number = np.empty((2, cells), np.int32), np.empty(cells, np.float64)
         cell_hash = np.empty(cells, np.uint64)
+        self._closed.reserve(int(self._state[kernel.CLOSED_HELD]), n)
         m, k = kernel.emit(
             *(due, evicted, symbols.events.hash, symbols.events.column("service"), self._salts, self._limits[1]),
-            *(self._slots, self._chains, self._deadlines, self._pool, self._cells, self._closed, self._state),
+            *(self._slots, self._chains, self._deadlines, self._pool, self._cells, self._closed.table),
+            *(self._state,),
             *(self._gap, self._seen, max(1, int(counts.max()))),
             *(tenant, root, entry, chain_time, chain_hash, outcome, offsets),
             *(record_int, record_time, record_float, record_span, record_byte, cell_int, cell_number, cell_hash),
@@ -321,7 +326,12 @@ class Joiner:
             self._path_keys.put(int(keys[chain]), path)
         find_many(self._path_keys.keys, self._path_keys.values, keys, batch.path)
 
-    # -- learning, at an epoch's end ---------------------------------------------------------------------------------
+    # -- at an epoch's end -------------------------------------------------------------------------------------------
+
+    def forget(self, now_ns: int) -> None:
+        """Forgets chains that were closed long ago."""
+        self._state[kernel.CLOSED_HELD] = self._closed.turn(int(self._state[kernel.CLOSED_HELD]), now_ns)
+        self._state[kernel.CLOSED_GENERATION] = self._closed.generation
 
     def learn(self) -> None:
         """Takes over what the epoch has taught about waiting: twice the longest usual gap of the flow, more while more
@@ -351,17 +361,15 @@ class Joiner:
         """Everything as arrays; only rows that were ever used."""
         top, pool, cells = (int(self._state[k]) for k in (kernel.CHAINS_TOP, kernel.POOL_TOP, kernel.CELLS_TOP))
         known = len(self.symbols.events)
-        used = np.flatnonzero(self._closed[:, 0])
         keyed = np.flatnonzero(self._by_key[:, 0])
         return {
-            "version": 2,
+            "version": 3,
             "state": self._state.copy(),
             "chains": self._chains[:top].view(np.uint8).copy(),
             "deadlines": self._deadlines[:top].copy(),
             "pool": self._pool[:pool].view(np.uint8).copy(),
             "cells": self._cells[:cells].view(np.uint8).copy(),
-            "closed_rows": used,
-            "closed": self._closed[used],
+            "closed": self._closed.snapshot(),
             "by_key_rows": keyed,
             "by_key": self._by_key[keyed],
             "waits": self._waits[:known].copy(),
@@ -381,8 +389,8 @@ class Joiner:
 
         Raises:
             ValueError: a snapshot of another version, or of larger limits than the present config's."""
-        if state["version"] != 2:
-            raise ValueError(f"join snapshot version {state['version']} is not 2")
+        if state["version"] != 3:
+            raise ValueError(f"join snapshot version {state['version']} is not 3")
         chains = np.array(state["chains"], np.uint8).view(kernel.CHAIN)
         pool = np.array(state["pool"], np.uint8).view(kernel.RECORD)
         cells = np.array(state["cells"], np.uint8).view(kernel.CELL)
@@ -393,8 +401,7 @@ class Joiner:
         self._deadlines[: chains.size] = state["deadlines"]
         self._pool[: pool.size] = pool
         self._cells[: cells.size] = cells
-        self._closed[:] = 0
-        self._closed[state["closed_rows"]] = state["closed"]
+        self._closed.restore(state["closed"])
         self._by_key[:] = 0
         self._by_key[state["by_key_rows"]] = state["by_key"]
         known = len(state["waits"])

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numba import config, int64, njit, uint64
 
+from collector_processor.kernels.closed import enter, holds
 from collector_processor.kernels.decode import (
     END,
     EVENT,
@@ -86,8 +87,11 @@ CELLS_FREE = 15
 CELLS_OPEN = 16
 CELLS_DROPPED = 17
 DUPLICATE_LOGS = 18
-SEED = 19  # of the table of open chains: who sends does not know it, so nobody can choose ids that crowd one place
-STATE = 20
+SEED = 19  # of the tables of chains: who sends does not know it, so nobody can choose ids that crowd one place
+CLOSED_HELD = 20  # closed chains that are remembered
+CLOSED_GENERATION = 21  # in which those that are closed now are entered
+CLOSED_FORGOTTEN = 22  # closed chains that were forgotten before their time
+STATE = 23
 
 
 def rows_of(kind: np.dtype[Any], n: int) -> Any:
@@ -97,9 +101,15 @@ def rows_of(kind: np.dtype[Any], n: int) -> Any:
 
 
 @njit(inline="always")
+def hash_of(state, hi, lo):
+    """A key's hash, in both tables, that of open and that of closed chains."""
+    return finish(mix(mix(uint64(state[SEED]), hi), lo))
+
+
+@njit(inline="always")
 def home_of(slots, state, hi, lo):
     """Index in `slots` at which the search for a key begins."""
-    return finish(mix(mix(uint64(state[SEED]), hi), lo)) & uint64(slots.size - 1)
+    return hash_of(state, hi, lo) & uint64(slots.size - 1)
 
 
 @njit(inline="always")
@@ -175,25 +185,6 @@ def free_chain(slots, chains, deadlines, state, s):
 
 
 @njit(inline="always")
-def closed_before(closed, hi, lo):
-    """Whether the key was closed lately. closed uint64[buckets, 4]: the last four keys of each bucket."""
-    h = finish(mix(hi, lo)) | uint64(1)
-    b = int64(h % uint64(closed.shape[0]))
-    return closed[b, 0] == h or closed[b, 1] == h or closed[b, 2] == h or closed[b, 3] == h
-
-
-@njit(forceinline=True)
-def remember_closed(closed, hi, lo):
-    """Enters a key among the closed ones; the oldest of its bucket is forgotten."""
-    h = finish(mix(hi, lo)) | uint64(1)
-    b = int64(h % uint64(closed.shape[0]))
-    closed[b, 3] = closed[b, 2]
-    closed[b, 2] = closed[b, 1]
-    closed[b, 1] = closed[b, 0]
-    closed[b, 0] = h
-
-
-@njit(inline="always")
 def store(pool, state, chains, s, rows, r):
     """Copies row r to the pool and links it to chain s; the caller has made sure that a record is free."""
     k = state[POOL_FREE]
@@ -266,10 +257,11 @@ def append(
 ):
     """Appends rows[:n] of one payload to their chains.
 
-    salt: uint64 that tells tenants apart in the key. cell_*: the payload's cells, ascending by row; keys below
-    n_business are business keys, and attribute_of int32[keys] says which are kept (-1 not). by_key (uint64[b, 3]: hash,
-    chain key; direct-mapped) finds the chain of a business key. waits int64[events]: quiet time per root event. limits
-    int64[3]: idle, greatest age, records a chain. The caller has made sure of n free chains and records."""
+    salt: uint64 that tells tenants apart in the key. closed: the table of kernels/closed.py. cell_*: the payload's
+    cells, ascending by row; keys below n_business are business keys, and attribute_of int32[keys] says which are kept
+    (-1 not). by_key (uint64[b, 3]: hash, chain key; direct-mapped) finds the chain of a business key. waits
+    int64[events]: quiet time per root event. limits int64[3]: idle, greatest age, records a chain. The caller has made
+    sure of n free chains and records."""
     c = 0
     idle, age_max, records_max = limits[0], limits[1], limits[2]
     for r in range(n):
@@ -291,7 +283,7 @@ def append(
                 continue
         at = find_slot(slots, chains, state, hi, lo)
         s = slots[at] - 1
-        if (s >= 0 and deadlines[s] <= now) or (s < 0 and not parked and closed_before(closed, hi, lo)):
+        if (s >= 0 and deadlines[s] <= now) or (s < 0 and not parked and holds(closed, hash_of(state, hi, lo))):
             if is_log:
                 state[LATE_LOGS] += 1
             else:
@@ -752,7 +744,10 @@ def emit(
         learn_wait(chains[s].root, chains[s].gap, gaps, seen)
         m += n
         offsets[c + 1] = m
-        remember_closed(closed, chains[s].hi, chains[s].lo)
+        h = hash_of(state, chains[s].hi, chains[s].lo)
+        entered = enter(closed, state[CLOSED_HELD], state[CLOSED_GENERATION], h)
+        state[CLOSED_HELD] += entered
+        state[CLOSED_FORGOTTEN] += 1 - entered
         free_records(pool, cells, state, chains[s].head, total)
         free_chain(slots, chains, deadlines, state, s)
     return m, n_cells

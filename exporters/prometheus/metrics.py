@@ -215,6 +215,13 @@ METRICS: dict[str, Metric] = {
             starts_at=(("written",), ("failed",), ("unflushed",), ("corrupt",)),
         ),
         Metric(
+            "chains_forgotten_total",
+            "counter",
+            "Closed chains that were forgotten before `join.closed_remembered_s`, for there were more than "
+            "`join.closed_remembered_max`: a late record of one makes a second chain.",
+            starts_at=((),),
+        ),
+        Metric(
             "chains_not_learned_total",
             "counter",
             "Chains that were judged but not learned, for more were closed than `engine.quarantine_records_max` lets "
