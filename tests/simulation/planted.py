@@ -26,7 +26,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SEEDS = 6
-SECONDS = 20  # of traffic: a promise is broken early or not at all
+SECONDS = 16  # of traffic: a promise is broken early or not at all
 BUG_S = 600.0  # then it counts as found: it hangs
 
 
@@ -61,8 +61,15 @@ BUGS = (
     Bug(
         "no sync before the acknowledgement",
         WAL,
-        "            os.fdatasync(descriptor)\n        except",
-        "            pass\n        except",
+        "            os.fdatasync(descriptor)\n        except OSError as failed:",
+        "            pass\n        except OSError as failed:",
+    ),
+    Bug(
+        "what a killed writer left is not synced before it is replayed",
+        WAL,
+        "                _sync_found(directory)\n",
+        "                pass\n",
+        "failing disk",
     ),
     Bug("the folder is not synced", WAL, "                sync_directory(self.directory)\n", "                pass\n"),
     Bug("a failed sync is acknowledged", WAL, "waiting.error = unavailable", "waiting.error = None", "failing disk"),
@@ -180,6 +187,13 @@ BUGS = (
         "name: exporter.flush(max(deadline - time.monotonic(), 0.1))",
         "name: True",
         "kills",
+    ),
+    Bug(
+        "time is told that no journal knows of",
+        RUNTIME,
+        "self._emit(self.engine.tick(self.engine.now_ns))",
+        "self._emit(self.engine.tick(self._clock()))",
+        "clock set back",
     ),
     Bug(
         "time stands still when the clock is set back",
