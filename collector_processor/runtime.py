@@ -328,7 +328,8 @@ class Service:
             if reached_ns - self.engine.now_ns >= MARK_S * SECOND and self._mark(reached_ns):
                 self._take(0)
             reached_ns = self.engine.now_ns
-        self._emit(self.engine.tick(self.engine.now_ns))
+        if self.engine.now_ns:  # else nothing has ever come, and time has not begun
+            self._emit(self.engine.tick(self.engine.now_ns))
         for exporter in self._forwarding:
             exporter.advance(reached_ns)
 
