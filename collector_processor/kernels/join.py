@@ -95,8 +95,9 @@ STATE = 23
 
 
 def rows_of(kind: np.dtype[Any], n: int) -> Any:
-    """An array for n rows of CHAIN, RECORD or CELL. What runs uncompiled reads their fields as attributes too."""
-    rows = np.empty(n, kind)
+    """An array for n rows of CHAIN, RECORD or CELL; zeros, so that no snapshot holds what lay in memory before. What
+    runs uncompiled reads their fields as attributes too."""
+    rows = np.zeros(n, kind)
     return rows.view(np.recarray) if config.DISABLE_JIT else rows
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 CUT_SHARE = 0.1  # of the failures that are a power cut in mid-call
+KILLED_SHARE = 0.3  # of the power cuts that are but the end of the process: a later one tears what this one left
 
 
 class PowerCutError(BaseException):
@@ -81,13 +82,14 @@ class Disk:
         self._unsure.append(lambda: os.replace(target, source))
 
     def crash(self, folder: Path) -> None:
-        """The files of `folder` as they are found when the machine is on again; what was open is closed."""
+        """The files of `folder` as they are found after a power cut, or a kill, which takes nothing away; what was
+        open is closed."""
         for descriptor in self._open:
             os.close(descriptor)
         self._open.clear()
-        unsure, self._unsure = self._unsure, []
-        if not self._torn:
+        if not self._torn or self._chance.random() < KILLED_SHARE:
             return
+        unsure, self._unsure = self._unsure, []
         for take_back in unsure:
             if self._chance.random() < 0.5:
                 with suppress(FileNotFoundError):  # deleted meanwhile

@@ -189,6 +189,32 @@ BUGS = (
         "kills",
     ),
     Bug(
+        "what waits to be learned is not restored",
+        ENGINE,
+        'epochs = state["quarantine"] if fits else []',
+        "epochs = []",
+    ),
+    Bug(
+        "open incidents are not restored",
+        ENGINE,
+        '        self.incidents.restore(state["incidents"])\n',
+        "",
+        "kills",
+    ),
+    Bug(
+        "the calibration is not restored",
+        ENGINE,
+        '        self.decider.restore(state["decider"])\n',
+        "",
+    ),
+    Bug(
+        "waits are not restored",
+        JOINER,
+        'self._gap[:known] = state["gap"]',
+        "pass",
+        "kills",
+    ),
+    Bug(
         "time is told that no journal knows of",
         RUNTIME,
         "self._emit(self.engine.tick(self.engine.now_ns))",
