@@ -296,7 +296,7 @@ class World:
     def run(self) -> Outcome:
         """Goes on until every request is acknowledged and every chain is closed."""
         with self._replaced():
-            self._start()
+            self._start_in_the_end()
             for request in self.requests:
                 self._at(request.at_ns, self._sending(request, request.at_ns))
                 if self._happens(self.trouble.doubled):
@@ -472,6 +472,9 @@ class World:
         if self._happens(self.trouble.rot):
             self._rot()
         self.wrong_ns += int(self.chance.uniform(0, self.trouble.set_back_s) * SECOND)
+        self._start_in_the_end()
+
+    def _start_in_the_end(self) -> None:
         try:
             self._start()
         except (PowerCutError, OSError):  # a disk that does not sync lets nothing start; somebody starts it again
