@@ -193,6 +193,7 @@ BUGS = (
         ENGINE,
         'epochs = state["quarantine"] if fits else []',
         "epochs = []",
+        "kills",
     ),
     Bug(
         "open incidents are not restored",
