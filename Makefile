@@ -18,10 +18,10 @@ unexport PYTHONDONTWRITEBYTECODE
 
 say = @printf '\033[1m==> %s\033[0m\n' "$(1)"
 
-.PHONY: help install components wanted-components demo test check format bench evaluate soak lock docs picture clean
+.PHONY: help install train-extra components wanted-components demo test check format bench evaluate soak lock docs picture clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) \
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) \
 		| while IFS='|' read -r target what; do printf '  make %-11s %s\n' "$$target" "$$what"; done
 
 install: $(STAMP) ## .venv with the locked dependencies and the `spanchain` command, kernels compiled
@@ -42,6 +42,15 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(PY) -m collector_processor.warmup
 	@touch $@
 
+TRAINABLE := $(VENV)/.spanchain-train-installed
+train-extra: $(TRAINABLE) ## what `spanchain train` needs: PyTorch, about 5 GB on disk
+
+$(TRAINABLE): requirements-train.lock $(STAMP)
+	$(call say,installing PyTorch for the tests of training: about 5 GB on disk)
+	@$(VENV)/bin/uv pip install --quiet --python $(PY) --require-hashes --no-deps -r requirements-train.lock \
+		|| $(PIP) --require-hashes --no-deps -r requirements-train.lock
+	@touch $@
+
 components: ## the real Collector, telemetrygen, Prometheus, Alertmanager and PostgreSQL that `make test` runs
 	$(call say,looking for the real components that the end-to-end tests run)
 	@python=$(PY); test -x $$python || python=$(PYTHON); $$python tests/e2e/components.py
@@ -54,8 +63,10 @@ demo: install ## a payment platform with faults, and spanchain naming each (Ctrl
 wanted-components:
 	@$(MAKE) components || test -z "$${CI:-}"
 
+# Outside CI nobody waits for 5 GB: without `make train-extra` the tests of training skip and say so.
 test: ## all tests, with the real components
 	@$(MAKE) -j2 install wanted-components
+	@test -z "$${CI:-}" || $(MAKE) train-extra
 	$(call say,running all tests)
 	@$(PY) -m pytest $(ARGS)
 
@@ -100,6 +111,7 @@ lock: ## rewrites requirements*.lock from pyproject.toml: hashes, no index addre
 	@test -x $(VENV)/bin/uv || { $(PYTHON) -m venv $(VENV) && $(PY) -m pip install --quiet uv; }
 	@$(LOCKING) --group dev pyproject.toml -o requirements.lock
 	@$(LOCKING) --group bench -o requirements-bench.lock
+	@$(LOCKING) --extra train -c requirements.lock pyproject.toml -o requirements-train.lock
 
 docs: install ## rewrites the generated parts of docs/, configs/ and dashboards/
 	$(call say,writing the generated parts of docs/ configs/ and dashboards/)

@@ -41,6 +41,11 @@ def data_dir() -> Path:
     return folder
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests of training come last: they need PyTorch, which nothing else should have loaded beside it."""
+    items.sort(key=lambda item: item.path.name == "test_train.py")
+
+
 def component(name: str) -> Path:
     """The executable of component `name`; without it the test fails in CI, and skips elsewhere."""
     path = components.find(name)

@@ -16,7 +16,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("collector_processor", "detectors", "exporters")
-LOCKS = [(ROOT / name).read_text() for name in ("requirements.lock", "requirements-bench.lock")]
+LOCKS = {
+    name: (ROOT / name).read_text()
+    for name in ("requirements.lock", "requirements-bench.lock", "requirements-train.lock")
+}
 
 
 def project() -> dict[str, Any]:
@@ -32,24 +35,36 @@ def canonical(requirement: str) -> str:
 
 def locked() -> dict[str, str]:
     """Distribution: the text of its entry."""
-    entries = [entry for lock in LOCKS for entry in re.split(r"^(?=[a-z0-9])", lock, flags=re.MULTILINE)[1:]]
-    return {canonical(entry): entry for entry in entries}
+    return {name: entry for lock in LOCKS.values() for name, entry in entries(lock).items()}
+
+
+def entries(lock: str) -> dict[str, str]:
+    """The same of one lock."""
+    return {canonical(entry): entry for entry in re.split(r"^(?=[a-z0-9])", lock, flags=re.MULTILINE)[1:]}
 
 
 def test_every_entry_of_the_lock_has_hashes() -> None:
-    entries = locked()
-    assert len(entries) > 50
-    assert [name for name, entry in entries.items() if "--hash=sha256:" not in entry] == []
+    every = locked()
+    assert len(every) > 50
+    assert [name for name, entry in every.items() if "--hash=sha256:" not in entry] == []
 
 
-@pytest.mark.parametrize("lock", LOCKS, ids=["requirements.lock", "requirements-bench.lock"])
+def test_the_extra_for_training_changes_nothing_that_is_installed_already() -> None:
+    base, extra = entries(LOCKS["requirements.lock"]), entries(LOCKS["requirements-train.lock"])
+    assert "torch" in extra
+    shared = base.keys() & extra.keys()
+    assert [name for name in sorted(shared) if base[name].split(" ")[0] != extra[name].split(" ")[0]] == []
+
+
+@pytest.mark.parametrize("lock", LOCKS.values(), ids=LOCKS)
 def test_the_lock_names_no_index(lock: str) -> None:
     assert "://" not in lock
     assert not re.search(r"^-", lock, re.MULTILINE)
 
 
 def test_the_lock_holds_what_the_project_asks_for() -> None:
-    asked = [*project()["project"]["dependencies"], *project()["dependency-groups"]["dev"]]
+    extra = project()["project"]["optional-dependencies"]["train"]
+    asked = [*project()["project"]["dependencies"], *extra, *project()["dependency-groups"]["dev"]]
     assert {canonical(requirement) for requirement in asked} <= set(locked())
 
 

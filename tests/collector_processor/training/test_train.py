@@ -8,8 +8,10 @@ import numpy as np
 import onnxruntime
 import pytest
 
-torch = pytest.importorskip("torch", reason="training needs the extra: pip install 'spanchain[train]'")
-pytest.importorskip("onnx", reason="training needs the extra: pip install 'spanchain[train]'")
+from tests.extras import training as needed
+
+torch = needed("torch")
+needed("onnx")
 
 from collector_processor.config import Config  # noqa: E402 - only where PyTorch is
 from collector_processor.simulator.recording import record  # noqa: E402

@@ -11,13 +11,14 @@ import pytest
 from collector_processor.config import RetrievalConfig
 from detectors.retrieval.detector import embedder
 from detectors.retrieval.embedding import EventVectors, HashedEmbedder, OnnxEmbedder
+from tests.extras import training
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "debit", "##ed", "account", "<", "*", ">", "mail"]
 
 
 def sentence_model(folder: Path, inputs: tuple[str, ...] = ("input_ids", "attention_mask")) -> tuple[Path, str]:
     """A model that looks each piece up in a table: one-hot by piece, unpooled."""
-    onnx = pytest.importorskip("onnx", reason="the test model is written with onnx: pip install 'spanchain[train]'")
+    onnx = training("onnx")
     helper, tensor = onnx.helper, onnx.TensorProto
     table = onnx.numpy_helper.from_array(np.eye(len(VOCABULARY), dtype=np.float32), "table")
     given = [helper.make_tensor_value_info(name, tensor.INT64, [1, "n"]) for name in inputs]
