@@ -45,7 +45,12 @@ _HINTS: Final = re.findall(  # for the kernel: four characters of each, blanks l
     ghp_ gho_ ghs_ ghu_ ghr_ pat_ lpat xoxa xoxb xoxe xoxo xoxp xoxr xoxs ive_ est_
     """,
 )
-_WORDS: Final = ("bearer", "basic ", "apikey ", "private key", "eyj", "akia", "asia", "gh", "glpat", "xox", "k_", "sk-")
+_WORDS: Final = (
+    *(scheme + blank for scheme in ("bearer", "basic", "apikey") for blank in " \t\n\r\f\v"),
+    *("private key", "eyj", "akia", "asia", "aiza", "glpat-", "xox", "k_live_", "k_test_", "sk-", "github_pat_"),
+    *("gho_", "ghp_", "ghs_", "ghu_", "ghr_"),
+)
+_ASSIGNED: Final = re.compile(r"[:=]")
 
 
 def _pattern(config: RedactionConfig) -> str | None:
@@ -75,9 +80,9 @@ class Redactor:
         pattern = _pattern(config)
         self._pattern = None if pattern is None else re.compile(pattern, re.IGNORECASE | re.DOTALL | re.ASCII)
         self._own = [re.compile(pattern) for pattern in config.patterns]
-        # After a name stands `=` or `:`; without one of these and without one of the words, there is nothing to find.
-        words = {re.split(r"[_.-]", name.lower())[-1] for name in config.attributes}
-        self._words = (*(_WORDS if config.secrets else ()), *sorted(words))
+        # What a text holds in lower case if `_pattern` finds something; a name's last part stands before `=` or `:`.
+        self._words = _WORDS if config.secrets else ()
+        self._names = tuple(sorted({re.split(r"[_.-]", name.lower())[-1] for name in config.attributes}))
 
     def __call__(self, text: str, mark: str = MARK) -> str:
         """`text` with `mark` for each card number, account number, secret and whatever else the config names."""
@@ -104,7 +109,10 @@ class Redactor:
         if "@" in text and "://" in text:
             return True
         lower = text.lower()
-        return any(word in lower for word in self._words)
+        if any(word in lower for word in self._words):
+            return True
+        before = _ASSIGNED.split(lower)[:-1]
+        return any(part.rstrip().rstrip("\"'\\").endswith(self._names) for part in before)
 
 
 def _without_cards(text: str, mark: str) -> str:

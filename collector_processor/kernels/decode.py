@@ -22,6 +22,7 @@ from collector_processor.kernels.wire import (
     finish,
     fixed64,
     hash_bytes,
+    hash_long,
     hash_masked,
     hex64,
     hex_digit,
@@ -262,7 +263,7 @@ def read_log(buf, p, end, out, row, seed, wanted, lengths, links, cells, n_cells
     if out[TIME] == 0:
         out[TIME] = out[END]
     out[END] = out[TIME]
-    out[PARENT] = hash_bytes(buf, begin, end, seed)
+    out[PARENT] = hash_long(buf, begin, end, seed)
     if name_end > name:  # an event: its name is its template
         out[EVENT] = hash_bytes(buf, name, name_end, ~seed) & ~uint64(1)
         out[TEXT] = uint64(name) << uint64(32) | uint64(name_end)

@@ -141,26 +141,52 @@ def hash_bytes(buf, p, end, seed):
 
 
 @njit(forceinline=True, _nrt=False)
-def hash_masked(buf, p, end, seed, classes):
-    """Keyed hash of the text buf[p:end] in which every word that holds a digit counts as the same variable."""
+def hash_long(buf, p, end, seed):
+    """`hash_bytes` in two strands, whose multiplications need not wait for each other: another hash, sooner done."""
     h = seed
-    while p < end:
-        kind = classes[buf[uint64(p)]]
-        if kind == 0:
-            h = mix(h, uint64(buf[uint64(p)]))
+    g = mix(seed, uint64(MULTIPLIER_2))
+    while end - p >= 16:
+        h = mix(h, fixed64(buf, p))
+        g = mix(g, fixed64(buf, p + 8))
+        p += 16
+    return hash_bytes(buf, p, end, mix(h, g))
+
+
+@njit(forceinline=True, _nrt=False)
+def has_digit(x):
+    """Whether one of the 8 bytes of `x` is an ASCII digit."""
+    x ^= uint64(0x3030303030303030)  # a digit is now 0 to 9
+    beyond = ((x & uint64(0x7F7F7F7F7F7F7F7F)) + uint64(0x7676767676767676)) | x
+    return (beyond & uint64(0x8080808080808080)) != uint64(0x8080808080808080)
+
+
+@njit(forceinline=True, _nrt=False)
+def find_digit(buf, p, end):
+    """Where the next digit in buf[p:end] stands; `end` when there is none."""
+    while end - p >= 8 and not has_digit(fixed64(buf, p)):
+        p += 8
+    while p < end and (buf[uint64(p)] < 48 or buf[uint64(p)] > 57):
+        p += 1
+    return p
+
+
+@njit(forceinline=True, _nrt=False)
+def hash_masked(buf, p, end, seed, classes):
+    """Keyed hash of the text buf[p:end] in which every word that holds a digit counts as the same variable.
+
+    What stands between two variables is hashed as a whole, with its length."""
+    h = seed
+    while True:
+        digit = find_digit(buf, p, end)
+        if digit == end:
+            return hash_bytes(buf, p, end, h)
+        word = digit
+        while word > p and classes[buf[uint64(word - 1)]] != 0:
+            word -= 1
+        h = mix(hash_bytes(buf, p, word, h), uint64(1))
+        p = digit + 1
+        while p < end and classes[buf[uint64(p)]] != 0:
             p += 1
-            continue
-        word = seed
-        variable = kind
-        while kind != 0:
-            word = (word ^ uint64(buf[uint64(p)])) * uint64(0x100000001B3)
-            p += 1
-            if p >= end:
-                break
-            kind = classes[buf[uint64(p)]]
-            variable |= kind
-        h = mix(h, uint64(1) if variable >= 2 else word)
-    return h
 
 
 @njit(forceinline=True, _nrt=False)
