@@ -8,6 +8,10 @@ windows (`advance`); incidents are judged; the joiner learns how long to wait; a
 are learned. Of an epoch with more records than its share of the quarantine, which is bounded, a sample by content waits
 there. The same payloads with the same times give the same output, byte for byte.
 
+After a while without chains, and with no record open or come, only every sixth boundary is gone through; after
+IDLE_EPOCHS_MAX epochs none, but for a change of model that is due, until a record comes: whether time goes on, stands
+still or jumps then makes no difference. An incident that is still seen when the engine falls asleep stays open so long.
+
     bytes ─ decode ─ join ─ close ─ score ─ decide ─┬─ verdicts
                               │                     └─ quarantine ─ learn
                               └── windows ─ incidents
@@ -47,7 +51,7 @@ SNAPSHOT_VERSION = 1
 Judged = tuple[ChainBatch, npt.NDArray[Any]]  # chains, and what decide needs to learn from them
 IDLE_EPOCHS = 12  # epochs without any chain after which only every IDLE_STRIDE-th boundary is judged
 IDLE_STRIDE = 6
-IDLE_EPOCHS_MAX = 360  # epochs without any chain after which time may jump
+IDLE_EPOCHS_MAX = 360  # epochs without any chain after which no boundary is judged: the engine sleeps
 
 
 @dataclass(slots=True)
@@ -89,6 +93,7 @@ class Engine:
         self._epoch_records_max = max(1, config.engine.quarantine_records_max // epochs)
         self._boundary_ns = 0  # the next one; 0 before the first call
         self._idle_epochs = 0
+        self._is_stirred = False  # whether a record has come since the last boundary, or was open then
         self._judged: list[Judged] = []  # in the present epoch
         self._quarantine: deque[tuple[int, Judged]] = deque()  # the boundary at which each epoch ended, ascending
         self._changes: deque[tuple[int, str, Any]] = deque()  # from which boundary on, which detector, which model
@@ -108,6 +113,7 @@ class Engine:
                 self.rejected[key] = self.rejected.get(key, 0) + count
                 self.received[payload.signal] += count
             self.received[payload.signal] += len(batch.rows)
+            self._is_stirred |= len(batch.rows) > 0
             for chains in self.joiner.append(batch, self.now_ns):
                 self._judge(chains, output)
         return output
@@ -121,7 +127,8 @@ class Engine:
 
     def is_due(self, now_ns: int) -> bool:
         """Whether `tick(now_ns)` would close a chain or end an epoch."""
-        return 0 < self._boundary_ns <= now_ns or self.joiner.is_due(now_ns)
+        ends = self._boundary_ns > 0 and self._next_ns(now_ns) <= now_ns
+        return ends or self.joiner.is_due(now_ns)
 
     def flush(self) -> Output:
         """The end of the input: goes on in time until the last open chain is due."""
@@ -182,28 +189,32 @@ class Engine:
         if self._boundary_ns == 0:
             self._boundary_ns = (self.now_ns // self._epoch_ns + 1) * self._epoch_ns
             self._change_models(self._boundary_ns - self._epoch_ns)
-        while self._boundary_ns <= self.now_ns:
-            silent = self._idle_epochs >= IDLE_EPOCHS and not self.joiner.open_records
-            if silent and self._idle_epochs >= IDLE_EPOCHS_MAX:
-                # Nobody has been here for long: the boundaries in between have nothing to say.
-                last_ns = self.now_ns // self._epoch_ns * self._epoch_ns
-                if self._changes:
-                    last_ns = min(last_ns, self._changes[0][0])
-                self._boundary_ns = max(self._boundary_ns, last_ns)
-            if (
-                silent
-                and not self._is_change_due(self._boundary_ns)
-                and self._boundary_ns // self._epoch_ns % IDLE_STRIDE
-            ):
+        while (boundary_ns := self._next_ns(self.now_ns)) <= self.now_ns:
+            is_strided = self._is_silent(IDLE_EPOCHS) and boundary_ns // self._epoch_ns % IDLE_STRIDE
+            if is_strided and not self._is_change_due(boundary_ns):
                 self._idle_epochs += 1
             else:
-                self._end_epoch(self._boundary_ns, output)
-            self._boundary_ns += self._epoch_ns
+                self._end_epoch(boundary_ns, output)
+            self._boundary_ns = boundary_ns + self._epoch_ns
+        self._boundary_ns = boundary_ns
         return output
+
+    def _is_silent(self, epochs: int) -> bool:
+        """Whether there was no chain for so many epochs, and no record came. The answer is the same however often
+        somebody looked for what is due meanwhile."""
+        return self._idle_epochs >= epochs and not self._is_stirred
+
+    def _next_ns(self, now_ns: int) -> int:
+        """The boundary to go through next; in sleep the next change of model, or the first one after `now_ns`."""
+        if not self._is_silent(IDLE_EPOCHS_MAX):
+            return self._boundary_ns
+        next_ns = (now_ns // self._epoch_ns + 1) * self._epoch_ns
+        return max(self._boundary_ns, min(next_ns, self._changes[0][0]) if self._changes else next_ns)
 
     def _end_epoch(self, boundary_ns: int, output: Output) -> None:
         for chains in self.joiner.close(boundary_ns):
             self._judge(chains, output)
+        self._is_stirred = self.joiner.open_records > 0
         self._idle_epochs = 0 if self._judged else self._idle_epochs + 1
         self._change_models(boundary_ns)
         windows = [detector.advance(boundary_ns) for detector in self.detectors.values()]
@@ -258,6 +269,7 @@ class Engine:
             "now_ns": self.now_ns,
             "boundary_ns": self._boundary_ns,
             "idle_epochs": self._idle_epochs,
+            "is_stirred": self._is_stirred,
             "received": [self.received[Signal.TRACES], self.received[Signal.LOGS]],
             "rejected": [[int(signal), reason, count] for (signal, reason), count in self.rejected.items()],
             "chains_closed": list(self.chains_closed),
@@ -286,6 +298,7 @@ class Engine:
         self.now_ns = int(state["now_ns"])
         self._boundary_ns = int(state["boundary_ns"])
         self._idle_epochs = int(state["idle_epochs"])
+        self._is_stirred = bool(state.get("is_stirred", True))  # earlier versions did not say
         self.received = dict(zip((Signal.TRACES, Signal.LOGS), map(int, state["received"]), strict=True))
         self.rejected = {(Signal(signal), reason): count for signal, reason, count in state["rejected"]}
         self.chains_closed = [int(count) for count in state["chains_closed"]]

@@ -63,6 +63,7 @@ class Repeats:
             self.counts[subject] = count
             count.ring[self.column] += 1
             count.row = row.copy()
+            count.row["chain"] = NONE  # a number within this batch, which says nothing later
             count.evidence = dict(verdicts.evidence.get(i, count.evidence))
             count.critical = count.evidence.get("severity") == "critical"
         while len(self.counts) > SUBJECTS_MAX:
@@ -78,7 +79,7 @@ class Repeats:
                 p = min(p, poisson_tail(total, count.rate * self.columns))
             if p < 1.0:
                 row = count.row.copy()
-                row["chain"], row["p"] = NONE, p
+                row["p"] = p
                 row["expected"], row["actual"] = count.rate * self.columns, total
                 rows.append(row)
                 evidence.append(count.evidence)

@@ -38,6 +38,11 @@ FEW = 64  # chains that insertion sorts faster than numpy does
 LEARNED_AFTER = 200  # chains of a flow before its own wait counts
 EVICT_SHARE = 0.01  # chains that go at once when a limit is reached
 DEFAULT_TENANT = "default"
+TABLES = (
+    (kernel.CHAINS_TOP, kernel.CHAINS_FREE),
+    (kernel.POOL_TOP, kernel.POOL_FREE),
+    (kernel.CELLS_TOP, kernel.CELLS_FREE),
+)
 LOGS = Signal.LOGS  # looking up a member of an enum takes longer than comparing with it
 
 
@@ -232,7 +237,15 @@ class Joiner:
             last = min(last, first + BATCH_CHAINS)
             batches.append(self._emit_batch(due[first:last], counts[first:last], evicted))
             first = last
+        if not self._state[kernel.CHAINS_OPEN]:
+            self._begin_at_the_front()
         return batches
+
+    def _begin_at_the_front(self) -> None:
+        """Nothing is open: which rows were used by whom is forgotten, so that a peak does not make later looks long,
+        and the state does not depend on how often somebody looked."""
+        for top, free in TABLES:
+            self._state[top], self._state[free] = 0, -1
 
     def _emit_batch(self, due: I32, counts: I32, evicted: bool) -> ChainBatch:
         symbols = self.symbols

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import orjson
 import pytest
 from otlp import MS, T0, log, logs, span, traces
+from snapshots import digest
 
 from collector_processor.config import Config
 from collector_processor.decide.verdicts import incident_row, verdict_rows
@@ -37,10 +39,11 @@ def payment(trace: int, at_ms: float, steps: int = 4, slow: float = 1.0) -> tupl
     return spans, lines
 
 
-def traffic(seconds: int, seed: int = 1, broken_from: int | None = None) -> list[Payload]:
-    """Four payments a second, a payload of each signal a second; from second `broken_from` on they stop half way."""
+def traffic(seconds: int, seed: int = 1, broken_from: int | None = None, begin: int = 0) -> list[Payload]:
+    """Four payments a second, a payload of each signal a second, from second `begin` on; from second `broken_from` on
+    they stop half way."""
     out, chance = [], random.Random(seed)
-    for second in range(seconds):
+    for second in range(begin, begin + seconds):
         spans, lines = [], []
         for n in range(4):
             steps = 2 if broken_from is not None and second >= broken_from and n else 4
@@ -154,6 +157,46 @@ def test_time_may_jump_by_years_without_work_for_every_epoch() -> None:
     output = engine.tick(later)
     assert sum(len(verdicts) for verdicts in output.verdicts) == 1
     assert engine.now_ns == later
+
+
+def silence(hours: float, tick_s: float | None, restored: Sequence[float] = ()) -> tuple[list[str], str]:
+    """What is said, sorted, of traffic with so long a silence in it, when time is told every `tick_s` seconds in it or
+    not at all, and the engine exchanged for a restored one at `restored`, shares of it; and a digest of the end."""
+    engine, said = Engine(config()), Run()
+    seconds, silent_s = 240, int(hours * 3600)
+    for payload in traffic(seconds, broken_from=210):
+        said.take(engine.process((payload,), payload.arrival_ns))
+    begun = engine.now_ns
+    ticks = np.arange(0, silent_s, tick_s or silent_s).tolist()
+    for after_s in sorted([*ticks, *(share * silent_s for share in restored)]):
+        said.take(engine.tick(begun + int(after_s * SECOND)))
+        if after_s not in ticks:
+            state, engine = engine.snapshot(), Engine(config())
+            engine.restore(state)
+    for payload in traffic(90, seed=2, begin=seconds + silent_s):
+        said.take(engine.process((payload,), payload.arrival_ns))
+    said.take(engine.flush())
+    return sorted(line.decode() for line in said.lines), digest(engine.snapshot())
+
+
+@pytest.mark.parametrize("hours", [0.1, 0.9, 3.0])
+def test_how_time_is_told_in_a_silence_changes_nothing(hours: float) -> None:
+    """Neither what is said nor what is known: told every second or ten, not at all, or to engines restored in it."""
+    lines, state = silence(hours, None)
+    assert sum('"state":"opened"' in line for line in lines) > 0
+    for tick_s, restored in ((1.0, ()), (7.3, (0.5,)), (10.0, (0.02, 0.5, 0.99)), (None, (0.02, 0.5, 0.99))):
+        assert silence(hours, tick_s, restored) == (lines, state), (tick_s, restored)
+
+
+def test_an_engine_that_sleeps_wants_nothing_until_a_record_comes() -> None:
+    engine = Engine(config())
+    first, late = traffic(1)[0], traffic(1, begin=90_000)[0]
+    engine.process((first,), first.arrival_ns)
+    engine.tick(first.arrival_ns + 3 * 3600 * SECOND)
+    assert not engine.is_due(first.arrival_ns + 20 * 3600 * SECOND)
+    engine.process((late,), late.arrival_ns)
+    assert engine.is_due(late.arrival_ns + 10 * SECOND)
+    assert sum(len(verdicts) for verdicts in engine.flush().verdicts) == 4
 
 
 def test_a_verdict_has_the_time_its_chain_was_due_not_when_somebody_looked() -> None:

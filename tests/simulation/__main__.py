@@ -28,7 +28,7 @@ def main() -> int:
             print("\n".join(simulate(seed, TROUBLES[given.trouble], given.seconds)[0].trace))
             print(f"seed {seed}: broken: {'; '.join(broken)}")
             return 1
-        print(f"seed {seed}: all promises kept")
+        print(f"seed {seed}: all promises kept", flush=True)
     return 0
 
 

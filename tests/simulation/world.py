@@ -19,9 +19,9 @@ import heapq
 import random
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,6 +29,7 @@ from unittest import mock
 import numpy as np
 import orjson
 from otlp import T0, log, logs, span, traces
+from snapshots import digest
 
 from collector_processor import clock, keeper, runtime
 from collector_processor.config import Config
@@ -37,6 +38,7 @@ from collector_processor.engine import Engine, Output
 from collector_processor.ingest.answers import RetryLaterError
 from collector_processor.journal import checkpoint, segment, wal
 from collector_processor.model import Incident, Payload, Signal, VerdictBatch
+from detectors.sequence_transformer import transformer
 from tests.simulation.disk import Disk, PowerCutError
 
 SECOND = 1_000_000_000
@@ -51,6 +53,7 @@ ABSURD: dict[str, Callable[[int], int]] = {
 }
 """What such a sender says the time is."""
 LATE_MAX_S = 12.0  # from then on the network carries everything
+KEPT = 0.1  # payloads of a replay during which the checkpoint that was begun is kept
 STRAY_S = LATE_MAX_S + WAIT_S + 13.0
 TICK_S = 0.7
 
@@ -189,28 +192,6 @@ class Outcome:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def digest(state: Any) -> str:
-    """A hash of an engine's snapshot, all of it."""
-    found = hashlib.sha256()
-
-    def add(value: Any) -> None:
-        if isinstance(value, dict):
-            value = [item for pair in value.items() for item in pair]
-        if isinstance(value, np.ndarray):
-            found.update(f"{value.dtype} {value.shape}".encode() + value.tobytes())
-        elif isinstance(value, (list, tuple)):
-            found.update(f"{len(value)} ".encode())
-            for item in value:
-                add(item)
-        else:
-            found.update(f"{value!r} ".encode())
-
-    # Which template was used last is not remembered over a restart, and matters only where there are too many.
-    state["decoder"]["templates"]["clusters"].sort(key=lambda cluster: cluster["number"])
-    add(state)
-    return found.hexdigest()
-
-
 class Recorder:
     """An exporter. What it was given is told at once, or waits in memory for the next flush."""
 
@@ -292,6 +273,7 @@ class World:
         self._number = 0
         self._acknowledged: set[int] = set()
         self._underway: list[ExitStack] = []
+        self._unkept: Callable[[], None] | None = None  # a checkpoint that was begun in a replay
 
     def run(self) -> Outcome:
         """Goes on until every request is acknowledged and every chain is closed."""
@@ -353,6 +335,7 @@ class World:
                 stack.enter_context(mock.patch.object(module, "time", times))
             stack.enter_context(mock.patch.object(wal, "new_salt", partial(self.chance.getrandbits, 32)))
             stack.enter_context(mock.patch.object(runtime.secrets, "randbits", self.chance.getrandbits))
+            stack.enter_context(loaded_once())
             yield
 
     # -- the network -------------------------------------------------------------------------------------------------
@@ -421,8 +404,11 @@ class World:
         def watched(position: int, payload: Payload) -> None:
             if self.outcome.processed.setdefault(position, payload) != payload:
                 self.outcome.changed.append(position)
-            if service._health.note and self._happens(self.trouble.crash):
-                raise PowerCutError  # in mid-replay
+            if service._health.note:  # in mid-replay
+                if self._unkept is not None and self._happens(KEPT):
+                    self._unkept()
+                if self._happens(self.trouble.crash):
+                    raise PowerCutError
             process(position, payload)
 
         def perhaps(interval_s: float) -> None:
@@ -453,6 +439,7 @@ class World:
         self.service._keeper._thread = thread = mock.Mock()  # which is alive until the checkpoint is kept or given up
 
         def keep() -> None:
+            self._unkept = None
             thread.is_alive.return_value = False
             if life != self._life or not self.service._keeper.keep(position, state):
                 return
@@ -462,23 +449,31 @@ class World:
             segments = segment.segments_in(self.folder / "journal")
             self.outcome.kept_for_nothing += sum(following.first <= needed for following in segments[1:])
 
-        self._at(self.now_ns + self._delay(), keep)
+        if self.service._health.note:  # time stands still in a replay
+            self._unkept = keep
+        else:
+            self._at(self.now_ns + self._delay(), keep)
 
     def _crash(self) -> None:
+        self._die()
+        self._start_in_the_end()
+
+    def _die(self) -> None:
         self.outcome.crashes += 1
         self._note("crash")
         self._underway.clear()
+        self._unkept = None
         self.disk.crash(self.folder / "journal")
         if self._happens(self.trouble.rot):
             self._rot()
         self.wrong_ns += int(self.chance.uniform(0, self.trouble.set_back_s) * SECOND)
-        self._start_in_the_end()
 
     def _start_in_the_end(self) -> None:
-        try:
-            self._start()
-        except (PowerCutError, OSError):  # a disk that does not sync lets nothing start; somebody starts it again
-            self._crash()
+        while True:
+            try:
+                return self._start()
+            except (PowerCutError, OSError):  # a disk that does not sync lets nothing start; somebody starts it again
+                self._die()
 
     def _rot(self) -> None:
         """Damages the newest checkpoint where the older one is there to be used."""
@@ -506,6 +501,14 @@ class World:
         self.service.journal.close()
 
 
+def loaded_once() -> AbstractContextManager[object]:
+    """Every engine uses the same session of a model: sessions have no state, and take longer to make than the rest."""
+    return mock.patch.object(transformer, "load", LOAD)
+
+
+LOAD = cache(transformer.load)
+
+
 def _head(path: Path) -> tuple[int, int]:
     with path.open("rb") as file:
         return checkpoint._head(file.read(checkpoint.BODY_AT))
@@ -522,7 +525,8 @@ def uninterrupted(processed: dict[int, Payload], seed: int, *, often: bool = Fal
     """What one engine of that seed says that gets the same payloads at the same times and never stops. often: and is
     told the time with each."""
     outcome = Outcome()
-    recorder, engine = Recorder(outcome, at_once=lambda: True, away=lambda: False), Engine(config(), seed)
+    with loaded_once():
+        recorder, engine = Recorder(outcome, at_once=lambda: True, away=lambda: False), Engine(config(), seed)
 
     def take(output: Output) -> None:
         batches = output.verdicts or [engine.no_verdicts()]

@@ -205,9 +205,27 @@ def test_memory_is_given_back_when_chains_close() -> None:
     join = Join()
     for round_ in range(50):
         join.spans(*(span(round_ * 100 + k + 1, 1) for k in range(100)), now=T0 + round_ * 100 * SECOND)
+        assert len(join.joiner.snapshot()["chains"]) == 100 * join.joiner._chains.dtype.itemsize
         join.joiner.close(T0 + (round_ * 100 + 50) * SECOND)
     assert join.joiner.open_records == 0
-    assert len(join.joiner.snapshot()["chains"]) == 100 * join.joiner._chains.dtype.itemsize
+
+
+def test_when_nothing_is_open_the_state_does_not_depend_on_how_often_somebody_looked() -> None:
+    often, seldom = Join(wait_initial_s=2.0), Join(wait_initial_s=2.0)
+    for trace in range(20):
+        now = T0 + trace * SECOND
+        for join in (often, seldom):
+            join.spans(span(trace, 1), span(trace, 2, 1), now=now)
+            join.logs(log("said", trace, 1), now=now)
+        often.joiner.close(now)
+    states = []
+    for join in (often, seldom):
+        join.close()
+        states.append(join.joiner.snapshot())
+    assert states[0].keys() == states[1].keys()
+    for name in ("state", "chains", "deadlines", "pool", "cells"):
+        assert np.array_equal(states[0][name], states[1][name]), name
+    assert states[0]["chains"].size == 0
 
 
 def test_waits_follow_the_gaps_that_a_flow_really_has() -> None:
