@@ -8,8 +8,9 @@ that no checkpoint needs any more can go.
 A journal that is opened syncs what it finds before anybody replays it: its writer may have been killed before it could.
 
 A write or sync that fails (disk full, I/O error) is taken back: the caller gets `JournalUnavailableError` and must not
-acknowledge. After a failed sync nobody knows what is on the disk, so that segment is left and the next append begins a
-new one. When there is room again, appends succeed again, with no hand needed.
+acknowledge. After a failed sync nobody knows what is on the disk, so that segment is cut and left, and the next append
+begins a new one, once a sync has covered the cut: what was taken back must not come back with a power cut, for what
+follows has been decided without it. When there is room again, appends succeed again, with no hand needed.
 
 `on_durable`, when given, is called with each durable payload in the order of positions, under the journal's lock: a
 queue filled there has exactly the order that a replay gives.
@@ -114,7 +115,8 @@ class Journal:
         self._needless = 0  # the position from which checkpoints need the journal
         self._synced = 0  # bytes of the current segment that a sync has covered
         self._descriptor = -1
-        self._is_spoiled = False
+        self._is_spoiled = False  # the current segment ends in a part of a frame
+        self._refused_from: int | None = None  # bytes of it before the whole frames that a failed sync has refused
         self._began = 0.0
 
     @classmethod
@@ -278,13 +280,14 @@ class Journal:
             used = self._sizes[current.number]
             is_full = used > HEADER.size and used + size > self.config.segment_bytes_max
             is_old = time.monotonic() - self._began > self.config.segment_age_s
-            if not (is_full or is_old or self._is_spoiled):
+            if not (is_full or is_old or self._is_spoiled or self._refused_from is not None):
                 return current
             if self._is_syncing:
                 self._changed.wait()
             elif self._waiting:
                 self._sync()
             else:
+                self._take_back_refused()
                 self._leave_segment()
         number = self._segments[-1].number + 1 if self._segments else 1
         segment = Segment(number, self._next, new_salt(), self.directory)
@@ -325,7 +328,7 @@ class Journal:
         else:
             batch = list(self._waiting)  # what was written meanwhile is in doubt as well
             self._cut(self._synced)
-            self._leave_segment()
+            self._refused_from = self._synced
             unavailable = self._unavailable(error)
         for waiting in batch:
             self._waiting.popleft()
@@ -344,14 +347,24 @@ class Journal:
         """Takes back what the current segment holds beyond `size`; nothing more is written to it when that fails."""
         if self._descriptor < 0:
             return
-        number = self._segments[-1].number
         try:
-            os.ftruncate(self._descriptor, size)
-            os.lseek(self._descriptor, size, os.SEEK_SET)
-            self._size += size - self._sizes[number]
-            self._sizes[number] = size
+            self._cut_to(size)
         except OSError:
             self._is_spoiled = True
+
+    def _cut_to(self, size: int) -> None:
+        number = self._segments[-1].number
+        os.ftruncate(self._descriptor, size)
+        os.lseek(self._descriptor, size, os.SEEK_SET)
+        self._size += size - self._sizes[number]
+        self._sizes[number] = size
+
+    def _take_back_refused(self) -> None:
+        """Cuts off for good what a failed sync has refused. Errors: OSError, and then nothing may follow yet."""
+        if self._refused_from is not None:
+            self._cut_to(self._refused_from)
+            os.fdatasync(self._descriptor)
+            self._refused_from = None
 
     def _leave_segment(self) -> None:
         if self._descriptor >= 0:

@@ -2,8 +2,8 @@
 
 How it works. It stands in for the module `os` in the journal: every call goes to the real one, but syncs cost nothing
 and are remembered per file, and writes, syncs and renames may fail or be the last thing that happens. After a power cut
-each file keeps what was synced and any part of the rest, at times with a damaged byte in it; a name that no sync of the
-folder has covered may be gone.
+each file keeps what was synced and any part of the rest, at times with a damaged byte in it; what was cut off may be
+back, and a name that no sync of the folder has covered may be gone.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Disk:
         self._failing = failing
         self._torn = torn
         self._synced: dict[tuple[int, int], int] = {}  # (device, inode) -> bytes that are sure
+        self._cut_off: dict[tuple[int, int], tuple[int, bytes]] = {}  # since the last sync: where, and what
         self._open: set[int] = set()
         self._unsure: list[Callable[[], None]] = []  # how to take back names that no sync of the folder has covered
 
@@ -44,7 +45,8 @@ class Disk:
         descriptor = os.open(path, flags, mode, **rest)
         state = os.fstat(descriptor)
         if not state.st_size:
-            self._synced.pop((state.st_dev, state.st_ino), None)  # numbers of deleted files are given again
+            for known in (self._synced, self._cut_off):  # numbers of deleted files are given again
+                known.pop((state.st_dev, state.st_ino), None)
         if str(path).endswith((".wal", "lock")):  # the others are closed by their file objects
             self._open.add(descriptor)
         if flags & os.O_CREAT and str(path).endswith(".wal"):
@@ -70,6 +72,17 @@ class Disk:
         if stat.S_ISDIR(state.st_mode):
             self._unsure.clear()
         self._synced[state.st_dev, state.st_ino] = state.st_size
+        self._cut_off.pop((state.st_dev, state.st_ino), None)
+
+    def ftruncate(self, descriptor: int, size: int) -> None:
+        if self._fails():
+            self._end(errno.EIO)
+        state = os.fstat(descriptor)
+        if state.st_size > size:
+            file = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY)
+            self._cut_off[state.st_dev, state.st_ino] = size, os.pread(file, state.st_size - size, size)
+            os.close(file)
+        os.ftruncate(descriptor, size)
 
     def fsync(self, descriptor: int) -> None:
         self.fdatasync(descriptor)
@@ -97,6 +110,11 @@ class Disk:
         for path in sorted(folder.iterdir()):
             state = path.stat()
             sure = self._synced.get((state.st_dev, state.st_ino), 0)
+            cut_at, cut_off = self._cut_off.pop((state.st_dev, state.st_ino), (0, b""))
+            if cut_off and state.st_size == cut_at and self._chance.random() < 0.5:
+                with path.open("ab") as file:
+                    file.write(cut_off)
+                state = path.stat()
             if path.suffix in {".wal", ".bin"} and state.st_size > sure:
                 kept = self._chance.choice((self._chance.randint(sure, state.st_size), state.st_size))
                 with path.open("r+b") as file:

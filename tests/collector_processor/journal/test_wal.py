@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -303,6 +304,39 @@ def test_after_a_failed_sync_nothing_in_doubt_is_acknowledged(tmp_path: Path, mo
     position = journal.append(payload(6))
     journal.close()
     assert replayed(tmp_path) == [(1, payload(1)), (position, payload(6))]
+
+
+def test_what_a_failed_sync_refused_is_gone_for_good_before_anything_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power cut could bring it back, before what was decided without it."""
+    journal = opened(tmp_path)
+    journal.append(payload(1))
+    (first,) = (segment.path for segment in segments_in(tmp_path))
+    size, happened, fdatasync, ftruncate = first.stat().st_size, list[str](), os.fdatasync, os.ftruncate
+    fails = {"sync": 2, "cut": 2}
+
+    def failing(name: str, call: Callable[..., None]) -> Callable[..., None]:
+        def tried(descriptor: int, *arguments: int) -> None:
+            happened.append(name)
+            fails[name] -= 1
+            if fails[name] >= 0:
+                raise OSError(errno.EIO, "Input/output error")
+            call(descriptor, *arguments)
+
+        return tried
+
+    monkeypatch.setattr(os, "fdatasync", failing("sync", fdatasync))
+    monkeypatch.setattr(os, "ftruncate", failing("cut", ftruncate))
+    for number in range(2, 5):  # a sync fails, then the cut once more, then the sync of the cut
+        with pytest.raises(JournalUnavailableError):
+            journal.append(payload(number))
+        assert [segment.path for segment in segments_in(tmp_path)] == [first]
+    position = journal.append(payload(5))
+    assert first.stat().st_size == size
+    assert happened == ["sync", "cut", "cut", "cut", "cut", "sync", "cut", "cut", "sync", "sync"]
+    journal.close()
+    assert replayed(tmp_path) == [(1, payload(1)), (position, payload(5))]
 
 
 def test_what_a_killed_writer_left_is_synced_before_it_is_read_again(
