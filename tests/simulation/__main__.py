@@ -9,6 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
+import structlog
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.simulation.world import TROUBLES, broken_promises, simulate
@@ -22,6 +24,7 @@ def main() -> int:
     arguments.add_argument("--trouble", choices=TROUBLES, default="power cuts")
     arguments.add_argument("--seconds", type=int, default=40, help="of traffic")
     given = arguments.parse_args()
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())  # the troubles are meant to be
     for seed in range(given.seed, given.seed + given.count):
         broken = broken_promises(seed, TROUBLES[given.trouble], given.seconds)
         if broken:
