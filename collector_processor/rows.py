@@ -51,9 +51,10 @@ class Rows:
 
 def findings_of(batch: VerdictBatch, chain: int) -> list[int]:
     """The rows of `batch.findings` about `chain`: rule violations first, then the most significant."""
-    kind, p = batch.findings["kind"], batch.findings["p"]
-    rows = range(int(batch.finding_offsets[chain]), int(batch.finding_offsets[chain + 1]))
-    return sorted(rows, key=lambda row: (kind[row] != Kind.RULE_VIOLATION, p[row], row))
+    start, stop = batch.finding_offsets[chain : chain + 2].tolist()
+    kind, p = batch.findings["kind"][start:stop].tolist(), batch.findings["p"][start:stop].tolist()
+    rows = sorted(range(stop - start), key=lambda row: (kind[row] != Kind.RULE_VIOLATION, p[row], row))
+    return [start + row for row in rows]
 
 
 def subject_record(batch: VerdictBatch, chain: int) -> int:

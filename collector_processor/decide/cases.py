@@ -25,6 +25,7 @@ EXAMPLES_MAX = 5
 INSTANCE_SHARE = 0.8  # of a service's unusual chains from which on one instance is named
 INSTANCE_CHAINS_MIN = 3
 
+EDGE, ERROR = int(Level.EDGE), int(Kind.ERROR)  # looked up once: elements are weighed thousands of times
 SOFT = frozenset((Kind.UNUSUAL_CALLS, Kind.NEW_SEQUENCE, Kind.UNUSUAL_CONTENT, Kind.UNLIKELY_SEQUENCE))
 SYMPTOMS = SOFT | {Kind.MISSING_CALL}  # of trouble elsewhere as often as trouble itself
 SOFT_SHARE = 0.2  # of the evidence of soft kinds: they are the cause less often than a symptom
@@ -61,8 +62,8 @@ def services_of(elements: Nats) -> set[int]:
 
 def is_soft(element: Element) -> bool:
     """Whether the element says what may well be meant to be so, or complains about another service."""
-    edge = element[1] == Level.EDGE
-    return (element[0] in SYMPTOMS and not edge) or (element[0] == Kind.ERROR and edge)
+    edge = element[1] == EDGE
+    return (element[0] in SYMPTOMS and not edge) or (element[0] == ERROR and edge)
 
 
 def mass(nats: Nats) -> dict[int, float]:
@@ -74,7 +75,7 @@ def mass(nats: Nats) -> dict[int, float]:
         if service != NONE:
             out[service] = out.get(service, 0.0) + weight
         if caller != NONE:
-            out[caller] = out.get(caller, 0.0) + weight * (CALLER_SHARE if level == Level.EDGE else 1.0)
+            out[caller] = out.get(caller, 0.0) + weight * (CALLER_SHARE if level == EDGE else 1.0)
     return out
 
 
@@ -178,8 +179,11 @@ class Case:
 
     def count(self, seen: Any) -> None:
         """Counts the chains of `seen` that had something unusual at a service that the case is about."""
-        about = [e[2] if e[2] != NONE else e[4] for e in self.nats]
-        rows = seen[np.isin(seen["service"], about)]
+        service = seen["service"]
+        about = np.array([e[2] if e[2] != NONE else e[4] for e in self.nats], np.int32)
+        is_about = np.zeros(max(about.max(initial=NONE), service.max(initial=NONE)) + 2, np.bool_)  # NONE is the last
+        is_about[about] = True
+        rows = seen[is_about[service]]
         if not rows.size:
             return
         first = np.ones(rows.size, np.bool_)  # of its chain, whose rows are neighbours

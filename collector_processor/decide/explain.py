@@ -14,6 +14,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,9 @@ def clean(text: str, limit: int = NAME_MAX) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+_key = lru_cache(1024)(clean)  # detectors say few different ones, again and again
+
+
 def _hidden(character: str) -> bool:
     return unicodedata.category(character) in _HIDDEN
 
@@ -57,14 +61,16 @@ def cleaned(value: Any, depth: int = 4) -> Any:
         return clean(value, PATH_MAX)
     if value is None or type(value) in (bool, int):
         return value
+    if type(value) is dict and depth:
+        return {_key(str(k)): cleaned(v, depth - 1) for k, v in value.items()}
     if type(value) is float:
         return value if math.isfinite(value) else None
     if isinstance(value, np.generic):
         return cleaned(value.item(), depth)
     if isinstance(value, int | float):
         return value if isinstance(value, int) or np.isfinite(value) else None
-    if depth and isinstance(value, dict | Mapping):
-        return {clean(str(k)): cleaned(v, depth - 1) for k, v in value.items()}
+    if depth and isinstance(value, Mapping):
+        return cleaned(dict(value), depth)
     if depth and isinstance(value, Iterable):
         return [cleaned(v, depth - 1) for v in value]
     return clean(str(value), PATH_MAX)

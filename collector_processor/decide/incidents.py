@@ -37,6 +37,7 @@ from collector_processor.decide.fuse import CATEGORY, DAMAGE
 from collector_processor.decide.repeats import KINDS, Repeats
 from collector_processor.kernels.windows import patient
 from collector_processor.model import (
+    FINDING,
     NONE,
     Category,
     ChainBatch,
@@ -58,6 +59,7 @@ POOLS = 3  # independent subjects of a service: calls into it, itself, calls out
 CALLS_MAX = 65_536
 RECENT_MAX = 1_000_000  # chains' findings of one window, 28 bytes each; every epoch may hold an equal share
 MIX = np.uint64(0x9E3779B97F4A7C15)  # spreads ids, so that a sample of them is one whatever made them
+USUAL = int(Severity.NONE)
 FINDINGS_TOLD = 4  # elements that an explanation spells out
 SEEN = np.dtype(
     [
@@ -119,7 +121,7 @@ class Incidents:
         if verdicts.findings.size == 0:
             return
         self.repeats.observe(verdicts)
-        usual = KINDS[verdicts.findings["kind"]] & (verdicts.severity[verdicts.findings["chain"]] == Severity.NONE)
+        usual = KINDS[verdicts.findings["kind"]] & (verdicts.severity[verdicts.findings["chain"]] == USUAL)
         found = verdicts.findings[(verdicts.findings["p"] <= P_SEEN) & ~usual]
         if found.size == 0:
             return
@@ -227,7 +229,7 @@ class Incidents:
             if taken:
                 left = [m for m in left if m not in taken]
                 out.append((case, taken))
-        if any(self._opens(m, nats[m], rows[m]) for m in left):
+        if any(self._opens(m, nats[m]) for m in left):
             out.append((self._opened(root, rows[max(left, key=lambda m: nats[m])]), left))
         return out
 
@@ -244,9 +246,9 @@ class Incidents:
                     out.append(case)
         return out
 
-    def _opens(self, element: Element, nat: float, row: np.void) -> bool:
+    def _opens(self, element: Element, nat: float) -> bool:
         """Whether the element is improbable enough, and has been for long enough, to open an incident."""
-        if row["kind"] == Kind.RULE_VIOLATION:
+        if element[0] == Kind.RULE_VIOLATION:
             patience = 0.0
         elif element[0] == Kind.MISSING_CALL or (element[1] == Level.EDGE and element[0] in UNANSWERED):
             patience = self.config.restart_hold_s
@@ -310,7 +312,7 @@ class Incidents:
         lead = f"{case.chains} chains in {explain.seconds(span_s)}: " if case.chains > 1 else ""
         return explain.explain(
             self.symbols,
-            np.array([case.rows[e] for e in order]),
+            np.array([case.rows[e] for e in order], FINDING),
             [case.evidence[e] for e in order],
             explain.affected_of(
                 self._flows(case),

@@ -19,6 +19,7 @@ from collector_processor.model import FINDING, NONE, Findings, Kind, Severity, V
 
 KINDS = np.zeros(len(Kind), np.bool_)  # that no detector watches in windows
 KINDS[[Kind.RULE_VIOLATION, Kind.UNUSUAL_CONTENT, Kind.UNLIKELY_SEQUENCE]] = True
+USUAL = int(Severity.NONE)
 SUBJECTS_MAX = 4096
 RATE_KEPT = 0.995  # what an epoch leaves of a subject's rate
 RATE_PRIOR = 0.05  # chains an epoch that are believed before anything is known
@@ -50,7 +51,7 @@ class Repeats:
     def observe(self, verdicts: VerdictBatch) -> None:
         """Counts the chains of `verdicts`, each subject once a chain."""
         found = verdicts.findings
-        rows = np.flatnonzero(KINDS[found["kind"]] & (verdicts.severity[found["chain"]] > Severity.NONE))
+        rows = np.flatnonzero(KINDS[found["kind"]] & (verdicts.severity[found["chain"]] > USUAL))
         seen: set[tuple[int, Subject]] = set()
         for i in rows.tolist():
             row = found[i]

@@ -50,6 +50,7 @@ from collector_processor.model import (
 EVIDENCE_MAX = 8  # findings of one chain whose evidence is captured, the most unlikely first
 DAMAGE_P = 0.01  # a finding of something broken counts as such up to this p-value
 IN_INCIDENT = 0.02  # what an open incident does to the p-value of a chain through its service: prior odds times fifty
+VIOLATION = int(Kind.RULE_VIOLATION)  # numpy compares with a member of an enum ten times slower
 SUSPECT_P = 0.02  # chains this unlikely have to be cleared before they train, whatever the budget lets pass
 
 # States of a row of `VerdictBatch.training`.
@@ -174,6 +175,8 @@ class Decider:
         """[n] which of the chains whose quarantine is over may train detectors and calibration."""
         state = training["state"]
         clear: Bool = state == USUAL
+        if clear.all():
+            return clear
         suspects = np.flatnonzero((state == NEW) | (state == BROKEN))
         if suspects.size:
             flow = np.maximum(batch.flow[suspects], 0)
@@ -237,7 +240,7 @@ class Decider:
 
     def _violations(self, findings: Findings) -> dict[int, dict[str, Any]]:
         """Finding row -> evidence of each rule violation."""
-        rows = np.flatnonzero(findings["kind"] == Kind.RULE_VIOLATION)
+        rows = np.flatnonzero(findings["kind"] == VIOLATION)
         return {row: self._evidence(findings[row]) for row in rows.tolist()}
 
     def _evidence(self, finding: np.void) -> dict[str, Any]:
@@ -322,9 +325,9 @@ def normal_mask(verdicts: VerdictBatch) -> Bool:
 
 def strongest(findings: Findings, start: int, stop: int) -> list[int]:
     """The finding rows start..stop, rule violations first, then by rising p-value."""
-    rows = range(start, stop)
-    p, kind = findings["p"], findings["kind"]
-    return sorted(rows, key=lambda row: (kind[row] != Kind.RULE_VIOLATION, p[row], row))
+    rows = range(stop - start)
+    p, kind = findings["p"][start:stop].tolist(), findings["kind"][start:stop].tolist()
+    return [start + row for row in sorted(rows, key=lambda row: (kind[row] != VIOLATION, p[row], row))]
 
 
 def verdict_id(verdicts: VerdictBatch, chain: int) -> str:

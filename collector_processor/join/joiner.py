@@ -56,6 +56,7 @@ class Joiner:
         self.symbols = symbols
         self.evicted: dict[str, int] = {}
         self._n_business = len(config.business_keys)
+        self._step = max(1, min(config.chains_max, config.records_max) // 4)  # a request may be larger than the room
         wanted = {name: index for index, name in enumerate(config.attributes)}
         self._attribute_of = np.array([wanted.get(name, NONE) for name in attributes] + [NONE], np.int32)
         self._limits = np.array(
@@ -119,11 +120,9 @@ class Joiner:
     def append(self, batch: RecordBatch, now_ns: int) -> list[ChainBatch]:
         """Adds a payload's records. Returns the chains that went to make room: due ones first, else evicted ones."""
         gone: list[ChainBatch] = []
-        step = max(
-            1, min(self.config.chains_max, self.config.records_max) // 4
-        )  # a request may be larger than the room
-        for first in range(0, len(batch.rows), step):
-            part = batch if len(batch.rows) <= step else batch.part(first, first + step)
+        step, n = self._step, len(batch.rows)
+        for first in range(0, n, step):
+            part = batch if n <= step else batch.part(first, first + step)
             gone += self._make_room(len(part.rows), now_ns)
             kernel.append(
                 part.rows,
@@ -229,6 +228,8 @@ class Joiner:
             due = due[np.lexsort((*self._keys(due), self._deadlines[due]))]
         batches = []
         counts = self._chains["count"][due]
+        if due.size <= BATCH_CHAINS and int(counts.sum()) <= BATCH_RECORDS:
+            return [self._emit_batch(due, counts, evicted)] if due.size else []
         ends = counts.cumsum()
         first = 0
         while first < due.size:

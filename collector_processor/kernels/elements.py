@@ -170,6 +170,9 @@ def judge(
     `pools` int32[3, services]: slots of the calls into, the own operations of, the calls out of a service.
     `chain_value` float64[chains, 3]: greatest surprise, number of observations, greatest level of an element passed.
     """
+    octaves = np.empty(material_ns.size, np.int64)
+    for c in range(octaves.size):
+        octaves[c] = min(max(int(math.log2(material_ns[c] / 1e6)), 0), LEVELS - 1)
     for i in range(n):
         s = _find(table_keys, table_slots, key[i])
         slot[i] = s
@@ -183,7 +186,7 @@ def judge(
         u *= min(max(weight, 0.0), 1.0)
         surprise[i] = u
         c = chain[i]
-        octave = min(max(int(math.log2(material_ns[c] / 1e6)), 0), LEVELS - 1)
+        octave = octaves[c]
         chain_value[c, 0] = max(chain_value[c, 0], u)
         chain_value[c, 1] += 1.0
         called = far[i] >= 0

@@ -397,7 +397,7 @@ class ChainSequence:
 
     def evidence(self, finding: np.void) -> dict[str, Any]:
         detail = int(finding["detail"])
-        if finding["kind"] in (Kind.DISTRIBUTION_SURGE, Kind.DISTRIBUTION_DROP):
+        if int(finding["kind"]) in (Kind.DISTRIBUTION_SURGE, Kind.DISTRIBUTION_DROP):
             return self._range_evidence(finding, detail)
         row = detail >> 3
         judgement = self._judgement(row, detail & 7)

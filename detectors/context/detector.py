@@ -41,7 +41,7 @@ class Context:
         self.topology.learn(batch, normal)
 
     def evidence(self, finding: np.void) -> dict[str, Any]:
-        return (self.rules if finding["kind"] == Kind.RULE_VIOLATION else self.topology).evidence(finding)
+        return (self.rules if int(finding["kind"]) == Kind.RULE_VIOLATION else self.topology).evidence(finding)
 
     def version(self) -> str:
         return f"topology-1,{self.rules.version()}" if self.rules.rules else "topology-1"

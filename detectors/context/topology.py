@@ -338,9 +338,11 @@ class Topology:
             self.facts[slot] = (unusual, count)
             rows["actual"][i] = unusual / count
             rows["detail"][i] = slot
-            if rows["kind"][i] == Kind.UNUSUAL_CALLS and self._left_out(slot):
+            if int(rows["kind"][i]) == Kind.UNUSUAL_CALLS and self._left_out(slot):
                 rows["kind"][i] = Kind.MISSING_CALL
-            if rows["kind"][i] == Kind.UNUSUAL_LOG and self._is_reworded(slot, self.examples.get(slot, NO_EXAMPLE)):
+            if int(rows["kind"][i]) == Kind.UNUSUAL_LOG and self._is_reworded(
+                slot, self.examples.get(slot, NO_EXAMPLE)
+            ):
                 reworded.append(slot)
         rows["p"] = np.maximum(np.exp(-exponent[slots].astype(np.float64)), P_MIN)
         w.turn(now_ns)
@@ -444,9 +446,9 @@ class Topology:
             template = self._complaint(int(finding["caller"]), int(finding["service"]))
         else:
             usual, seen = self._usual(slot), self.examples.get(slot, NO_EXAMPLE).members
-            missing = finding["kind"] in (Kind.MISSING_LOG, Kind.MISSING_CALL, Kind.UNUSUAL_CALLS)
+            missing = int(finding["kind"]) in (Kind.MISSING_LOG, Kind.MISSING_CALL, Kind.UNUSUAL_CALLS)
             template = next((e for e in (usual if missing else seen) if e not in (seen if missing else usual)), NONE)
-            if finding["kind"] == Kind.UNSEEN_CALL:
+            if int(finding["kind"]) == Kind.UNSEEN_CALL:
                 template = next(iter(self._further(slot, seen)), template)
         if template != NONE:
             out["template"] = self.symbols.events.text[template]
@@ -475,14 +477,14 @@ class Topology:
         what = f'"{events.text[event]}"' if event != NONE else None
         if int(finding["level"]) == Level.EDGE:
             caller = services.text[int(finding["caller"])]
-            if finding["kind"] == Kind.ERROR:
+            if int(finding["kind"]) == Kind.ERROR:
                 return f"Errors of {caller} complain about {where}: {what or 'they name it'} {share}"
             return f"Calls from {caller} to {where} get no answer: {what or 'a call'} never arrives {share}"
         at = f"Operation {events.text[int(finding['event'])]} of {where}"
-        if finding["kind"] in (Kind.UNUSUAL_CALLS, Kind.MISSING_CALL, Kind.UNSEEN_CALL):
+        if int(finding["kind"]) in (Kind.UNUSUAL_CALLS, Kind.MISSING_CALL, Kind.UNSEEN_CALL):
             remote = event != NONE and events.column("service")[event] != finding["service"]
             called = f"{services.text[int(events.column('service')[event])]} {what}" if remote else what
-            if finding["kind"] == Kind.UNSEEN_CALL:
+            if int(finding["kind"]) == Kind.UNSEEN_CALL:
                 return f"{at} calls {called or 'what it never called'}, which it never did, or not so often {share}"
             return f"{at} leaves out {called} {share}" if called else f"{at} makes other calls than usual {share}"
         kind = Kind(int(finding["kind"]))

@@ -39,6 +39,9 @@ CHAIN_NS_MAX = 10e9  # a chain may take hours and yet be late by seconds
 PRIOR = (0.6, 20.0, 0.6, 150.0)  # of surprises: mean, its weight, dispersion, its weight; see `windows.teach`
 POOLS = {kernel.INTO: 0, kernel.WITHIN: 1, kernel.OUT_OF: 2}
 P_MIN = 1e-300
+# As plain numbers: numpy is ten times slower with members of an enum.
+SLOW_CALL, SLOW_OPERATION = int(Kind.SLOW_CALL), int(Kind.SLOW_OPERATION)
+FLOW, OPERATION, EDGE, SERVICE = int(Level.FLOW), int(Level.OPERATION), int(Level.EDGE), int(Level.SERVICE)
 
 
 class Online:
@@ -85,8 +88,8 @@ class Online:
         called = far >= 0
         out = no_findings(chain.size)
         out["chain"] = chain
-        out["kind"] = np.where(called, Kind.SLOW_CALL, Kind.SLOW_OPERATION)
-        out["level"] = np.where(called, Level.EDGE, Level.OPERATION)
+        out["kind"] = np.where(called, SLOW_CALL, SLOW_OPERATION)
+        out["level"] = np.where(called, EDGE, OPERATION)
         out["service"], out["caller"] = near, far
         out["event"] = np.where(called, key & kernel.EVENT, key - 1)
         out["p"] = np.exp(-how[:, 0].astype(np.float64))
@@ -111,8 +114,8 @@ class Online:
         key = w.key[slots].astype(np.int64)
         kind = key & kernel.KIND
         hits = w.hits[slots].sum(1)
-        rows["kind"] = np.where((kind == 0) | (kind == kernel.WITHIN), Kind.SLOW_OPERATION, Kind.SLOW_CALL)
-        rows["level"] = np.where(kind == kernel.CALL, Level.EDGE, np.where(kind == 0, Level.OPERATION, Level.SERVICE))
+        rows["kind"] = np.where((kind == 0) | (kind == kernel.WITHIN), SLOW_OPERATION, SLOW_CALL)
+        rows["level"] = np.where(kind == kernel.CALL, EDGE, np.where(kind == 0, OPERATION, SERVICE))
         rows["service"], rows["caller"] = w.near[slots], w.far[slots]
         rows["event"] = np.where(kind == kernel.CALL, key & kernel.EVENT, np.where(kind == 0, key - 1, NONE))
         rows["p"] = np.maximum(np.exp(-exponent[slots].astype(np.float64)), P_MIN)
@@ -172,13 +175,13 @@ class Online:
 
     def evidence(self, finding: np.void) -> dict[str, Any]:
         slot = int(finding["detail"])
-        if finding["level"] == Level.FLOW:
+        if int(finding["level"]) == FLOW:
             text = self.slices.sentence(int(finding["flow"]), self.symbols.flows.text[int(finding["flow"])])
             return {"text": text} if text else {}
         out: dict[str, Any] = {"expected": float(finding["expected"]), "actual": float(finding["actual"])}
         if slot >= 0:
             out["history"] = int(self.history.seen[slot]) if slot < self.history.rows else 0
-        if finding["chain"] == NONE and slot in self.facts:
+        if slot in self.facts and int(finding["chain"]) == NONE:
             slow, count = self.facts[slot]
             out |= {"slow": slow, "count": count, "window_s": self.config.window_s}
             out["text"] = self._sentence(finding, slow, count)
@@ -190,7 +193,7 @@ class Online:
         callee, caller, event = int(finding["service"]), int(finding["caller"]), int(finding["event"])
         operation = events[event] if event != NONE else ""
         way = " on the way"
-        if finding["kind"] == Kind.SLOW_OPERATION:
+        if int(finding["kind"]) == SLOW_OPERATION:
             what, way = f"{f'{operation} in' if operation else 'Operations of'} {services[callee]}", " by themselves"
         elif callee == NONE:
             what = f"Calls out of {services[caller]}"

@@ -37,6 +37,7 @@ from detectors.sequence_transformer.transformer import Transformer
 
 NS = 1_000_000_000
 P_MIN = 1e-15
+EVICTED = int(Outcome.EVICTED)
 FADE_EVERY_S = 600
 FADE = 1.0 - 1.0 / 1008.0  # ten minutes in a week
 FINDING_P = 0.01  # a chain is a finding up to this
@@ -87,7 +88,7 @@ class SequenceTransformer:
         return no_findings()
 
     def learn(self, batch: ChainBatch, normal: Bool) -> None:
-        judged = batch.outcome != Outcome.EVICTED
+        judged = batch.outcome != EVICTED
         if not judged.all():
             batch, normal = batch.take(judged), normal[judged]
         if len(batch) == 0:
