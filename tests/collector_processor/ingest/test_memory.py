@@ -19,6 +19,7 @@ from pathlib import Path
 import grpc
 from tests.collector_processor.ingest.serving import METHODS, PATHS, serving
 from collector_processor.model import Signal
+from collector_processor.runtime import keep_memory_together
 from tests.otlp import log, logs, span, traces
 
 def peak():
@@ -49,6 +50,7 @@ else:
     connection.request("POST", path, body, dict(header.split("=", 1) for header in headers))
     print(connection.getresponse().status)
 '''
+keep_memory_together()  # as the service does: what four threads took one after the other must not add up
 with serving() as served:
     for signal, data in ((Signal.TRACES, traces(span(1, 2))), (Signal.LOGS, logs(log("x")))):
         served.export(signal, data)
