@@ -8,10 +8,17 @@ after a short acquaintance is more likely ignorance than trouble, so it holds le
 acquaintance over PATIENCE_S: two minutes after two, a day after an hour.
 
 A sum of n surprises has mean n m and variance n d; d is larger than the variance of one surprise when they come in
-bursts. What was learned from N surprises is itself uncertain, which makes the variance of a prediction
-n d (1 + n / N): a young element needs more to be unusual. A detector may know better what is usual: `usual` holds what
-it expects of each observation by itself (another mix of traffic, a rare variant that history knows), and the greater
-one counts. Two large deviation exponents, by what the surprises are:
+bursts. Bursts that outlast an epoch (a rare branch that comes in swarms, a service that stalls) add up within a window,
+so what deviations have in common with those before them is learned too: r, the sum of deviations faded by `linked` an
+epoch, would have the expected square d q if epochs were independent, q being the sum of n faded by the square (the
+long-run variance of Newey and West, 1987, with an exponential kernel). What r^2 / q exceeds the deviations of single
+epochs by adds to d as far as it recurs: its mean less SURE standard errors, so that one burst, which may be a fault,
+teaches next to nothing. While anything in the system is SHAKEN, others deviate for its sake, and this is not learned.
+
+What was learned from N surprises is itself uncertain, which makes the variance of a prediction n d (1 + n / N): a young
+element needs more to be unusual. A detector may know better what is usual: `usual` holds what it expects of each
+observation by itself (another mix of traffic, a rare variant that history knows), and the greater one counts. Two large
+deviation exponents, by what the surprises are:
 - unbounded (how slow): about a gamma distribution, n m^2 / d * (r - 1 - ln r) with r = sum / (n m);
 - bounded (how rare, at most -ln of 1 / history): Bennett's (1962) n d / b^2 * h(b t / (n d)) with t = sum - n m and
   h(x) = (1 + x) ln(1 + x) - x. Pieces of the sum are at most b: `piece`, or the greatest excess that one epoch has
@@ -33,6 +40,9 @@ DEVIATION_MAX = 16.0  # of one epoch, in dispersions: what is further out teache
 PATIENCE_S = 150.0
 YOUNG = 50.0  # observations below which an element learns even while it is in alarm
 LEVEL_MAX = 30.0
+CLUMPS = 10.0  # windows in which epochs are believed to be independent before anything is seen
+SURE = 1.5  # standard errors
+SHAKEN = 10.0  # exponent of an element from which on others may deviate for its sake
 NEVER = np.iinfo(np.int64).min
 
 
@@ -101,16 +111,17 @@ def judge_slots(
 
 @njit(nogil=True, cache=True)
 def teach(
-    used, column, sums, usual, counts, hits, hit_values, hit_usual, alarmed_ns, silent_ns, kept, prior, memory, mean,
-    dispersion,
+    used, column, sums, usual, counts, hits, hit_values, hit_usual, alarmed_ns, silent_ns, kept, linked, calm, prior,
+    memory, mean, dispersion,
 ):  # fmt: skip
     """Takes the epoch `column`, which leaves the window, into mean and dispersion, and clears it.
 
     Slots that have been in alarm since `silent_ns` do not learn, except those with less than YOUNG observations: what
     alarms about them is more likely their ignorance.
 
-    `memory` float64[slots, 5]: surprises, observations, squared deviations over n, epochs, greatest excess of an
-    epoch; all fade by `kept` an epoch in which the slot was seen.
+    `memory` float64[slots, 10]: surprises, observations, squared deviations over n, epochs, greatest excess of an
+    epoch; all fade by `kept` an epoch in which the slot was seen. Then, learned while the system is `calm`: r and q,
+    and, fading as much in a window, the sum and squared sum of what r^2 / q exceeds single epochs by, and their number.
     `prior` float64[4]: what is believed before anything is seen: mean, its weight in observations, dispersion, its
     weight in epochs.
     """
@@ -130,6 +141,17 @@ def teach(
             continue
         deviation = min((total - expected) ** 2 / n, DEVIATION_MAX * dispersion[s])
         total = min(total, expected + DEVIATION_MAX * math.sqrt(n * dispersion[s]))
+        if calm:
+            memory[s, 5] = memory[s, 5] * linked + total - expected
+            memory[s, 6] = memory[s, 6] * linked * linked + n
+            clump = min(memory[s, 5] ** 2 / memory[s, 6], DEVIATION_MAX * dispersion[s])
+            slow = kept ** (1.0 - linked)
+            memory[s, 7] = memory[s, 7] * slow + clump - deviation
+            memory[s, 8] = memory[s, 8] * slow + (clump - deviation) ** 2
+            memory[s, 9] = memory[s, 9] * slow + 1.0
+        else:
+            memory[s, 5] = 0.0
+            memory[s, 6] = 0.0
         memory[s, 0] = memory[s, 0] * kept + total
         memory[s, 1] = memory[s, 1] * kept + n
         memory[s, 2] = memory[s, 2] * kept + deviation
@@ -137,6 +159,8 @@ def teach(
         memory[s, 4] = max(memory[s, 4] * kept, total - expected)
         mean[s] = (memory[s, 0] + prior[0] * prior[1]) / (memory[s, 1] + prior[1])
         dispersion[s] = (memory[s, 2] + prior[2] * prior[3]) / (memory[s, 3] + prior[3])
+        sure = memory[s, 7] - SURE * math.sqrt(memory[s, 8] / (1.0 - linked))
+        dispersion[s] += max(sure, 0.0) / (memory[s, 9] + CLUMPS / (1.0 - linked))
 
 
 @njit(nogil=True, cache=True)
@@ -227,12 +251,14 @@ class Windows:
     ) -> None:
         """`prior`: mean, dispersion, their weight before anything is seen; `kept`: what an epoch leaves of memory."""
         self.limit, self.columns, self.epoch_ns, self.kept, self.piece = limit, columns, epoch_ns, kept, piece
+        self.linked = 1.0 - 1.0 / columns  # what an epoch leaves of the deviations that it is summed up with
         self.prior = np.array(prior)
         self.used = 0
         self.overflowed = 0
         self.lookup = LookupTable(2 * limit)
         self.column = 0
         self.boundary_ns = 0
+        self.shaken_ns = NEVER  # the last boundary at which anything was shaken
         self._allocate(FIRST_SLOTS)
 
     def _allocate(self, size: int) -> None:
@@ -242,7 +268,7 @@ class Windows:
             if self.used:
                 new[: self.used] = getattr(self, name)[: self.used]
             setattr(self, name, new)
-        memory = np.zeros((size, 5))
+        memory = np.zeros((size, 10))
         if self.used:
             memory[: self.used] = self.memory[: self.used]
         self.memory: Any = memory
@@ -280,18 +306,21 @@ class Windows:
             *(self.piece, hold, now_ns, self.columns * self.epoch_ns, self.level),
             *(self.born_ns, self.since_ns, self.loud_ns, self.alarmed_ns, out),
         )
+        if self.used and out.max() >= SHAKEN:
+            self.shaken_ns = now_ns
         return out
 
     def turn(self, now_ns: int) -> None:
         """Opens the column of the epoch that begins at the boundary `now_ns`."""
         steps = (now_ns - self.boundary_ns) // self.epoch_ns if self.boundary_ns else 1
         self.boundary_ns = now_ns
+        silent_ns = now_ns - self.columns * self.epoch_ns
         for _ in range(min(max(steps, 1), self.columns)):
             self.column = (self.column + 1) % self.columns
             teach(
                 *(self.used, self.column, self.sums, self.usual, self.counts, self.hits, self.hit_values),
-                *(self.hit_usual, self.alarmed_ns, now_ns - self.columns * self.epoch_ns, self.kept, self.prior),
-                *(self.memory, self.mean, self.dispersion),
+                *(self.hit_usual, self.alarmed_ns, silent_ns, self.kept, self.linked, self.shaken_ns < silent_ns),
+                *(self.prior, self.memory, self.mean, self.dispersion),
             )
 
     def clear(self, slot: int) -> None:
@@ -304,6 +333,7 @@ class Windows:
             "version": 1,
             "column": self.column,
             "boundary_ns": self.boundary_ns,
+            "shaken_ns": self.shaken_ns,
             "overflowed": self.overflowed,
             "memory": self.memory[: self.used].copy(),
             **{name: getattr(self, name)[: self.used].copy() for name, _, _ in self.PER_SLOT},
@@ -318,8 +348,9 @@ class Windows:
         self._allocate(size)
         self.used = used
         self.column, self.boundary_ns = int(state["column"]), int(state["boundary_ns"])
+        self.shaken_ns = int(state.get("shaken_ns", NEVER))
         self.overflowed = int(state["overflowed"])
-        self.memory[:used] = state["memory"]
+        self.memory[:used, : state["memory"].shape[1]] = state["memory"]  # earlier versions kept less
         same = state["sums"].shape[1] == self.columns
         for name, _, ring in self.PER_SLOT:
             if same or not ring:

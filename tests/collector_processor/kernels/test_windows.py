@@ -1,4 +1,8 @@
-"""Which observations of a chain become findings: the strongest, and less is asked where an alarm is."""
+"""Which observations of a chain become findings, and how far a window may deviate by what its past did.
+
+The strongest become findings, and less is asked where an alarm is. Deviations that outlast an epoch again and again
+widen what is usual; one of them does not.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collector_processor.kernels.windows import strongest
+from collector_processor.kernels.windows import Windows, strongest
 
 LEAST, HOLD, HIT = np.float32(6.0), np.float32(5.0), np.float32(2.0)
 LEVEL = np.array([0.0, 9.0], np.float32)  # slot 1 is in alarm
@@ -33,3 +37,38 @@ def test_each_chain_gives_its_strongest_in_order(chains: list[list[tuple[int, in
         expected += [at + i for i in sorted(fitting, key=lambda i: -chain[i][0])[:most]]
         at += len(chain)
     assert picked(chains, most) == expected
+
+
+EPOCH_NS = 10_000_000_000
+SPANS = 50  # an epoch
+
+
+def dispersion(sums: list[float], *, shaken: bool = False) -> float:
+    """What `Windows` learned from epochs of SPANS surprises whose sums deviate by `sums`, perhaps beside trouble."""
+    windows = Windows(8, 9, EPOCH_NS, (1.0, 20.0, 1.0, 30.0), 0.995, 5.0)
+    slot = windows.add(1, 0, -1)
+    for epoch, deviation in enumerate(sums):
+        windows.sums[slot, windows.column] += SPANS + deviation
+        windows.counts[slot, windows.column] += SPANS
+        windows.judge((epoch + 1) * EPOCH_NS, 8.0)
+        if shaken:
+            windows.shaken_ns = (epoch + 1) * EPOCH_NS
+        windows.turn((epoch + 1) * EPOCH_NS)
+    return float(windows.dispersion[slot])
+
+
+def test_deviations_that_outlast_an_epoch_again_and_again_widen_what_is_usual() -> None:
+    rng = np.random.default_rng(1)
+    single = rng.normal(0.0, np.sqrt(SPANS), 2000)
+    swarms = np.repeat(rng.normal(0.0, np.sqrt(SPANS), 500), 4)
+    assert dispersion(single.tolist()) < 1.15
+    assert dispersion(swarms.tolist()) > 1.6
+    assert dispersion(swarms.tolist(), shaken=True) < 1.15
+
+
+def test_what_happened_once_teaches_no_swarm() -> None:
+    rng = np.random.default_rng(2)
+    usual = rng.normal(0.0, np.sqrt(SPANS), 400)
+    once = usual.copy()
+    once[200:212] += 1.5 * np.sqrt(SPANS)
+    assert dispersion(once.tolist()) < 1.1 * dispersion(usual.tolist())
