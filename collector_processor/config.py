@@ -363,8 +363,9 @@ class DecideConfig(Section):
     """Time for which what may well be meant to be so (other calls or paths than usual, but no error, no missing log and
     no delay) must hold before it opens an incident."""
     restart_hold_s: Positive = 90.0
-    """Time for which errors that say that another service is not there, or calls that are made no more, must hold
-    before they open an incident: an instance that restarts is missed for about a minute."""
+    """Time for which errors that say that another service is not there, or calls that are made no more but had been
+    left out before or stopped together, must hold before they open an incident: an instance that restarts is missed for
+    about a minute."""
     repeat_min: Count = 3
     """Unusual chains with the same finding within a window before they may open an incident."""
     merge_s: Annotated[float, Field(ge=0)] = 90.0

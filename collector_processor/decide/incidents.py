@@ -60,6 +60,7 @@ CALLS_MAX = 65_536
 RECENT_MAX = 1_000_000  # chains' findings of one window, 28 bytes each; every epoch may hold an equal share
 MIX = np.uint64(0x9E3779B97F4A7C15)  # spreads ids, so that a sample of them is one whatever made them
 USUAL = int(Severity.NONE)
+ABSENT_MAX = 0.01  # share of spans known to go without a call, up to which it is missed at once
 FINDINGS_TOLD = 4  # elements that an explanation spells out
 SEEN = np.dtype(
     [
@@ -229,7 +230,7 @@ class Incidents:
             if taken:
                 left = [m for m in left if m not in taken]
                 out.append((case, taken))
-        if any(self._opens(m, nats[m]) for m in left):
+        if any(self._opens(m, nats[m], rows[m]) for m in left):
             out.append((self._opened(root, rows[max(left, key=lambda m: nats[m])]), left))
         return out
 
@@ -246,11 +247,13 @@ class Incidents:
                     out.append(case)
         return out
 
-    def _opens(self, element: Element, nat: float) -> bool:
+    def _opens(self, element: Element, nat: float, row: np.void) -> bool:
         """Whether the element is improbable enough, and has been for long enough, to open an incident."""
         if element[0] == Kind.RULE_VIOLATION:
             patience = 0.0
-        elif element[0] == Kind.MISSING_CALL or (element[1] == Level.EDGE and element[0] in UNANSWERED):
+        elif element[0] == Kind.MISSING_CALL:
+            patience = self.config.hold_s if row["expected"] <= ABSENT_MAX else self.config.restart_hold_s
+        elif element[1] == Level.EDGE and element[0] in UNANSWERED:
             patience = self.config.restart_hold_s
         else:
             patience = self.config.soft_hold_s if element[0] in SOFT else self.config.hold_s

@@ -245,6 +245,17 @@ class Topology:
         stopped = w.hits[slot, last].sum() >= max(STOPPED_SHARE * w.counts[slot, last].sum(), 1)
         return bool(stopped) and set(example.members) < set(self._usual(slot))
 
+    def _absence(self, slot: int) -> float:
+        """The share of spans that are known to go without the call that is now left out, half a span believed
+        beforehand. It is 1 when several are left out at once: that may be one cause far below, which ended the
+        operation early."""
+        gone = [e for e in self._usual(slot) if e not in self.examples[slot].members]
+        if len(set(gone)) != 1:
+            return 1.0
+        without = [row for row in self._variants(slot) if gone[0] not in self.members[row]]
+        absent = float(self.rows["count"][without].sum()) + float(self.slots["excess"][slot])
+        return (absent + 0.5) / (float(self.slots["seen"][slot]) + 1.0)
+
     def _take_over(self, slot: int, example: Example) -> None:
         """Gives the variant of `example` the history of the one that it replaces."""
         key = int(kernel.variant_key(int(self.windows.key[slot]), np.uint64(example.variant)))
@@ -340,6 +351,7 @@ class Topology:
             rows["detail"][i] = slot
             if int(rows["kind"][i]) == Kind.UNUSUAL_CALLS and self._left_out(slot):
                 rows["kind"][i] = Kind.MISSING_CALL
+                rows["expected"][i] = self._absence(slot)
             if int(rows["kind"][i]) == Kind.UNUSUAL_LOG and self._is_reworded(
                 slot, self.examples.get(slot, NO_EXAMPLE)
             ):

@@ -208,6 +208,14 @@ def test_what_may_be_meant_to_be_so_must_hold_for_a_while(
     assert len(bench.judge(finding)) == 1
 
 
+@pytest.mark.parametrize(("usually", "epochs"), [(0.001, 2), (0.2, 10)])
+def test_a_call_that_was_hardly_ever_left_out_is_missed_at_once(bench: Bench, usually: float, epochs: int) -> None:
+    missing = row(Kind.MISSING_CALL, Level.OPERATION, 20.0, service=bench.service("order"), event=bench.event("POST"))
+    missing["expected"] = usually
+    assert bench.judge(missing, epochs=epochs - 1) == []
+    assert len(bench.judge(missing)) == 1
+
+
 def test_a_symptom_of_a_soft_kind_does_not_outrank_a_cause(bench: Bench) -> None:
     soft = row(Kind.UNUSUAL_CALLS, Level.OPERATION, 60.0, service=bench.service("order"))
     (incident,) = bench.judge(bench.slow("stock", 20.0), soft, epochs=2)

@@ -173,6 +173,26 @@ def test_a_database_call_is_not_unanswered() -> None:
     assert set(rows["service"].tolist()) == {bench.service("order")}
     assert set(rows["kind"].tolist()) <= {Kind.UNUSUAL_CALLS, Kind.MISSING_CALL}
     assert rows["kind"][-1] == Kind.MISSING_CALL
+    assert rows["expected"][-1] < 0.01  # it was never left out before
+
+
+def test_several_calls_left_out_at_once_may_be_for_one_cause_below() -> None:
+    bench = Bench()
+
+    def root(ends: bool) -> Node:
+        steps = [span(f"order:POST {name}", 8, span(f"{name}:do", 6)) for name in ("risk", "stock", "mail")]
+        return span("gateway:pay", 60, span("order:pay", 50, *steps[: 1 if ends else 3]))
+
+    found = []
+    for epoch in range(66):
+        batch = bench.batch([root(ends=epoch >= 60) for _ in range(PER_EPOCH)])
+        bench.detector.score(batch)
+        bench.epoch += 1
+        found.append(bench.detector.advance(bench.epoch * EPOCH_S * NS))
+        bench.detector.learn(batch, np.full(len(batch), epoch < 60))
+    rows = np.concatenate(found)
+    assert rows["kind"][-1] == Kind.MISSING_CALL
+    assert rows["expected"][-1] == 1.0
 
 
 def test_the_order_of_concurrent_calls_does_not_matter(bench: Bench) -> None:
