@@ -50,6 +50,7 @@ from collector_processor.model import (
 EVIDENCE_MAX = 8  # findings of one chain whose evidence is captured, the most unlikely first
 DAMAGE_P = 0.01  # a finding of something broken counts as such up to this p-value
 IN_INCIDENT = 0.02  # what an open incident does to the p-value of a chain through its service: prior odds times fifty
+MINUTE_NS = 60_000_000_000  # for which the calendar says the same
 VIOLATION = int(Kind.RULE_VIOLATION)  # numpy compares with a member of an enum ten times slower
 SUSPECT_P = 0.02  # chains this unlikely have to be cleared before they train, whatever the budget lets pass
 
@@ -274,7 +275,9 @@ class Decider:
                     verdicts.training["state"][chain] = FORBIDDEN
         chains = np.flatnonzero(unusual)
         amount = self._amounts(batch, chains)
-        moments = [self._calendar.at(ns) for ns in batch.start_ns[chains].tolist()]
+        minutes = (batch.start_ns[chains] // MINUTE_NS).tolist()
+        of_minute = {minute: self._calendar.at(minute * MINUTE_NS) for minute in set(minutes)}
+        moments = [of_minute[minute] for minute in minutes]
         shift = np.array([moment.shift for moment in moments], np.float64)
         verdicts.severity[chains] = fuse.weigh(severity[chains], amount, shift, config)
         verdicts.category[chains] = category[chains]

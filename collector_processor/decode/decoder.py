@@ -12,6 +12,7 @@ refills.
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any
 
@@ -164,12 +165,14 @@ class Decoder:
         while n:
             # In ascending order of row, so that ids do not depend on the seed. A full table is emptied between keys:
             # what was put before is then unknown again, and the loop goes round once more for it.
-            _, first = np.unique(keys[:n], return_index=True)
-            for index in np.sort(first)[: events.limit].tolist():
+            first: dict[int, int] = {}
+            for index, key in enumerate(keys[:n].tolist()):
+                first.setdefault(key, index)
+            for key, index in itertools.islice(first.items(), events.limit):
                 row = rows[unknown[index]]
                 service = int(service_of[instances[int(row[kernel.RESOURCE])]])
                 start, end = int(row[kernel.TEXT]) >> 32, int(row[kernel.TEXT]) & 0xFFFFFFFF
-                events.put(int(keys[index]), self._event(data[start:end], row, service, is_log))
+                events.put(key, self._event(data[start:end], row, service, is_log))
             n = kernel.resolve(rows, unknown, n, instances, service_of, events.keys, events.values, unknown, keys)
 
     def _salt(self, tenant: int) -> np.uint64:

@@ -228,8 +228,6 @@ class Joiner:
             due = due[np.lexsort((*self._keys(due), self._deadlines[due]))]
         batches = []
         counts = self._chains["count"][due]
-        if due.size <= BATCH_CHAINS and int(counts.sum()) <= BATCH_RECORDS:
-            return [self._emit_batch(due, counts, evicted)] if due.size else []
         ends = counts.cumsum()
         first = 0
         while first < due.size:
@@ -310,9 +308,10 @@ class Joiner:
         if flow.min() < 0:
             symbols = self.symbols
             services = symbols.events.column("service")
-            _, first = np.unique(entry, return_index=True)
-            for row in np.sort(first[flow[first] < 0]).tolist():
+            for row in np.flatnonzero(flow < 0).tolist():
                 event = int(entry[row])
+                if self._flow_of[event] >= 0:
+                    continue
                 text = f"{symbols.services.text[services[event]]} {symbols.events.text[event]}"
                 key = content_hash("flow", int(symbols.events.hash[event]))
                 self._flow_of[event] = symbols.flows.add(key, text, tenant=int(tenant[row]), event=event)
@@ -327,17 +326,18 @@ class Joiner:
             return
         paths = self.symbols.paths
         texts = self.symbols.events.text
-        unknown = np.flatnonzero(batch.path == NONE)
-        _, first = np.unique(keys[unknown], return_index=True)
-        for chain in unknown[np.sort(first)].tolist():
+        first: dict[int, int] = {}
+        for chain in np.flatnonzero(batch.path == NONE).tolist():
+            first.setdefault(int(keys[chain]), chain)
+        for key, chain in first.items():
             rows = slice(int(batch.offsets[chain]), int(batch.offsets[chain + 1]))
             events = batch.event[rows][batch.enters[rows]]
             steps = tuple(events[np.flatnonzero(np.diff(events, prepend=NONE))].tolist())
             shown = " > ".join(texts[step] for step in steps[:12]) + (" > …" if len(steps) > 12 else "")
-            path = paths.add(int(keys[chain]), shown, flow=int(batch.flow[chain]))
+            path = paths.add(key, shown, flow=int(batch.flow[chain]))
             if path == len(self.symbols.path_steps):
                 self.symbols.path_steps.append(steps)
-            self._path_keys.put(int(keys[chain]), path)
+            self._path_keys.put(key, path)
         find_many(self._path_keys.keys, self._path_keys.values, keys, batch.path)
 
     # -- at an epoch's end -------------------------------------------------------------------------------------------
