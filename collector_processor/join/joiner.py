@@ -226,6 +226,12 @@ class Joiner:
             kernel.sort_few(due, self._deadlines, self._chains, self._salts, self.symbols.tenants.hash)
         else:
             due = due[np.lexsort((*self._keys(due), self._deadlines[due]))]
+        batches = self._emit_batches(due, evicted)
+        if not self._state[kernel.CHAINS_OPEN]:
+            self._begin_at_the_front()
+        return batches
+
+    def _emit_batches(self, due: I32, evicted: bool) -> list[ChainBatch]:
         batches = []
         counts = self._chains["count"][due]
         ends = counts.cumsum()
@@ -236,8 +242,6 @@ class Joiner:
             last = min(last, first + BATCH_CHAINS)
             batches.append(self._emit_batch(due[first:last], counts[first:last], evicted))
             first = last
-        if not self._state[kernel.CHAINS_OPEN]:
-            self._begin_at_the_front()
         return batches
 
     def _begin_at_the_front(self) -> None:
