@@ -9,8 +9,11 @@ A journal that is opened syncs what it finds before anybody replays it: its writ
 
 A write or sync that fails (disk full, I/O error) is taken back: the caller gets `JournalUnavailableError` and must not
 acknowledge. After a failed sync nobody knows what is on the disk, so that segment is cut and left, and the next append
-begins a new one, once a sync has covered the cut: what was taken back must not come back with a power cut, for what
-follows has been decided without it. When there is room again, appends succeed again, with no hand needed.
+begins a new one. When there is room again, appends succeed again, with no hand needed.
+
+What was taken back may still be there when the cut fails too, or be back after a power cut, and what follows has been
+decided without it. So its position is given again, and a segment ends, for every reader, before the first position of
+the next one, which is in that one's name.
 
 `on_durable`, when given, is called with each durable payload in the order of positions, under the journal's lock: a
 queue filled there has exactly the order that a replay gives.
@@ -115,8 +118,7 @@ class Journal:
         self._needless = 0  # the position from which checkpoints need the journal
         self._synced = 0  # bytes of the current segment that a sync has covered
         self._descriptor = -1
-        self._is_spoiled = False  # the current segment ends in a part of a frame
-        self._refused_from: int | None = None  # bytes of it before the whole frames that a failed sync has refused
+        self._is_spoiled = False  # the current segment ends in what was taken back and could not be cut off
         self._began = 0.0
 
     @classmethod
@@ -194,16 +196,19 @@ class Journal:
         """(position, payload) from `from_position` on and before `to_position`, as far as it is written by now."""
         with self._lock:
             segments = list(self._segments)
+            end = self._next if to_position is None else to_position
         for index, segment in enumerate(segments):
-            if index + 1 < len(segments) and segments[index + 1].first <= from_position:
+            following = segments[index + 1].first if index + 1 < len(segments) else end
+            before = min(following, end)
+            if before <= max(from_position, segment.first):
                 continue
             with self._lock:
                 size = self._sizes.get(segment.number)
             if size is None:  # truncated meanwhile
                 continue
             for position, payload in read(segment, self.read_counters, size):
-                if to_position is not None and position >= to_position:
-                    return
+                if position >= before:
+                    break
                 if position >= from_position:
                     yield position, payload
 
@@ -280,14 +285,13 @@ class Journal:
             used = self._sizes[current.number]
             is_full = used > HEADER.size and used + size > self.config.segment_bytes_max
             is_old = time.monotonic() - self._began > self.config.segment_age_s
-            if not (is_full or is_old or self._is_spoiled or self._refused_from is not None):
+            if not (is_full or is_old or self._is_spoiled):
                 return current
             if self._is_syncing:
                 self._changed.wait()
             elif self._waiting:
                 self._sync()
             else:
-                self._take_back_refused()
                 self._leave_segment()
         number = self._segments[-1].number + 1 if self._segments else 1
         segment = Segment(number, self._next, new_salt(), self.directory)
@@ -328,7 +332,8 @@ class Journal:
         else:
             batch = list(self._waiting)  # what was written meanwhile is in doubt as well
             self._cut(self._synced)
-            self._refused_from = self._synced
+            self._leave_segment()
+            self._next = batch[0].position
             unavailable = self._unavailable(error)
         for waiting in batch:
             self._waiting.popleft()
@@ -347,24 +352,14 @@ class Journal:
         """Takes back what the current segment holds beyond `size`; nothing more is written to it when that fails."""
         if self._descriptor < 0:
             return
+        number = self._segments[-1].number
         try:
-            self._cut_to(size)
+            os.ftruncate(self._descriptor, size)
+            os.lseek(self._descriptor, size, os.SEEK_SET)
+            self._size += size - self._sizes[number]
+            self._sizes[number] = size
         except OSError:
             self._is_spoiled = True
-
-    def _cut_to(self, size: int) -> None:
-        number = self._segments[-1].number
-        os.ftruncate(self._descriptor, size)
-        os.lseek(self._descriptor, size, os.SEEK_SET)
-        self._size += size - self._sizes[number]
-        self._sizes[number] = size
-
-    def _take_back_refused(self) -> None:
-        """Cuts off for good what a failed sync has refused. Errors: OSError, and then nothing may follow yet."""
-        if self._refused_from is not None:
-            self._cut_to(self._refused_from)
-            os.fdatasync(self._descriptor)
-            self._refused_from = None
 
     def _leave_segment(self) -> None:
         if self._descriptor >= 0:
@@ -397,14 +392,15 @@ class Tail:
         segments = self._journal.segments()
         for index, (segment, size) in enumerate(segments):
             following = segments[index + 1][0].first if index + 1 < len(segments) else durable
-            if segment.number < self._number or following <= self._last + 1:
+            before = min(following, durable)
+            if segment.number < self._number or before <= self._last + 1:
                 continue
             if segment.number > self._number:
                 self._number, self._at = segment.number, HEADER.size
             if self._at >= size:
                 continue
             found, next_at = self._found(segment, size, bytes_max)
-            out = [(position, payload) for position, payload, _ in found if position < durable]
+            out = [(position, payload) for position, payload, _ in found if position < before]
             if len(out) == len(found):
                 self._at = next_at
             elif out:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -301,42 +300,47 @@ def test_after_a_failed_sync_nothing_in_doubt_is_acknowledged(tmp_path: Path, mo
         thread.join()
     assert reasons == ["io_error"] * 4
     monkeypatch.setattr(os, "fdatasync", fdatasync)
-    position = journal.append(payload(6))
+    assert journal.append(payload(6)) == 2
     journal.close()
-    assert replayed(tmp_path) == [(1, payload(1)), (position, payload(6))]
+    assert replayed(tmp_path) == [(1, payload(1)), (2, payload(6))]
 
 
-def test_what_a_failed_sync_refused_is_gone_for_good_before_anything_follows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("call", ["writev", "fdatasync"])
+def test_what_was_refused_is_not_read_again_when_something_has_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    """Else a power cut could bring it back, before what was decided without it."""
+    """It may still be there: the cut fails too, or a power cut undoes it. What follows was decided without it."""
     journal = opened(tmp_path)
     journal.append(payload(1))
-    (first,) = (segment.path for segment in segments_in(tmp_path))
-    size, happened, fdatasync, ftruncate = first.stat().st_size, list[str](), os.fdatasync, os.ftruncate
-    fails = {"sync": 2, "cut": 2}
 
-    def failing(name: str, call: Callable[..., None]) -> Callable[..., None]:
-        def tried(descriptor: int, *arguments: int) -> None:
-            happened.append(name)
-            fails[name] -= 1
-            if fails[name] >= 0:
-                raise OSError(errno.EIO, "Input/output error")
-            call(descriptor, *arguments)
+    def done_and_failed(descriptor: int, *arguments: Any) -> None:
+        succeeding(descriptor, *arguments)
+        raise OSError(errno.EIO, "Input/output error")
 
-        return tried
+    def stuck(descriptor: int, size: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(os, "fdatasync", failing("sync", fdatasync))
-    monkeypatch.setattr(os, "ftruncate", failing("cut", ftruncate))
-    for number in range(2, 5):  # a sync fails, then the cut once more, then the sync of the cut
+    with monkeypatch.context() as patched:
+        succeeding = getattr(os, call)
+        patched.setattr(os, call, done_and_failed)
+        patched.setattr(os, "ftruncate", stuck)
         with pytest.raises(JournalUnavailableError):
-            journal.append(payload(number))
-        assert [segment.path for segment in segments_in(tmp_path)] == [first]
-    position = journal.append(payload(5))
-    assert first.stat().st_size == size
-    assert happened == ["sync", "cut", "cut", "cut", "cut", "sync", "cut", "cut", "sync", "sync"]
+            journal.append(payload(2))
+        assert list(journal.replay()) == [(1, payload(1))]
+    assert journal.append(payload(3)) == 2
+    first, second = segments_in(tmp_path)
+    assert [number for number, _ in read(first, ReadCounters())] == [1, 2], "the refused one is still there"
+    kept = [(1, payload(1)), (2, payload(3))]
+    tail = journal.tail(0)
+    assert tail.read(1) + tail.read(1) == kept
+    assert tail.read(1) == []
     journal.close()
-    assert replayed(tmp_path) == [(1, payload(1)), (position, payload(5))]
+    assert replayed(tmp_path) == kept
+    os.truncate(second.path, HEADER.size)
+    assert replayed(tmp_path) == kept[:1]
+    journal = opened(tmp_path)
+    assert journal.append(payload(4)) > 2
+    journal.close()
 
 
 def test_what_a_killed_writer_left_is_synced_before_it_is_read_again(
