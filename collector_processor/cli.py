@@ -110,13 +110,15 @@ def serve(
     gc.disable()  # importing leaves no garbage, and looking for it takes a fifth of the start; `run` turns it on again
     from collector_processor.runtime import StartError, run
 
-    settings = load_config(config)
-    if verdicts is not None:
-        settings = settings.with_verdicts(verdicts.value)
     try:
+        settings = load_config(config)
+        if verdicts is not None:
+            settings = settings.with_verdicts(verdicts.value)
         run(settings, data)
     except StartError as error:
         fail(str(error), 1)
+    finally:
+        gc.enable()  # also when it never came so far: whoever called this goes on in the same process
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import struct
 from pathlib import Path
@@ -126,6 +127,7 @@ def test_a_typo_in_a_config_names_line_and_nearest_key(tmp_path: Path) -> None:
         assert "chain_max" in result.stderr
         assert "chains_max" in result.stderr
         assert "3" in result.stderr
+    assert gc.isenabled()  # a start goes without it
 
 
 def test_a_good_config_is_said_to_be_valid(repository: Path) -> None:
