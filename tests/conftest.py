@@ -93,6 +93,12 @@ def amtool() -> Path:
 
 
 @pytest.fixture(scope="session")
+def bubblewrap() -> Path:
+    """The command that runs a program without root, on a root that it cannot write to."""
+    return component("bwrap")
+
+
+@pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """A running PostgreSQL."""
     with Postgres(component("postgres"), component("initdb")) as server:

@@ -47,15 +47,25 @@ def test_the_unit_leaves_little_open() -> None:
     assert float(found[1]) <= EXPOSURE_MAX, done.stdout
 
 
+@pytest.mark.e2e
 @pytest.mark.slow
-def test_the_service_needs_no_root_and_no_writable_file_but_its_data(tmp_path: Path) -> None:
-    bwrap = shutil.which("bwrap")
-    if bwrap is None:
-        pytest.skip("bubblewrap is not here (Debian: apt-get install bubblewrap)")
+def test_the_service_needs_no_root_and_no_writable_file_but_its_data(bubblewrap: Path, tmp_path: Path) -> None:
     data, kernels = tmp_path / "data", tmp_path / "kernels"
     data.mkdir()
     shutil.copytree(KERNELS, kernels)  # numba takes only a cache that it could write to
-    sandbox = [bwrap, "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/run", "--die-with-parent"]
+    sandbox = [
+        str(bubblewrap),
+        "--ro-bind",
+        "/",
+        "/",
+        "--dev",
+        "/dev",
+        "--proc",
+        "/proc",
+        "--tmpfs",
+        "/run",
+        "--die-with-parent",
+    ]
     sandbox += ["--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--uid", "65534", "--gid", "65534"]
     sandbox += ["--cap-drop", "ALL", "--bind", str(data), str(data), "--bind", str(kernels), str(KERNELS)]
     if subprocess.run([*sandbox, "true"], check=False, capture_output=True).returncode:

