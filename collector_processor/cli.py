@@ -33,6 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+UNREAD_SHOWN = 5  # places of a recording that could not be read
 WIDE = 140  # columns of a table when nobody's terminal sets a limit: piped into a file nothing needs to be cut
 out = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE)
 err = Console(stderr=True)
@@ -98,6 +99,22 @@ def check_embedding(settings: Config) -> None:
         fail(f"detectors.retrieval.embedding_model: {error}")
 
 
+def check_model(settings: Config) -> Config:
+    """The same settings; ends the command when the sequence model that they name cannot be used. `serve` alone goes on
+    without it, for it is watched by its metrics, and not by whoever sits before it."""
+    from detectors.sequence_transformer.promoted import folder_of, in_use
+    from detectors.sequence_transformer.transformer import load
+
+    folder = folder_of(settings)
+    if folder is not None:
+        try:
+            model = in_use(folder)
+            load(model.path, model.sha256)
+        except (OSError, ValueError) as error:
+            fail(f"detectors.sequence_transformer.model: {error}")
+    return settings
+
+
 @app.command()
 def serve(
     config: ConfigFile = None,
@@ -146,7 +163,7 @@ def replay(
     from collector_processor.ingest.recording import recorded_files
     from collector_processor.replay import replay_to
 
-    settings = load_config(config)
+    settings = check_model(load_config(config))
     try:
         files = recorded_files(paths)
         with _progress(sum(path.stat().st_size for path in files)) as progress:
@@ -168,9 +185,8 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
 
 def _show(summary: Summary, folder: Path) -> None:
     """The summary as a table in which the parts add up to the records."""
-    table = Table(
-        title="Every record is accounted for" if summary.accounted else "RECORDS ARE MISSING", show_header=False
-    )
+    title = "Every record is accounted for" if summary.accounted else "RECORDS ARE MISSING"
+    table = Table(title=title, show_header=False, min_width=len(title) + 2)
     table.add_column(justify="left")
     table.add_column(justify="right")
     table.add_row("records", f"{summary.records:,}", style="bold")
@@ -187,13 +203,17 @@ def _show(summary: Summary, folder: Path) -> None:
     table.add_row("  unusual", f"{summary.unusual:,}")
     table.add_row("incidents", f"{summary.incidents:,}", style="bold")
     out.print(table)
+    for place in summary.unread[:UNREAD_SHOWN]:
+        err.print(f"not read: {place}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+    if len(summary.unread) > UNREAD_SHOWN:
+        err.print(f"more of these: {folder / 'summary.json'}", style="yellow", highlight=False, markup=False)
     out.print(f"written to {folder}", highlight=False, markup=False)
 
 
 @app.command()
 def validate(file: Annotated[Path, typer.Argument(help="A spanchain config.")]) -> None:
     """Checks a config file: the error names the key, the line, and the nearest valid key."""
-    load_config(file)
+    check_model(load_config(file))
     out.print(f"{file}: valid", highlight=False, markup=False)
 
 
@@ -232,19 +252,22 @@ def evaluate(
     from collector_processor.evaluation import show
     from collector_processor.evaluation.run import evaluate as measure
 
-    settings, known = load_config(config), load_labels(labels)
+    settings, known = check_model(load_config(config)), load_labels(labels)
     try:
         report = measure(paths, known, settings)
     except OSError as error:
         fail(str(error), 1)
+    if not report.concerned:
+        fail(f"{labels}: no label is about a chain of the recording, and no fault within its time", 1)
+    name = labels.resolve().parent.name
     if as_json:
         sys.stdout.write(orjson.dumps(show.as_dict(report), option=orjson.OPT_INDENT_2).decode() + "\n")
     else:
-        for table in show.tables(labels.parent.name, report):
+        for table in show.tables(name, report):
             out.print(table)
     if figures is not None:
         figures.mkdir(parents=True, exist_ok=True)
-        for path in show.figures(report, known, figures, labels.parent.name):
+        for path in show.figures(report, known, figures, name):
             err.print(f"figure: {path}", highlight=False, markup=False)
 
 
@@ -254,7 +277,9 @@ def load_labels(path: Path) -> Labels:
 
     try:
         return labels.load([path])
-    except (OSError, labels.LabelsError) as error:
+    except OSError as error:
+        fail(f"{path}: cannot be read: {error.strerror}")
+    except labels.LabelsError as error:
         fail(str(error))
 
 
@@ -270,7 +295,7 @@ def tune(
     from collector_processor.evaluation.tune import as_yaml
     from collector_processor.evaluation.tune import tune as search
 
-    settings, known = load_config(config), load_labels(labels)
+    settings, known = check_model(load_config(config)), load_labels(labels)
     try:
         with err.status("replaying with the present settings") as status:
             tuned = search(
@@ -302,7 +327,7 @@ def train(
         from collector_processor.training.train import train as fit
     except ImportError as error:
         fail(f"{error}; training needs PyTorch: pip install 'spanchain[train]'", 1)
-    settings = load_config(config)
+    settings = check_model(load_config(config))
     try:
         with err.status("reading the recording") as status:
             facts = fit(
@@ -408,9 +433,12 @@ app.add_typer(models_app, name="models")
 @models_app.command("list")
 def models_list(models: ModelFolder = MODELS) -> None:
     """The trained models; a star marks the one in use."""
-    from collector_processor.training.registry import versions
+    from collector_processor.training.registry import ModelError, versions
 
-    found = versions(models)
+    try:
+        found = versions(models)
+    except ModelError as error:
+        fail(str(error), 1)
     for version in found:
         out.print(f"{'*' if version.current else ' '} {version.version}", highlight=False, markup=False)
     if not any(version.current for version in found):
@@ -423,7 +451,7 @@ def models_promote(
     models: ModelFolder = MODELS,
     force: Annotated[bool, typer.Option(help="Even if it is no better than the n-gram model.")] = False,
 ) -> None:
-    """Takes a model into use after a trial in a limited process; a running service changes over within seconds."""
+    """Takes a model into use after a trial in a limited process; a running service takes it at its next epoch."""
     from collector_processor.training.registry import ModelError, promote
 
     try:

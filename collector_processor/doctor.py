@@ -19,6 +19,8 @@ from urllib.parse import urlsplit
 from collector_processor.config import Config
 from collector_processor.ingest.auth import InsecureAddressError, check_addresses, host_and_port
 from collector_processor.journal.checkpoint import read_checkpoint
+from collector_processor.training.registry import try_out
+from detectors.sequence_transformer.promoted import folder_of, in_use
 
 PACKAGES = ("numpy", "numba", "protobuf", "grpcio", "opentelemetry-proto", "river", "onnxruntime", "prometheus-client")
 REACH_S = 2.0
@@ -39,6 +41,7 @@ def examine(config: Config, data: Path) -> Iterator[Finding]:
         _installation,
         _kernels,
         _folder,
+        _model,
         _addresses,
         _sinks,
         _store,
@@ -70,17 +73,30 @@ def _kernels(_config: Config, _data: Path) -> Iterator[Finding]:
 
 
 def _folder(config: Config, data: Path) -> Iterator[Finding]:
+    there = next(folder for folder in (data, *data.absolute().parents) if folder.exists())
     try:
-        data.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=data) as file:
+        with tempfile.TemporaryFile(dir=there) as file:
             file.write(b"spanchain")
     except OSError as error:
-        yield Finding("data folder", well=False, detail=f"{data}: {error.strerror}")
+        yield Finding("data folder", well=False, detail=f"{there}: {error.strerror}")
         return
-    yield Finding("data folder", well=True, detail=f"{data} can be written")
+    yield Finding("data folder", well=True, detail=f"{data} can be {'written' if there == data else 'created'}")
     found = read_checkpoint(data / config.journal.dir)
     detail = "none yet" if found is None else f"at journal position {found[0]}"
     yield Finding("checkpoint", well=True, detail=detail)
+
+
+def _model(config: Config, _data: Path) -> Iterator[Finding]:
+    folder = folder_of(config)
+    if folder is None:
+        return
+    try:
+        model = in_use(folder)
+        try_out(model.path, model.sha256)
+    except (OSError, ValueError) as error:
+        yield Finding("sequence model", well=False, detail=str(error))
+    else:
+        yield Finding("sequence model", well=True, detail=f"{model.name} of {folder}")
 
 
 def _addresses(config: Config, _data: Path) -> Iterator[Finding]:

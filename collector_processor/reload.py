@@ -17,12 +17,13 @@ from pathlib import Path
 import orjson
 import structlog
 
+from collector_processor.config import Config
 from collector_processor.engine import Engine
 from collector_processor.journal.wal import sync_directory
 from collector_processor.model import Symbols
 from collector_processor.training.registry import try_out
-from detectors.sequence_transformer.promoted import PROMOTED, ModelFile, in_use
-from detectors.sequence_transformer.transformer import Transformer
+from detectors.sequence_transformer.promoted import PROMOTED, SHIPPED, ModelFile, described, in_use
+from detectors.sequence_transformer.transformer import Transformer, load
 
 LOG = structlog.get_logger(__name__)
 DETECTOR = "sequence_transformer"
@@ -49,10 +50,13 @@ class Reloader:
 
     def __init__(self, models: Path, journal: Path) -> None:
         """models: the folder in which models are promoted. journal: that of the journal, where the record is kept.
+        Without a record the model in use begins one; when that is broken, the one that ships with spanchain does.
 
         Raises:
-            OSError, ValueError: the record cannot be read, or there is none and no model is in use.
+            OSError, ValueError: there is no such folder, or the record cannot be read.
         """
+        if not models.is_dir():
+            raise FileNotFoundError(f"detectors.sequence_transformer.model: there is no folder {models}")
         self._models = models
         self._record = journal / RECORD
         self.taken = self.refused = 0
@@ -62,9 +66,19 @@ class Reloader:
         try:
             self._entries = [Entry(**entry) for entry in orjson.loads(self._record.read_bytes())]
         except FileNotFoundError:
-            self._write([_entry(0, in_use(models))])
+            self._write([_entry(0, self._first())])
         except TypeError as error:
             raise ValueError(f"{self._record}: not a list of models and times: {error}") from error
+
+    def _first(self) -> ModelFile:
+        try:
+            model = in_use(self._models)
+            load(model.path, model.sha256)
+        except (OSError, ValueError) as error:
+            self._seen = self._promotion()  # counted once
+            self._refuse(error)
+            return described(SHIPPED)
+        return model
 
     def announce(self, engine: Engine, boundary_ns: int = 0) -> None:
         """Gives a new `engine` the model that was in use before the boundary `boundary_ns`, which comes next (0: it
@@ -124,7 +138,7 @@ class Reloader:
 
     def _refuse(self, error: Exception) -> None:
         self.refused += 1
-        LOG.warning("a model is refused; the one before stays in use", error=str(error))
+        LOG.warning("a model is refused; the one before stays in use, or else the shipped one", error=str(error))
 
     def _write(self, entries: list[Entry]) -> None:
         """Keeps `entries`, all or none of them. Errors: OSError."""
@@ -137,6 +151,13 @@ class Reloader:
         os.replace(unfinished, self._record)
         sync_directory(self._record.parent)
         self._entries = entries
+
+
+def with_shipped_model(config: Config) -> Config:
+    """The same, but for the model, which is the one that ships with spanchain."""
+    section = config.detectors.sequence_transformer.model_copy(update={"model": "general"})
+    detectors = config.detectors.model_copy(update={"sequence_transformer": section})
+    return config.model_copy(update={"detectors": detectors})
 
 
 def _entry(from_ns: int, model: ModelFile) -> Entry:

@@ -19,6 +19,7 @@ from collector_processor.config import Config, FileExportConfig
 from collector_processor.decide.verdicts import incident_row, verdict_rows
 from collector_processor.decode import otlp_json
 from collector_processor.engine import Engine, Output
+from collector_processor.ingest.recording import Progress as Reading
 from collector_processor.ingest.recording import open_recording
 from collector_processor.join.joiner import DEFAULT_TENANT
 from collector_processor.model import Incident, Severity, Signal, VerdictBatch
@@ -32,7 +33,9 @@ Progress = Callable[[int], None]
 
 @dataclass(slots=True)
 class Summary:
-    """What became of every record: `records` is the sum of all that follows `chains_records`, which are in verdicts."""
+    """What became of every record. `records` is the sum of `chain_records`, which are in verdicts, and of what is told
+    from `rejected` on; but lines and requests that could not be read are rejected too, and nobody knows how many
+    records they held. `unread` names the first of those: file, place, and what is wrong."""
 
     records: int
     spans: int
@@ -42,6 +45,7 @@ class Summary:
     incidents: int
     chain_records: int
     rejected: dict[str, int]
+    unread: list[str]
     evicted: dict[str, int]
     orphans: int
     late: int
@@ -78,7 +82,7 @@ class Replay:
             if progress is not None and count % 64 == 0:
                 progress(reading.bytes_read)
         self._take(self.engine.flush())
-        return self._summary(dict(recording.progress.rejected))
+        return self._summary(recording.progress)
 
     def _take(self, output: Output) -> None:
         for incident in output.incidents:
@@ -92,16 +96,16 @@ class Replay:
                 self._watch(verdicts, [])
             self._watch(batches[-1], output.incidents)
 
-    def _summary(self, unread: dict[str, int]) -> Summary:
+    def _summary(self, reading: Reading) -> Summary:
         engine = self.engine
         joined = engine.joiner.counters()
-        rejected = dict(unread)
+        rejected = dict(reading.rejected)
         for (_, reason), count in engine.rejected.items():
             rejected[reason] = rejected.get(reason, 0) + count
         spans = engine.received[Signal.TRACES]
         logs = engine.received[Signal.LOGS]
         late = joined["late_spans"] + joined["late_logs"]
-        read = sum(rejected.values()) - sum(unread.values())
+        read = sum(rejected.values()) - sum(reading.rejected.values())
         duplicates = joined["duplicate_spans"] + joined["duplicate_logs"]
         gone = read + joined["orphans"] + late + duplicates + joined["oversize"]
         return Summary(
@@ -113,6 +117,7 @@ class Replay:
             incidents=len(self.incidents),
             chain_records=engine.records_closed,
             rejected=rejected,
+            unread=reading.messages,
             evicted=dict(engine.joiner.evicted),
             orphans=joined["orphans"],
             late=late,

@@ -49,7 +49,7 @@ from collector_processor.journal.wal import Journal, JournalUnavailableError
 from collector_processor.keeper import Keeper
 from collector_processor.model import Payload, Signal
 from collector_processor.redact import Masker, Redactor, redacted_event
-from collector_processor.reload import DETECTOR, Reloader
+from collector_processor.reload import Reloader, with_shipped_model
 from collector_processor.rows import Rows
 from detectors.sequence_transformer.promoted import folder_of
 from exporters.forwarding import Forwarding
@@ -178,7 +178,7 @@ class Service:
             self.receivers = Receivers(
                 self.config.receivers, self._sink, clean, _json_to_protobuf, self._clock, self.counters
             )
-            self.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._make_folder()
             self._recover()
             for exporter in self.exporters.values():
                 exporter.start()
@@ -192,21 +192,33 @@ class Service:
             self.stop(1)
             raise StartError(str(error)) from error
 
+    def _make_folder(self) -> None:
+        try:
+            self.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise OSError(f"the data folder {self.data} cannot be made: {error.strerror}") from error
+
     def _recover(self) -> None:
         """The journal, open for what comes, and an engine that knows nothing yet; the rest needs nobody to wait."""
         folder = self.data / self.config.journal.dir
-        self.engine, self._position = Engine(self.config, secrets.randbits(64)), 0
+        models = folder_of(self.config)
+        if models is not None and self.config.detectors.sequence_transformer.enabled:
+            self._reloader = Reloader(models, folder)
+        self.engine, self._position = self._new_engine(secrets.randbits(64)), 0
         self._journal = Journal.open(
             folder, self.config.journal, at_least=newest_position(folder), on_durable=self._intake.put
         )
-        if DETECTOR in self.engine.detectors and (models := folder_of(self.config)) is not None:
-            self._reloader = Reloader(models, folder)
         self._replay_until = self.journal.position
         self._clock.not_before(self.journal.last_arrival_ns)
         self._keeper = Keeper(folder, self.journal, self.exporters, self._checkpoints)
         self._forwarding = [exporter for exporter in self.exporters.values() if isinstance(exporter, Forwarding)]
         for exporter in self._forwarding:
             exporter.attach(self.journal)
+
+    def _new_engine(self, seed: int) -> Engine:
+        """One that knows nothing. It begins with the model that ships with spanchain, and with no other: those of a
+        folder are announced to it by the reloader, which can do without one that is broken."""
+        return Engine(with_shipped_model(self.config) if self._reloader else self.config, seed)
 
     def _restore(self) -> None:
         """The engine as the newest usable checkpoint left it, and the position in the journal from which to go on."""
@@ -217,7 +229,7 @@ class Service:
             return
         position, state = found
         try:
-            engine = Engine(self.config, int(state["seed"]))
+            engine = self._new_engine(int(state["seed"]))
             self._announce(engine, int(state["boundary_ns"]))
             engine.restore(state)
         except (KeyError, ValueError, TypeError, IndexError) as error:

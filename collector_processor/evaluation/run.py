@@ -190,6 +190,17 @@ class Report:
     j: float
     observed: Observed = field(repr=False)
 
+    @property
+    def concerned(self) -> bool:
+        """Whether any label is about this recording: a chain in it, or a fault while it ran."""
+        seen = self.observed.engine
+        if any(measures.chains for measures in self.selections.values()):
+            return True
+        if self.faults is None or not seen.start_ns.size:
+            return False
+        first, last = int(seen.start_ns.min()), int(seen.closed_ns.max())
+        return any(one.fault.start_ns <= last and first <= one.fault.end_ns for one in self.faults.results)
+
 
 def report(observed: Observed, labels: Labels) -> Report:
     """Measures what was observed against `labels`."""

@@ -120,7 +120,7 @@ class GrpcServer:
             else:
                 self.port = self._server.add_secure_port(address, self._certificate.grpc_credentials())
         except RuntimeError as error:
-            raise OSError(f"receivers.grpc.endpoint: cannot listen on {address}") from error
+            raise OSError(f"receivers.grpc.endpoint: cannot listen on {address}; is the port taken?") from error
         self._server.start()
         self._deadlines.start()
 

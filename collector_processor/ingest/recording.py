@@ -276,8 +276,16 @@ def is_recording(path: Path) -> bool:
     return len(start) > 4 and 0 < size <= 1 << 30 and (inside == ZSTD or inside[:1] in {b"\n", b"{"})
 
 
+class NothingReadError(OSError):
+    """Not one request of the files could be read; the message says what is wrong at the first place."""
+
+
 class Recording:
-    """Recorded files as one stream. Iterating gives (payload, progress) in event time, once."""
+    """Recorded files as one stream. Iterating gives (payload, progress) in event time, once.
+
+    Raises at its end:
+        NothingReadError: the files hold something, and nothing of it is OTLP.
+    """
 
     def __init__(self, paths: Iterable[Path], from_json: FromJson, *, tenant: str, bytes_max: int) -> None:
         found = recorded_files(paths)
@@ -299,6 +307,8 @@ class Recording:
                 heapq.heappop(heap)
             else:
                 heapq.heapreplace(heap, (following[0], index, following[1]))
+        if self.progress.rejected and not self.progress.requests and not self.progress.metrics:
+            raise NothingReadError(f"no request could be read: {self.progress.messages[0]}")
 
 
 def open_recording(paths: Iterable[Path], from_json: FromJson, *, tenant: str, bytes_max: int) -> Recording:

@@ -35,14 +35,17 @@ class Version:
 
     version: str
     current: bool
-    description: dict[str, Any]
 
 
 def versions(folder: Path) -> list[Version]:
-    """The models in `folder` by name; empty when there is no such folder."""
+    """The models in `folder` by name; empty when there is no such folder.
+
+    Raises:
+        ModelError: it cannot be told which one is in use.
+    """
     current = _promoted(folder).get("current")
     found = sorted(path.parent for path in folder.glob(f"*/{DESCRIPTION}"))
-    return [Version(path.name, path.name == current, orjson.loads((path / DESCRIPTION).read_bytes())) for path in found]
+    return [Version(path.name, path.name == current) for path in found]
 
 
 def promote(folder: Path, version: str, *, force: bool = False) -> None:

@@ -95,13 +95,52 @@ def test_a_torn_line_is_counted_and_costs_nothing_else(recordings: tuple[Path, l
         file.write('{"resourceSpans": [{"scopeSp')
     summary = replay([as_json], tmp_path / "a")
     assert len(ids(tmp_path / "a")) == 200
-    assert sum(dict(summary["rejected"]).values()) == 1  # type: ignore[call-overload]
+    assert summary["rejected"] == {"truncated": 1}
+    assert "all.jsonl, line 81: " in str(summary["unread"])
 
 
 def test_a_missing_recording_is_named(tmp_path: Path) -> None:
     result = RUN.invoke(app, ["replay", str(tmp_path / "no.jsonl")])
     assert result.exit_code == 1
     assert "no.jsonl" in result.stderr
+    result = RUN.invoke(app, ["evaluate", str(tmp_path / "no.jsonl"), "--labels", str(tmp_path / "labels.jsonl")])
+    assert result.exit_code == 2
+    assert "labels.jsonl: cannot be read" in result.stderr
+
+
+def test_a_recording_of_which_nothing_can_be_read_is_an_error_that_names_the_place(tmp_path: Path) -> None:
+    """Else it would be a clean summary of nothing, or an evaluation in which everything was missed."""
+    (tmp_path / "notes.txt").write_text("hello\n")
+    (tmp_path / "labels.jsonl").write_text('{"trace_id": "01", "anomalous": true}\n')
+    recording, labels = str(tmp_path / "notes.txt"), str(tmp_path / "labels.jsonl")
+    for command in (["replay", recording, "--out", str(tmp_path / "out")], ["evaluate", recording, "--labels", labels]):
+        result = RUN.invoke(app, command)
+        assert result.exit_code == 1
+        assert "notes.txt, line 1: " in result.stderr
+
+
+def test_labels_of_another_recording_are_an_error(recordings: tuple[Path, list[Path]], tmp_path: Path) -> None:
+    labels = tmp_path / "labels.jsonl"
+    labels.write_text('{"fault_id": "f", "start_unix_nano": 1, "end_unix_nano": 2, "service": "risk"}\n')
+    result = RUN.invoke(app, ["evaluate", str(recordings[0]), "--labels", str(labels)])
+    assert result.exit_code == 1
+    assert "no label is about" in result.stderr
+
+
+def test_a_broken_promotion_is_named_by_every_command(recordings: tuple[Path, list[Path]], tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    promotion = tmp_path / "models" / "promoted.json"
+    promotion.write_text("{")
+    config = tmp_path / "config.yaml"
+    config.write_text(f"detectors: {{sequence_transformer: {{model: {tmp_path / 'models'}}}}}\n")
+    for command in (
+        ["validate", str(config)],
+        ["replay", str(recordings[0]), "--config", str(config)],
+        ["models", "list", "--models", str(tmp_path / "models")],
+    ):
+        result = RUN.invoke(app, command)
+        assert result.exit_code in {1, 2}
+        assert str(promotion) in result.stderr.replace("\n", "")
 
 
 def test_records_that_went_missing_would_be_an_error(
@@ -166,6 +205,7 @@ def test_doctor_finds_what_is_wrong(tmp_path: Path) -> None:
     assert "✓ engine" in result.output
     assert "✗ Alertmanager" in result.output
     assert result.exit_code == 1
+    assert not (tmp_path / "data").exists(), "it changes nothing"
 
 
 def test_a_bad_rule_is_refused_with_its_place_by_every_command(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ from collector_processor.config import Config
 from collector_processor.decide.verdicts import verdict_rows
 from collector_processor.engine import Engine, Output
 from collector_processor.model import Payload, Signal
-from collector_processor.reload import DETECTOR, Reloader
-from collector_processor.runtime import Service
+from collector_processor.reload import DETECTOR, Entry, Reloader, with_shipped_model
+from collector_processor.runtime import Service, StartError
 from collector_processor.training.registry import promote
 from detectors.sequence_transformer.promoted import SHIPPED
 from detectors.sequence_transformer.transformer import Lane
@@ -237,6 +237,38 @@ def test_a_record_that_is_none_stops_the_start(tmp_path: Path) -> None:
     (tmp_path / "models.json").write_bytes(b"[1]")
     with pytest.raises(ValueError, match=r"models\.json"):
         Reloader(SHIPPED, tmp_path)
+
+
+@pytest.mark.parametrize("broken", ["pointer", "model"])
+def test_a_start_with_a_broken_promotion_goes_on_with_the_model_before_or_the_shipped_one(
+    tmp_path: Path, broken: str
+) -> None:
+    models, journal = tmp_path / "models", tmp_path / "journal"
+    version_in(models, "good", 1)
+    version_in(models, "bad", 2)
+    for version, before in (("good", "general"), ("bad", "good")):
+        digest = json.loads((models / version / "model.json").read_bytes())["sha256"]
+        whole = orjson.dumps({"current": version, "sha256": digest, "earlier": []})
+        (models / "promoted.json").write_bytes(
+            b"{" if broken == "pointer" else whole.replace(b'"sha256":"', b'"sha256":"0')
+        )
+        reloader = Reloader(models, journal)
+        engine = Engine(with_shipped_model(config(models)))
+        reloader.announce(engine)
+        engine.tick(T0)
+        polled(reloader, engine)
+        assert before in engine.detectors[DETECTOR].version()
+        assert (reloader.taken, reloader.refused) == (0, 1), "counted, and once"
+        (models / "promoted.json").write_bytes(whole)
+        reloader = Reloader(models, journal)
+        reloader._write([Entry(0, str(models / version / "model.onnx"), version, digest)])
+
+
+def test_a_folder_of_models_that_is_not_there_is_a_wrong_setting(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        Reloader(tmp_path / "typo", tmp_path / "journal")
+    with pytest.raises(StartError, match="no folder"):
+        Service(config(tmp_path / "typo"), tmp_path / "data").start()
 
 
 def eventually(condition: Callable[[], bool], within_s: float = 60.0) -> bool:
