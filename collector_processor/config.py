@@ -719,7 +719,7 @@ class ServiceConfig(Section):
     """The running service."""
 
     health: HealthConfig = HealthConfig()
-    tick_ms: Positive = 100.0
+    tick_ms: Positive = 50.0
     """Time between two looks for chains that are complete."""
     backlog_bytes_max: Count = 134_217_728
     """Bytes that may wait for the engine; above it senders are asked to come again."""

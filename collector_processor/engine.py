@@ -6,7 +6,8 @@ not depend on which others are judged in the same call, nor on how often `tick` 
 order: what is due is closed and judged; models announced for this boundary are taken into use; detectors look at their
 windows (`advance`); incidents are judged; the joiner learns how long to wait; and the chains whose quarantine is over
 are learned. Of an epoch with more records than its share of the quarantine, which is bounded, a sample by content waits
-there. The same payloads with the same times give the same output, byte for byte.
+there. How large a share is settled by the epoch before, so that what is drawn is drawn as chains are judged, and at the
+boundary only where traffic grew. The same payloads with the same times give the same output, byte for byte.
 
 After a while without chains, and with no record open or come, only every sixth boundary is gone through; after
 IDLE_EPOCHS_MAX epochs none, but for a change of model that is due, until a record comes: whether time goes on, stands
@@ -52,6 +53,7 @@ Judged = tuple[ChainBatch, npt.NDArray[Any]]  # chains, and what decide needs to
 IDLE_EPOCHS = 12  # epochs without any chain after which only every IDLE_STRIDE-th boundary is judged
 IDLE_STRIDE = 6
 IDLE_EPOCHS_MAX = 360  # epochs without any chain after which no boundary is judged: the engine sleeps
+SAMPLED_SHORT = 0.95  # of its share is what an epoch is sampled down to, so that a little more traffic fits too
 
 
 @dataclass(slots=True)
@@ -94,7 +96,9 @@ class Engine:
         self._boundary_ns = 0  # the next one; 0 before the first call
         self._idle_epochs = 0
         self._is_stirred = False  # whether a record has come since the last boundary, or was open then
-        self._judged: list[Judged] = []  # in the present epoch
+        self._judged: list[Judged] = []  # in the present epoch, as far as sampled
+        self._epoch_chains = self._epoch_records = 0  # judged in it
+        self._sampled = 1.0  # share of its chains that waits
         self._quarantine: deque[tuple[int, Judged]] = deque()  # the boundary at which each epoch ended, ascending
         self._changes: deque[tuple[int, str, Any]] = deque()  # from which boundary on, which detector, which model
 
@@ -215,7 +219,7 @@ class Engine:
         for chains in self.joiner.close(boundary_ns):
             self._judge(chains, output)
         self._is_stirred = self.joiner.open_records > 0
-        self._idle_epochs = 0 if self._judged else self._idle_epochs + 1
+        self._idle_epochs = 0 if self._epoch_chains else self._idle_epochs + 1
         self._change_models(boundary_ns)
         windows = [detector.advance(boundary_ns) for detector in self.detectors.values()]
         for index, found in enumerate(windows):
@@ -225,11 +229,7 @@ class Engine:
         self.joiner.learn()
         self.joiner.forget(boundary_ns)
         self.decider.advance(boundary_ns, self.incidents.suspected(), self.incidents.released())
-        if self._judged:
-            waiting = _joined(_sample(self._judged, self._epoch_records_max))
-            self.chains_not_learned += sum(len(chains) for chains, _ in self._judged) - len(waiting[0])
-            self._quarantine.append((boundary_ns, waiting))
-            self._judged = []
+        self._put_in_quarantine(boundary_ns)
         while self._quarantine and self._quarantine[0][0] <= boundary_ns - self._quarantine_ns:
             self._learn(*self._quarantine.popleft()[1])
 
@@ -239,11 +239,29 @@ class Engine:
         scores = {name: detector.score(chains) for name, detector in self.detectors.items()}
         verdicts = self.decider.decide(chains, scores)
         self.incidents.observe(verdicts)
-        self._judged.append((chains, verdicts.training))
+        self._epoch_chains += len(chains)
+        self._epoch_records += chains.records
         output.verdicts.append(verdicts)
         self.records_closed += chains.records
         for outcome, count in enumerate(np.bincount(chains.outcome, minlength=3).tolist()):
             self.chains_closed[outcome] += count
+        training = verdicts.training
+        if self._sampled < 1:
+            drawn = drawn_hash(chains) < self._sampled
+            chains, training = chains.take(drawn), training[drawn]
+        if len(chains):
+            self._judged.append((chains, training))
+
+    def _put_in_quarantine(self, boundary_ns: int) -> None:
+        """What the epoch that ends judged, as far as it may wait; and how much of the next one may."""
+        self.chains_not_learned += self._epoch_chains
+        if self._judged:
+            waiting = _joined(_sample(self._judged, self._epoch_records_max))
+            self.chains_not_learned -= len(waiting[0])
+            self._quarantine.append((boundary_ns, waiting))
+        over = self._epoch_records / self._epoch_records_max
+        self._sampled = SAMPLED_SHORT / over if over > 1 else 1.0
+        self._judged, self._epoch_chains, self._epoch_records = [], 0, 0
 
     def _learn(self, batch: ChainBatch, training: npt.NDArray[Any]) -> None:
         """Learns one epoch's chains at once, so that how they were grouped for judging leaves no trace."""
@@ -276,6 +294,7 @@ class Engine:
             "records_closed": self.records_closed,
             "chains_not_learned": self.chains_not_learned,
             "judged": _saved(self._judged),
+            "epoch": [self._epoch_chains, self._epoch_records, self._sampled],
             "quarantine": [[boundary_ns, _saved([epoch])] for boundary_ns, epoch in self._quarantine],
         }
 
@@ -307,6 +326,9 @@ class Engine:
         # What waits to be learned was judged by a decider of the same detectors; else its training columns do not fit.
         fits = list(state["detectors"]) == list(self.detectors)
         self._judged = self._loaded(state["judged"]) if fits else []
+        chains, records = sum(len(batch) for batch, _ in self._judged), sum(batch.records for batch, _ in self._judged)
+        # Earlier versions did not sample before the boundary.
+        self._epoch_chains, self._epoch_records, self._sampled = state.get("epoch", (chains, records, 1.0))
         epochs = state["quarantine"] if fits else []
         self._quarantine = deque((int(boundary_ns), _joined(self._loaded(epoch))) for boundary_ns, epoch in epochs)
 

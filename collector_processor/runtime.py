@@ -59,7 +59,7 @@ from exporters.registry import Surroundings, build
 
 LOG = structlog.get_logger(__name__)
 SECOND = 1_000_000_000
-MARK_S = 0.2  # without an arrival, and something due, until a mark is written
+MARK_S = 0.05  # without an arrival, and something due, until a mark is written
 MARK_AGAIN_S = 1.0  # after one that could not be written
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # of mallopt(3)
 REPLAYED_S = 1.0  # of replay between two checkpoints, where they take no longer than a quarter of that

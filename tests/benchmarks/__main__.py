@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import engine, journal, service
+from tests.benchmarks import engine, journal, latency, service
 from tests.benchmarks.payloads import payment_mix, train_ticket
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
@@ -85,8 +85,17 @@ def end_to_end() -> Iterator[Row]:
     yield Row("  service", f"{found['spanchain_records_cpu_s'] / 1e3:,.0f} k records/CPU s", "", reached=True)
     yield Row("  Collector", f"{found['collector_records_cpu_s'] / 1e3:,.0f} k records/CPU s", "", reached=True)
     yield Row("  peak memory, service / Collector", memory_of(found), "", reached=True)
-    yield at_most("verdict latency p99 after the wait, at 40,000 records a second", service.latency_p99_s(), 0.1, "s")
     yield at_most("ready to serve, kernels compiled", service.start_s(), 2, "s")
+
+
+def latencies() -> Iterator[Row]:
+    """From the close of a chain to its verdict."""
+    found = latency.percentiles_s()
+    p50, p99 = 1000 * found["p50"], 1000 * found["p99"]
+    yield Row(
+        "verdict after the close of its chain, at 40,000 records a second, p50", f"{p50:.0f} ms", "", reached=True
+    )
+    yield at_most("  p99", p99, 100, "ms")
 
 
 def journalling() -> Iterator[Row]:
@@ -108,6 +117,7 @@ PARTS: dict[str, Callable[[], Iterator[Row]]] = {
     "naive": naive,
     "memory": memory,
     "service": end_to_end,
+    "latency": latencies,
     "journal": journalling,
 }
 
@@ -127,7 +137,7 @@ def main() -> int:
     for row in rows:
         table.add_row(row.what, row.figure, row.goal, "" if not row.goal else "reached" if row.reached else "MISSED")
     console.print(table)
-    for module in (engine, service, journal):
+    for module in (engine, service, latency, journal):
         console.print((module.__doc__ or "").strip(), "\n", style="dim")
     if arguments.write:
         PAGE.write_text(page(rows))
@@ -161,7 +171,7 @@ def page(rows: list[Row]) -> str:
         verdict = "" if not row.goal else "reached" if row.reached else "**missed**"
         lines.append(f"| {row.what.strip()} | {row.figure} | {row.goal} | {verdict} |")
     lines += ["", "## How it is measured", ""]
-    for module in (engine, service, journal):
+    for module in (engine, service, latency, journal):
         lines += [*(module.__doc__ or "").strip().splitlines(), ""]
     return "\n".join(lines)
 

@@ -4,9 +4,7 @@ How it is measured. Each program runs alone as a process of its own, with what i
 ready-made requests over one connection per signal, four at a time. CPU time is user plus system of the program, from
 /proc, from the first request until it has nothing more to do: spanchain has judged every chain, the Collector has
 released every trace (wait_duration 1 s). spanchain decodes spans and logs, joins them, runs all detectors and writes a
-journal; the Collector groups spans by trace id and drops them and the logs. Verdict latency comes from the service's
-own histogram, at a steady 40,000 records a second: from the arrival of a chain's last record to its verdict, less the
-wait for further records; an upper bound. The start is from exec to `/readyz`.
+journal; the Collector groups spans by trace id and drops them and the logs. The start is from exec to `/readyz`.
 """
 
 from __future__ import annotations
@@ -34,8 +32,7 @@ METHODS = {
     Signal.LOGS: "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
 }
 WARM_TRACES = 1000
-STEADY_RECORDS_S = 40_000
-WAIT_S = 2.4  # quiet time of a chain in this measurement: 100 ms below a bound of the latency's histogram
+WAIT_S = 2.0  # for further records of a chain, in these measurements
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,27 +112,6 @@ def spanchain(folder: Path, mix: Mix, durability: str = "fsync") -> Measured:
 def total(metrics: str, name: str) -> float:
     """Sum over all series of the counter `name`."""
     return sum(float(line.rsplit(" ", 1)[1]) for line in metrics.splitlines() if line.startswith(name + "{"))
-
-
-def latency_p99_s(traces: int = 30_000) -> float:
-    """Upper bound of the 99th percentile of the time from the end of a chain's wait to its verdict."""
-    mix = payment_mix(traces, t0=time.time_ns())
-    with tempfile.TemporaryDirectory() as name, serving(Path(name)) as (process, address, url):
-        send(address, payment_mix(WARM_TRACES, seed=2, t0=time.time_ns()))
-        time.sleep(WAIT_S + 2.0)
-        before = latencies(http_get(url))
-        send(address, mix, STEADY_RECORDS_S)
-        process.wait_for("all verdicts", lambda: latencies(http_get(url))[-1][1] >= before[-1][1] + traces, 60.0, 0.5)
-        counts = [
-            (bound, count - old) for (bound, count), (_, old) in zip(latencies(http_get(url)), before, strict=True)
-        ]
-    return round(next(bound for bound, below in counts if below >= 0.99 * traces) - WAIT_S, 3)
-
-
-def latencies(metrics: str) -> list[tuple[float, float]]:
-    """(upper bound in seconds, verdicts up to it) of the buckets of the verdict latency."""
-    lines = (line for line in metrics.splitlines() if line.startswith("spanchain_verdict_latency_seconds_bucket"))
-    return [(float(line.split('le="')[1].split('"')[0]), float(line.rsplit(" ", 1)[1])) for line in lines]
 
 
 def collector(folder: Path, mix: Mix) -> Measured:

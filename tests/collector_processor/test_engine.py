@@ -236,7 +236,8 @@ def test_of_too_many_chains_a_sample_waits_that_depends_on_no_grouping_and_the_r
     for (_, chosen, records), (_, every, _) in zip(waiting(alone), waiting(whole), strict=True):
         assert records <= 150
         assert chosen == [trace for trace in every if trace in chosen]  # in the order in which they were closed
-        assert len(chosen) == min(len(every), 150 // 8)
+        assert len(chosen) <= 150 // 8
+        assert len(chosen) == len(every) or len(chosen) >= 150 // 8 // 2  # a draw: about as many as have room
     left = sum(len(every) for _, every, _ in waiting(whole)) - sum(len(chosen) for _, chosen, _ in waiting(alone))
     assert alone.chains_not_learned == left
 

@@ -1,0 +1,96 @@
+"""From the close of a chain to its verdict, at a steady 40,000 records a second: percentiles over every chain.
+
+How it is measured. A process of its own runs the service with what it ships as defaults and an exporter more, which
+notes for each verdict how long ago its chain was closed: engine time at which the wait for further records was over.
+This process sends ready-made payments over gRPC for longer than the quarantine lasts, so that epochs are judged and
+learned meanwhile. Both share the machine's cores.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from collector_processor.config_file import load
+from collector_processor.model import I64, Incident, VerdictBatch
+from collector_processor.runtime import Service
+from tests.benchmarks.payloads import RECORDS_A_TRACE, payment_mix
+from tests.benchmarks.service import WAIT_S, send
+from tests.e2e.processes import free_ports
+
+RECORDS_S = 40_000
+SECONDS = 80
+PERCENTILES = (50, 99)
+
+
+class Latencies:
+    """An exporter that notes how long after its close each chain's verdict was told, in nanoseconds."""
+
+    name = "latencies"
+
+    def __init__(self) -> None:
+        self.batches: list[I64] = []
+
+    def start(self) -> None: ...
+
+    def export(self, verdicts: VerdictBatch, incidents: list[Incident]) -> None:
+        self.batches.append(time.time_ns() - verdicts.chains.closed_ns)
+
+    def flush(self, deadline_s: float) -> bool:
+        return True
+
+    def checkpointed(self) -> None: ...
+
+    def shutdown(self, deadline_s: float) -> None: ...
+
+
+def percentiles_s(seconds: int = SECONDS) -> dict[str, float]:
+    """{"p50": …, "p99": …} in seconds."""
+    traces = RECORDS_S * seconds // RECORDS_A_TRACE
+    mix = payment_mix(traces, t0=time.time_ns())
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", __name__, folder]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            send(process.stdout.readline().strip(), mix, RECORDS_S)
+            time.sleep(WAIT_S + 1)
+            found, _ = process.communicate("end\n", 60)
+    result: dict[str, float] = json.loads(found)
+    assert result.pop("chains") == traces
+    return result
+
+
+def serve(folder: Path) -> None:
+    """Runs the service until a line is read; says where it listens, then what it measured."""
+    grpc, http, metrics, health = free_ports(4)
+    path = folder / "spanchain.yaml"
+    config = {
+        "receivers": {"grpc": {"endpoint": f"127.0.0.1:{grpc}"}, "http": {"endpoint": f"127.0.0.1:{http}"}},
+        "join": {"wait_initial_s": WAIT_S, "wait_min_s": WAIT_S, "wait_max_s": WAIT_S},
+        "exporters": {"prometheus": {"port": metrics}},
+        "service": {"health": {"port": health}},
+    }
+    path.write_text(yaml.safe_dump(config))
+    latencies = Latencies()
+    service = Service(load(path), folder / "data", [latencies])
+    service.start()
+    while not service.ready:
+        time.sleep(0.05)
+    print(f"127.0.0.1:{grpc}", flush=True)
+    sys.stdin.readline()
+    found = np.concatenate(latencies.batches) / 1e9
+    result = {f"p{percent}": float(np.percentile(found, percent)) for percent in PERCENTILES}
+    print(json.dumps({"chains": found.size} | result), flush=True)
+    service.stop()
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]))
