@@ -9,6 +9,7 @@ The file is written beside the old one and renamed, so that a reader sees one or
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from collector_processor.training.trial import EMBEDDING, SEQUENCE
 from detectors.sequence_transformer.promoted import DESCRIPTION, PROMOTED, described
 
 TRIAL_S = 60.0
+TRIAL_CPU_S = 20
 EARLIER_MAX = 20
 
 
@@ -102,19 +104,22 @@ def try_embedding(config: RetrievalConfig) -> None:
         try_out(Path(config.embedding_model), config.embedding_sha256, EMBEDDING)
 
 
-def try_out(path: Path, sha256: str, kind: str = SEQUENCE) -> None:
-    """Loads and runs the model in a process with limited memory and time. kind: one of `trial.KINDS`.
+def try_out(path: Path, sha256: str, kind: str = SEQUENCE, cpu_s: int = TRIAL_CPU_S) -> None:
+    """Loads and runs the model in a process with limited memory and time. kind: one of `trial.KINDS`. cpu_s: seconds
+    of CPU time that it may take.
 
     Raises:
         ModelError: it is refused, fails or takes too long.
     """
-    command = [sys.executable, "-m", "collector_processor.training.trial", kind, str(path), sha256]
+    command = [sys.executable, "-m", "collector_processor.training.trial", kind, str(path), sha256, str(cpu_s)]
     root = str(Path(__file__).parents[2])
     environment = {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": os.pathsep.join([root, *sys.path])}
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TRIAL_S, check=False, env=environment)
     except subprocess.TimeoutExpired as error:
         raise ModelError(f"{path}: the trial took longer than {TRIAL_S:.0f} s") from error
+    if done.returncode in {-signal.SIGKILL, -signal.SIGXCPU}:
+        raise ModelError(f"{path}: the trial was killed: it computed for more than {cpu_s} s, or took all memory")
     if done.returncode != 0:
         said = (done.stderr.strip().splitlines() or [f"the trial ended with {done.returncode}"])[-1]
         raise ModelError(f"{path}: {said}")

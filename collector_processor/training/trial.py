@@ -1,8 +1,8 @@
-"""Tries a model file in a process of its own: `python -m collector_processor.training.trial KIND MODEL SHA256`.
+"""Tries a model file in a process of its own: `python -m collector_processor.training.trial KIND MODEL SHA256 CPU_S`.
 
 How it works. The process limits its own memory, time and files before it reads a byte of the model, loads it as the
 detector would, and asks it whatever the detector may ask: runs of every shape. It says nothing and ends with 0, or says
-why not and ends with 1.
+why not and ends with 1; one that computes for more than CPU_S seconds is killed by the kernel.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ import sys
 from pathlib import Path
 
 MEMORY_BYTES = 4 << 30  # address space: libraries map far more than they use
-CPU_S = 20
 SEQUENCE, EMBEDDING = "sequence", "embedding"
 
 
-def main(kind: str, path: Path, sha256: str) -> int:
+def main(kind: str, path: Path, sha256: str, cpu_s: int) -> int:
     """Exit code."""
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
@@ -74,4 +73,4 @@ def embedding(path: Path, sha256: str) -> str | None:
 KINDS = {SEQUENCE: sequence, EMBEDDING: embedding}
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], Path(sys.argv[2]), sys.argv[3]))
+    sys.exit(main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])))

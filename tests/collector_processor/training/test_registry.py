@@ -127,7 +127,7 @@ def test_a_broken_promotion_is_an_error_and_not_another_model(tmp_path: Path, co
 def part(number: int, content: bytes | str | int) -> bytes:
     """A field of a protobuf message."""
     if isinstance(content, int):
-        return bytes([number << 3]) + varint(content)
+        return varint(number << 3) + varint(content)
     data = content.encode() if isinstance(content, str) else content
     return varint(number << 3 | 2) + varint(len(data)) + data
 
@@ -136,19 +136,46 @@ def varint(value: int) -> bytes:
     return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + varint(value >> 7)
 
 
+def about(name: str, kind: int, *dims: int | str) -> bytes:
+    """A tensor that goes in or comes out. kind: of ONNX's types of elements. dims: sizes, or names of free ones."""
+    shape = b"".join(part(1, part(2 if isinstance(dim, str) else 1, dim)) for dim in dims)
+    return part(1, name) + part(2, part(1, part(1, kind) + part(2, shape)))
+
+
+def node(operator: str, given: list[str], gives: str, attribute: bytes = b"") -> bytes:
+    names = b"".join(part(1, name) for name in given) + b"".join(part(2, name) for name in gives.split())
+    return part(1, names + part(4, operator) + attribute)
+
+
+def model_of(graph: bytes) -> bytes:
+    return part(1, 8) + part(7, graph) + part(8, part(1, "") + part(2, 17))
+
+
+FLOAT, INT64, BOOL = 1, 7, 9
+TOKENS, CANDIDATES = about("tokens", FLOAT, "n0", "n1", FEATURES), about("candidates", FLOAT, "n0", FEATURES)
+
+
 def hostile(shape: bytes, rank: int = 2) -> bytes:
     """An ONNX model of the right inputs and outputs whose answer is as large as the tensor `shape` says."""
+    graph = node("ConstantOfShape", ["shape"], "queries") + node("Identity", ["candidates"], "vectors") + part(2, "g")
+    graph += part(5, part(8, "shape") + part(1, rank) + part(2, INT64) + shape)
+    graph += part(11, TOKENS) + part(11, CANDIDATES)
+    graph += part(12, about("queries", FLOAT, "n0", FEATURES)) + part(12, about("vectors", FLOAT, "n0", FEATURES))
+    return model_of(graph)
 
-    def about(name: str, free: int = 1) -> bytes:
-        dims = b"".join(part(1, part(2, f"n{i}")) for i in range(free)) + part(1, part(1, FEATURES))
-        return part(1, name) + part(2, part(1, part(1, 1) + part(2, dims)))
 
-    nodes = part(1, part(1, "shape") + part(2, "queries") + part(4, "ConstantOfShape"))
-    nodes += part(1, part(1, "candidates") + part(2, "vectors") + part(4, "Identity"))
-    graph = nodes + part(2, "g") + part(5, part(8, "shape") + part(1, rank) + part(2, 7) + shape)
-    graph += part(11, about("tokens", 2)) + part(11, about("candidates"))
-    graph += part(12, about("queries")) + part(12, about("vectors"))
-    return part(1, 8) + part(7, graph) + part(8, part(1, "") + part(2, 17))
+def endless() -> bytes:
+    """An ONNX model of the right inputs and outputs that goes round for ever: a Loop whose condition stays true."""
+    body = node("Identity", ["on"], "still") + node("Identity", ["x"], "y") + part(2, "body")
+    body += part(11, about("round", INT64)) + part(11, about("on", BOOL))
+    body += part(11, about("x", FLOAT, "n0", "n1", FEATURES))
+    body += part(12, about("still", BOOL)) + part(12, about("y", FLOAT, "n0", "n1", FEATURES))
+    looping = part(5, part(1, "body") + part(6, body) + part(20, 5))
+    graph = node("Loop", ["", "true", "tokens"], "queries", looping)
+    graph += node("Identity", ["candidates"], "vectors") + part(2, "g")
+    graph += part(5, part(2, BOOL) + part(8, "true") + part(9, b"\1")) + part(11, TOKENS) + part(11, CANDIDATES)
+    graph += part(12, about("queries", FLOAT, "n0", "n1", FEATURES)) + part(12, about("vectors", FLOAT, "n0", FEATURES))
+    return model_of(graph)
 
 
 def refusal(folder: Path, model: bytes) -> str:
@@ -168,6 +195,15 @@ def test_a_model_that_wants_all_memory_fails_in_its_trial_and_not_here(tmp_path:
 
 
 @pytest.mark.slow
+def test_a_model_that_computes_without_end_is_stopped(tmp_path: Path) -> None:
+    model = endless()
+    (tmp_path / "model.onnx").write_bytes(model)
+    load(tmp_path / "model.onnx", hashlib.sha256(model).hexdigest())  # it is a model
+    with pytest.raises(ModelError, match="computed for more than 3 s"):
+        try_out(tmp_path / "model.onnx", hashlib.sha256(model).hexdigest(), cpu_s=3)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("location", ["../secret", "secret", "/etc/passwd"])
 def test_a_model_with_data_in_other_files_is_refused(tmp_path: Path, location: str) -> None:
     (tmp_path / "secret").write_bytes((4).to_bytes(8, "little") * 2)
@@ -184,16 +220,10 @@ def test_a_model_that_answers_some_runs_only_is_refused(tmp_path: Path) -> None:
 
 def sentence_model(value: float) -> bytes:
     """An ONNX model that looks each of three word pieces up in a table full of `value`."""
-
-    def about(name: str, kind: int, *dims: bytes) -> bytes:
-        return part(1, name) + part(2, part(1, part(1, kind) + part(2, b"".join(part(1, dim) for dim in dims))))
-
-    batch, free = part(1, 1), part(2, "n")
-    table = part(1, 3) + part(1, 2) + part(2, 1) + part(8, "table") + part(9, struct.pack("<f", value) * 6)
-    graph = part(1, part(1, "table") + part(1, "input_ids") + part(2, "hidden") + part(4, "Gather")) + part(2, "g")
-    graph += part(5, table) + part(11, about("input_ids", 7, batch, free))
-    graph += part(12, about("hidden", 1, batch, free, part(1, 2)))
-    return part(1, 8) + part(7, graph) + part(8, part(1, "") + part(2, 17))
+    table = part(1, 3) + part(1, 2) + part(2, FLOAT) + part(8, "table") + part(9, struct.pack("<f", value) * 6)
+    graph = node("Gather", ["table", "input_ids"], "hidden") + part(2, "g") + part(5, table)
+    graph += part(11, about("input_ids", INT64, 1, "n")) + part(12, about("hidden", FLOAT, 1, "n", 2))
+    return model_of(graph)
 
 
 @pytest.mark.slow
