@@ -13,7 +13,8 @@ import math
 import numpy as np
 from numba import njit, uint64
 
-from collector_processor.kernels.wire import finish, mix
+from collector_processor.kernels.table import slot_of
+from collector_processor.kernels.wire import mix
 
 EVICTED = 2  # model.Outcome
 
@@ -199,16 +200,6 @@ def count_events(rows, normal, outcome, event, start, length, seen_in):
     return counted
 
 
-@njit(cache=True, nogil=True)
-def slot_of(keys, key):
-    """Index of `key` in an open-addressing table, or of the empty slot where it would go."""
-    mask = uint64(keys.size - 1)
-    i = finish(key) & mask
-    while keys[i] != 0 and keys[i] != key:
-        i = (i + uint64(1)) & mask
-    return i
-
-
 @njit(inline="always")
 def field_key(event, attribute):
     """Key of an attribute of an event; never 0."""
@@ -278,22 +269,3 @@ def learn_values(event, attribute, value, field_keys, count, fresh, value_keys, 
         if not closed and 2 * (used[1] + 1) <= value_keys.size:
             value_keys[v] = k
             used[1] += 1
-
-
-@njit(cache=True, nogil=True)
-def rehash(keys, count, fresh, new_keys, new_count, new_fresh):
-    """Enters the fields of one table in a larger one."""
-    for i in range(keys.size):
-        if keys[i] != 0:
-            j = slot_of(new_keys, keys[i])
-            new_keys[j] = keys[i]
-            new_count[j] = count[i]
-            new_fresh[j] = fresh[i]
-
-
-@njit(cache=True, nogil=True)
-def rehash_set(keys, new_keys):
-    """Enters the keys of one set in a larger one."""
-    for i in range(keys.size):
-        if keys[i] != 0:
-            new_keys[slot_of(new_keys, keys[i])] = keys[i]

@@ -20,8 +20,8 @@ import math
 import numpy as np
 from numba import njit, uint64
 
+from collector_processor.kernels.table import find
 from collector_processor.kernels.windows import in_nats, strongest
-from collector_processor.kernels.wire import finish
 
 BINS = 96
 WIDTH = 0.2  # nats
@@ -131,16 +131,6 @@ def _waited(r, sibling, time_ns, duration):
 
 
 @njit(nogil=True, cache=True)
-def _find(keys, values, key):
-    """Value of `key` in the open-addressing table, -1 when it is not there."""
-    mask = uint64(keys.size - 1)
-    i = finish(key) & mask
-    while keys[i] != 0 and keys[i] != key:
-        i = (i + uint64(1)) & mask
-    return values[i] if keys[i] != 0 else np.int32(-1)
-
-
-@njit(nogil=True, cache=True)
 def _position(value):
     """Place of a duration in ns on the axis of bins, as a float in [0, BINS - 1]."""
     if value < 1e3:
@@ -174,7 +164,7 @@ def judge(
     for c in range(octaves.size):
         octaves[c] = min(max(int(math.log2(material_ns[c] / 1e6)), 0), LEVELS - 1)
     for i in range(n):
-        s = _find(table_keys, table_slots, key[i])
+        s = find(table_keys, table_slots, key[i])
         slot[i] = s
         position = _position(value[i])
         if s < 0 or seen[s] < seen_min:
@@ -322,7 +312,7 @@ def learn(
     )
     missing = 0
     for i in range(n):
-        slot[i] = _find(table_keys, table_slots, key[i])
+        slot[i] = find(table_keys, table_slots, key[i])
         missing += slot[i] < 0
     if missing and every:
         out = np.empty((missing, 4), np.int64)

@@ -14,7 +14,8 @@ import math
 import numpy as np
 from numba import njit, uint64
 
-from collector_processor.kernels.wire import finish, mix
+from collector_processor.kernels.table import slot_of
+from collector_processor.kernels.wire import mix
 
 LOGS, CALLS = 0, 1  # kinds of lane
 TOP = -1  # head of the lane of records that stand inside no span
@@ -23,16 +24,6 @@ ORDERS = 5
 EVICTED = 2  # model.Outcome
 # What the hash of a context of each order begins with: so far apart that no small id makes one equal another.
 _SALTS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD6E8FEB86659FD93, 0xA0761D6478BD642F)
-
-
-@njit(cache=True, nogil=True)
-def slot_of(keys, key):
-    """Index of `key` in an open-addressing table, or of the empty slot where it would go."""
-    mask = uint64(keys.size - 1)
-    i = finish(key) & mask
-    while keys[i] != 0 and keys[i] != key:
-        i = (i + uint64(1)) & mask
-    return i
 
 
 @njit(cache=True, nogil=True)
@@ -283,17 +274,6 @@ def count_values(flow, value, normal, histogram, width, memory):
     for c in range(flow.size):
         if normal[c]:
             histogram[flow[c], min(histogram.shape[1] - 1, int(value[c] / width))] += 1.0
-
-
-@njit(cache=True, nogil=True)
-def rehash(keys, count, kinds, new_keys, new_count, new_kinds):
-    """Enters the contents of one n-gram table in a larger one."""
-    for i in range(keys.size):
-        if keys[i] != 0:
-            j = slot_of(new_keys, keys[i])
-            new_keys[j] = keys[i]
-            new_count[j] = count[i]
-            new_kinds[j] = kinds[i]
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})

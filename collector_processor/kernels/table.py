@@ -1,7 +1,8 @@
-"""Open-addressing table uint64 -> int32 that kernels can read: the dictionary behind first sights.
+"""Open-addressing tables that kernels can read: `keys` (uint64), and columns beside them with what belongs to each.
 
 How it works. Linear probing, a power of two in size, at most half full; key 0 is "empty", so callers make keys
-non-zero. `LookupTable` owns the arrays; kernels get `keys` and `values`.
+non-zero. Whoever owns the arrays keeps them at most half full, and moves them to larger ones. `LookupTable` does so for
+uint64 -> int32, the dictionary behind first sights.
 """
 
 from __future__ import annotations
@@ -12,27 +13,37 @@ from numba import njit, uint64
 from collector_processor.kernels.wire import finish
 
 
-@njit(nogil=True, cache=True)
-def put(keys, values, key, value):
-    """Sets key -> value in the open-addressing table; the caller keeps it at most half full."""
+@njit(cache=True, nogil=True)
+def slot_of(keys, key):
+    """Index of `key` in an open-addressing table, or of the empty slot where it would go."""
     mask = uint64(keys.size - 1)
     i = finish(key) & mask
     while keys[i] != 0 and keys[i] != key:
         i = (i + uint64(1)) & mask
+    return i
+
+
+@njit(nogil=True, cache=True)
+def put(keys, values, key, value):
+    """Sets key -> value."""
+    i = slot_of(keys, key)
     keys[i] = key
     values[i] = value
 
 
 @njit(nogil=True, cache=True)
+def find(keys, values, key):
+    """Value of `key` (int32), -1 when it is not there."""
+    i = slot_of(keys, key)
+    return values[i] if keys[i] != 0 else np.int32(-1)
+
+
+@njit(nogil=True, cache=True)
 def find_many(keys, values, wanted, out):
     """out[i] = values of wanted[i], -1 where it is not in the table. Returns how many are not."""
-    mask = uint64(keys.size - 1)
     missing = 0
     for k in range(wanted.size):
-        key = wanted[k]
-        i = finish(key) & mask
-        while keys[i] != 0 and keys[i] != key:
-            i = (i + uint64(1)) & mask
+        i = slot_of(keys, wanted[k])
         if keys[i] == 0:
             out[k] = -1
             missing += 1
@@ -47,6 +58,25 @@ def move(keys, values, new_keys, new_values):
     for i in range(keys.size):
         if keys[i] != 0:
             put(new_keys, new_values, keys[i], values[i])
+
+
+@njit(nogil=True, cache=True)
+def move_two(keys, first, second, new_keys, new_first, new_second):
+    """The same of a table with two columns."""
+    for i in range(keys.size):
+        if keys[i] != 0:
+            j = slot_of(new_keys, keys[i])
+            new_keys[j] = keys[i]
+            new_first[j] = first[i]
+            new_second[j] = second[i]
+
+
+@njit(nogil=True, cache=True)
+def move_keys(keys, new_keys):
+    """The same of a table without columns: a set."""
+    for i in range(keys.size):
+        if keys[i] != 0:
+            new_keys[slot_of(new_keys, keys[i])] = keys[i]
 
 
 class LookupTable:

@@ -19,7 +19,7 @@ import math
 import numpy as np
 from numba import njit, uint64
 
-from collector_processor.kernels.table import put
+from collector_processor.kernels.table import find, put
 from collector_processor.kernels.windows import in_nats, strongest
 from collector_processor.kernels.wire import finish, mix
 
@@ -80,15 +80,6 @@ def observe(event, kind, status, parent, service, family, logs, calls, last, sib
 
 
 @njit(nogil=True, cache=True)
-def _find(keys, values, key):
-    mask = uint64(keys.size - 1)
-    i = finish(key) & mask
-    while keys[i] != 0 and keys[i] != key:
-        i = (i + uint64(1)) & mask
-    return values[i] if keys[i] != 0 else np.int32(-1)
-
-
-@njit(nogil=True, cache=True)
 def variant_key(element, variant):
     """Key of one variant of one element, never 0."""
     return mix(mix(uint64(0x9E6D62D06F6A9A9B), uint64(element)), variant) | uint64(1)
@@ -142,11 +133,11 @@ def judge(
             top = np.float32(0.0)
             for what in range(2):
                 element = 2 * event[r] + what + 1
-                s = _find(table_keys, table_slots, uint64(element))
+                s = find(table_keys, table_slots, uint64(element))
                 if s < 0 or seen[s] < seen_min:
                     continue
                 slot[r, what] = s
-                row = _find(variant_keys, variant_rows, variant_key(element, logs[r] if what == 0 else calls[r]))
+                row = find(variant_keys, variant_rows, variant_key(element, logs[r] if what == 0 else calls[r]))
                 u = _weighed(nats[row] if row >= 0 else new_nats[s], least, hit)
                 top = max(top, u)
                 surprise[r, what] = max(u - other[r], np.float32(0.0))
@@ -261,7 +252,7 @@ def count_variants(
             if kind[r] == 0 or not allowed[c]:
                 continue
             for what in range(2):
-                s = _find(table_keys, table_slots, uint64(2 * event[r] + what + 1))
+                s = find(table_keys, table_slots, uint64(2 * event[r] + what + 1))
                 if s < 0:
                     continue
                 variant = logs[r] if what == 0 else calls[r]
@@ -271,7 +262,7 @@ def count_variants(
                         continue
                     audited_ns[s] = closed_ns[c]
                 key = variant_key(2 * event[r] + what + 1, variant)
-                row = _find(variant_keys, variant_rows, key)
+                row = find(variant_keys, variant_rows, key)
                 novelty[1] = novelty[1] * kept + 1.0
                 novelty[0] *= kept
                 if row < 0:
@@ -301,7 +292,7 @@ def unknown(event, kind, table_keys, table_slots, out):
     """Fills `out` with the rows of spans whose operation has no slot, and returns how many there are."""
     n = 0
     for r in range(event.size):
-        if kind[r] != 0 and _find(table_keys, table_slots, uint64(2 * event[r] + 1)) < 0:
+        if kind[r] != 0 and find(table_keys, table_slots, uint64(2 * event[r] + 1)) < 0:
             out[n] = r
             n += 1
     return n

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from collector_processor.kernels import bags as kernels
+from collector_processor.kernels.table import move_keys, move_two, slot_of
 from collector_processor.model import F64, I32, Bool, ChainBatch
 from detectors.familiarity import grown
 
@@ -57,7 +58,7 @@ class Values:
 
     def field(self, event: int, attribute: int) -> tuple[float, float]:
         """(values seen, share of new ones) of a field."""
-        slot = int(kernels.slot_of(self.field_keys, kernels.field_key(np.int64(event), np.int64(attribute))))
+        slot = int(slot_of(self.field_keys, kernels.field_key(np.int64(event), np.int64(attribute))))
         return float(self.count[slot]), float((self.fresh[slot] + 0.5) / (self.count[slot] + 1.0))
 
     def learn(self, batch: ChainBatch, normal: Bool) -> None:
@@ -78,11 +79,11 @@ class Values:
         while 2 * (self.used[0] + cells) > self.field_keys.size and self.field_keys.size < 2 * self.values_max:
             size = 2 * self.field_keys.size
             keys, count, fresh = np.zeros(size, np.uint64), np.zeros(size), np.zeros(size)
-            kernels.rehash(self.field_keys, self.count, self.fresh, keys, count, fresh)
+            move_two(self.field_keys, self.count, self.fresh, keys, count, fresh)
             self.field_keys, self.count, self.fresh = keys, count, fresh
         while 2 * (self.used[1] + cells) > self.value_keys.size and self.value_keys.size < 2 * self.values_max:
             larger = np.zeros(2 * self.value_keys.size, np.uint64)
-            kernels.rehash_set(self.value_keys, larger)
+            move_keys(self.value_keys, larger)
             self.value_keys = larger
 
     def snapshot(self) -> dict[str, Any]:

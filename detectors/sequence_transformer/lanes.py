@@ -16,6 +16,7 @@ import numpy as np
 
 from collector_processor.kernels import lanes as kernels
 from collector_processor.kernels.sequence import collapse
+from collector_processor.kernels.table import move_two, slot_of
 from collector_processor.model import F64, I32, I64, NONE, Bool, ChainBatch, Symbols
 from detectors.familiarity import grown
 from detectors.sequence_transformer.transformer import Lane, Transformer
@@ -61,7 +62,7 @@ class Counts:
         while 2 * (int(self.used[0]) + new) > self.keys.size and self.keys.size < NGRAMS_MAX:
             size = 2 * self.keys.size
             keys, count, kinds = np.zeros(size, np.uint64), np.zeros(size), np.zeros(size)
-            kernels.rehash(self.keys, self.count, self.kinds, keys, count, kinds)
+            move_two(self.keys, self.count, self.kinds, keys, count, kinds)
             self.keys, self.count, self.kinds = keys, count, kinds
 
     def learn(self, lane: Lane, weight: float) -> None:
@@ -144,10 +145,10 @@ class LaneTable:
         if 2 * (self.keys_used + 1) > self.keys.size:
             keys, rows = np.zeros(2 * self.keys.size, np.uint64), np.zeros(2 * self.keys.size, np.int32)
             for slot in np.flatnonzero(self.keys).tolist():
-                other = kernels.slot_of(keys, self.keys[slot])
+                other = slot_of(keys, self.keys[slot])
                 keys[other], rows[other] = self.keys[slot], self.rows[slot]
             self.keys, self.rows = keys, rows
-        slot = kernels.slot_of(self.keys, np.uint64(key))
+        slot = slot_of(self.keys, np.uint64(key))
         self.keys_used += int(self.keys[slot] == 0)
         self.keys[slot], self.rows[slot] = key, row
 
