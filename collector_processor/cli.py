@@ -125,7 +125,8 @@ def serve(
 ) -> None:
     """Runs the service: OTLP on 4317 and 4318, metrics on 9464, health on 13133; on localhost by default."""
     gc.disable()  # importing leaves no garbage, and looking for it takes a fifth of the start; `run` turns it on again
-    from collector_processor.runtime import StartError, run
+    from collector_processor.process import run
+    from collector_processor.runtime import StartError
 
     try:
         settings = load_config(config)

@@ -15,19 +15,12 @@ Stopping: intake ends, what waits is processed, exporters are flushed, a last ch
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import os
 import secrets
-import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,11 +28,12 @@ from typing import Any
 import structlog
 
 from collector_processor.clock import ForwardClock
-from collector_processor.config import Config, HealthConfig, RedactionConfig
+from collector_processor.config import Config
 from collector_processor.decide.verdicts import incident_row, verdict_rows
 from collector_processor.decode.otlp_json import to_protobuf
 from collector_processor.decode.repair import clean
 from collector_processor.engine import Engine, Output
+from collector_processor.health import Health
 from collector_processor.ingest.answers import Counters, RetryLaterError
 from collector_processor.ingest.auth import InsecureAddressError
 from collector_processor.ingest.receivers import Receivers
@@ -48,7 +42,7 @@ from collector_processor.journal.checkpoint import newest_position, read_checkpo
 from collector_processor.journal.wal import Journal, JournalUnavailableError
 from collector_processor.keeper import Keeper
 from collector_processor.model import Payload, Signal
-from collector_processor.redact import Masker, Redactor, redacted_event
+from collector_processor.redact import Masker
 from collector_processor.reload import Reloader, with_shipped_model
 from collector_processor.rows import Rows
 from detectors.sequence_transformer.promoted import folder_of
@@ -61,7 +55,6 @@ LOG = structlog.get_logger(__name__)
 SECOND = 1_000_000_000
 MARK_S = 0.05  # without an arrival, and something due, until a mark is written
 MARK_AGAIN_S = 1.0  # after one that could not be written
-M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # of mallopt(3)
 REPLAYED_S = 1.0  # of replay between two checkpoints, where they take no longer than a quarter of that
 EXPORTED_COUNTERS = (
     "records_received_total",
@@ -448,117 +441,3 @@ class Service:
             ("checkpoints_total", (("outcome", "unflushed"),)): self._keeper.unflushed,
             ("checkpoints_total", (("outcome", "corrupt"),)): checkpoints.corrupt,
         }
-
-
-class Health:
-    """`/livez` (the process answers and the engine has not failed) and `/readyz` (it takes data in)."""
-
-    def __init__(self, config: HealthConfig) -> None:
-        self._config = config
-        self._server: ThreadingHTTPServer | None = None
-        self.ready = False
-        self.draining = False
-        self.failed = False
-        self.note = ""
-
-    @property
-    def port(self) -> int:
-        """The port that it listens on."""
-        assert self._server is not None
-        return int(self._server.server_address[1])
-
-    def start(self) -> None:
-        """Raises OSError when the address cannot be had."""
-        health = self
-
-        class Answer(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                status, text = health.answer(self.path)
-                body = text.encode() + b"\n"
-                self.send_response(status)
-                self.send_header("Content-Type", "text/plain; charset=utf-8")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: Any) -> None:
-                """Probes come every few seconds: not worth a line."""
-
-        try:
-            self._server = ThreadingHTTPServer((self._config.host, self._config.port), Answer)
-        except OSError as error:
-            where = f"{self._config.host}:{self._config.port}"
-            raise OSError(f"service.health: cannot listen on {where}: {error.strerror}") from error
-        self._server.daemon_threads = True
-        threading.Thread(target=self._server.serve_forever, name="health", daemon=True).start()
-
-    def answer(self, path: str) -> tuple[int, str]:
-        """(HTTP status, text) for a probe."""
-        if path.startswith("/livez"):
-            return (500, "the engine has failed, see the log") if self.failed else (200, "alive")
-        if not path.startswith("/readyz"):
-            return 404, "there is /livez and /readyz"
-        if self.failed or self.draining:
-            return 503, "stopping"
-        if not self.ready and not self.note:
-            return 503, "starting"
-        return 200, self.note or "ready"
-
-    def stop(self) -> None:
-        """Safe without `start`."""
-        if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
-            self._server = None
-
-
-def log_plainly(redaction: RedactionConfig) -> None:
-    """Log lines on standard error, `key=value` after a message; tracebacks without local variables, which hold data,
-    and nothing of what `redaction` says must not be logged."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.format_exc_info,
-            partial(redacted_event, Redactor(redaction)),
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
-
-
-def keep_memory_together() -> None:
-    """Has glibc keep two arenas, and give large arrays back when they are freed; does nothing elsewhere.
-
-    Requests are allocated in a receiver's thread and freed in the engine's: every thread's own arena would keep the
-    holes, and memory grow for many minutes before they fit."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_ARENA_MAX, 2)
-        mallopt(M_MMAP_THRESHOLD, 1 << 20)
-
-
-def run(config: Config, data: Path) -> None:
-    """Serves until SIGTERM or SIGINT.
-
-    Raises:
-        StartError: it could not start.
-    """
-    os.umask(0o077)
-    keep_memory_together()
-    log_plainly(config.redaction)
-    done = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: done.set())
-    service = Service(config, data)
-    service.start()
-    gc.freeze()  # modules and kernels stay: a collection need not look at them
-    gc.enable()
-    LOG.info("serving", data=str(data), health=service.config.service.health.port)
-    while not done.wait(1.0):
-        if service.failed:
-            break
-    service.stop()
-    if service.failed:
-        raise StartError("the engine failed; see the log above")

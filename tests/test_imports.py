@@ -39,7 +39,10 @@ ROOMS: dict[str, set[str]] = {
 NOTHING_OF_OURS = {"collector_processor.model", "collector_processor.config", "collector_processor.kernels"}
 
 # From the bottom to the top: a module imports none that stands after it.
-LAYERS = ("collector_processor.engine", "collector_processor.runtime", "collector_processor.cli")
+LAYERS = (
+    *("collector_processor.engine", "collector_processor.runtime"),
+    *("collector_processor.process", "collector_processor.cli"),
+)
 
 
 def modules() -> dict[str, Path]:

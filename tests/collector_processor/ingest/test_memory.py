@@ -19,7 +19,7 @@ from pathlib import Path
 import grpc
 from tests.collector_processor.ingest.serving import METHODS, PATHS, serving
 from collector_processor.model import Signal
-from collector_processor.runtime import keep_memory_together
+from collector_processor.process import keep_memory_together
 from tests.otlp import log, logs, span, traces
 
 def peak():
