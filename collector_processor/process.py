@@ -1,4 +1,4 @@
-"""The service as a process: memory, logging and signals set up around `Service`, until somebody ends it."""
+"""The service as a process: memory, log and signals set up around `Service`, until somebody ends it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import ctypes
 import gc
 import os
 import signal
-import sys
 import threading
-from functools import partial
 from pathlib import Path
 
 import structlog
 
-from collector_processor.config import Config, RedactionConfig
-from collector_processor.redact import Redactor, redacted_event
+from collector_processor.config import Config
+from collector_processor.own_log import log_plainly
 from collector_processor.runtime import Service, StartError
 
 LOG = structlog.get_logger(__name__)
@@ -44,22 +42,6 @@ def run(config: Config, data: Path) -> None:
     service.stop()
     if service.failed:
         raise StartError("the engine failed; see the log above")
-
-
-def log_plainly(redaction: RedactionConfig) -> None:
-    """Log lines on standard error, `key=value` after a message; tracebacks without local variables, which hold data,
-    and nothing of what `redaction` says must not be logged."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.format_exc_info,
-            partial(redacted_event, Redactor(redaction)),
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
 
 
 def keep_memory_together() -> None:

@@ -18,8 +18,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -37,6 +36,7 @@ from collector_processor.health import Health
 from collector_processor.ingest.answers import Counters, RetryLaterError
 from collector_processor.ingest.auth import InsecureAddressError
 from collector_processor.ingest.receivers import Receivers
+from collector_processor.intake import Intake
 from collector_processor.journal.checkpoint import Counters as CheckpointCounters
 from collector_processor.journal.checkpoint import newest_position, read_checkpoint
 from collector_processor.journal.wal import Journal, JournalUnavailableError
@@ -73,56 +73,6 @@ def _json_to_protobuf(data: bytes, kind: Signal) -> bytes:
 
 class StartError(Exception):
     """The service cannot start; the message says why and what to change."""
-
-
-class Intake:
-    """Requests between the receivers and the engine, in the order of the journal. Bounded by bytes."""
-
-    def __init__(self, bytes_max: int, clock: Callable[[], int]) -> None:
-        self._bytes_max = bytes_max
-        self._clock = clock
-        self._last_ns = 0
-        self._changed = threading.Condition()
-        self._arriving: dict[int, int] = {}  # ticket -> arrival time, of requests that are not durable yet
-        self._tickets = 0
-        self._waiting: list[tuple[int, Payload]] = []
-        self._bytes = 0
-
-    @contextmanager
-    def arriving(self, payload: Payload) -> Iterator[Payload]:
-        """The payload with its arrival time; until the block ends, engine time does not go past it.
-
-        Raises:
-            RetryLaterError: too much waits for the engine."""
-        with self._changed:
-            if self._bytes >= self._bytes_max:
-                raise RetryLaterError("backlog", "the service is behind", 2)
-            self._last_ns = max(self._last_ns, self._clock())
-            self._tickets += 1
-            ticket = self._tickets
-            self._arriving[ticket] = self._last_ns
-        try:
-            yield replace(payload, arrival_ns=self._last_ns)
-        finally:
-            with self._changed:
-                del self._arriving[ticket]
-
-    def put(self, position: int, payload: Payload) -> None:
-        """Adds a durable request; never blocks, for it is as good as acknowledged."""
-        with self._changed:
-            self._waiting.append((position, payload))
-            self._bytes += len(payload.data)
-            self._changed.notify()
-
-    def take(self, wait_s: float) -> tuple[list[tuple[int, Payload]], int]:
-        """(position, payload) of all that waits, after at most `wait_s` seconds of waiting for something; and the time
-        up to which nothing else can come any more."""
-        with self._changed:
-            if not self._waiting:
-                self._changed.wait(wait_s)
-            taken, self._waiting, self._bytes = self._waiting, [], 0
-            self._last_ns = max(self._last_ns, self._clock())
-            return taken, min(self._arriving.values(), default=self._last_ns)
 
 
 class Service:

@@ -90,7 +90,7 @@ METRICS: dict[str, Metric] = {
         Metric(
             "records_received_total",
             "counter",
-            "Spans and log records received, accepted or not. transport: grpc, http, kafka, file.",
+            "Spans and log records received, accepted or not. transport: grpc, http.",
             ("signal", "transport"),
             starts_at=tuple((signal, transport) for signal in _SIGNALS for transport in ("grpc", "http")),
         ),
