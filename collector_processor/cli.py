@@ -141,8 +141,12 @@ def serve(
 
 @app.command()
 def demo(
-    duration: Annotated[float | None, typer.Option(help="Seconds; without it the demo runs until Ctrl-C.")] = None,
-    exit_after: Annotated[bool, typer.Option("--exit", help="Stop after the duration and print a summary.")] = False,
+    duration: Annotated[
+        float | None, typer.Option(help="Seconds after which --exit ends it (120 without this).")
+    ] = None,
+    exit_after: Annotated[
+        bool, typer.Option("--exit", help="End after the duration and print a summary; else it runs until Ctrl-C.")
+    ] = False,
 ) -> None:
     """Runs the service with a simulated payment platform in front of it, breaks the platform, and shows what is
     found."""

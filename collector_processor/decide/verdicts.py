@@ -320,12 +320,6 @@ class Decider:
         return np.where(np.isfinite(out[chains]), out[chains], np.nan)
 
 
-def normal_mask(verdicts: VerdictBatch) -> Bool:
-    """[n] which chains are not unusual. What may train once the quarantine is over is `Decider.clear`'s to say."""
-    normal: Bool = verdicts.severity == Severity.NONE
-    return normal
-
-
 def strongest(findings: Findings, start: int, stop: int) -> list[int]:
     """The finding rows start..stop, rule violations first, then by rising p-value."""
     rows = range(stop - start)

@@ -25,6 +25,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from collector_processor.kernels import json as kernel
+from collector_processor.kernels.json_numbers import POWERS
 from collector_processor.model import Signal
 
 DEPTH_MAX: Final = 1024
@@ -175,7 +176,7 @@ def to_protobuf(data: bytes, signal: Signal | None = None) -> tuple[Signal, byte
     size = len(text) + 64
     while True:
         out = np.empty(size, np.uint8)
-        arrays = (out, table.fields, table.slots, table.targets, kernel.POWERS, stack)
+        arrays = (out, table.fields, table.slots, table.targets, POWERS, stack)
         status, position, member = kernel.transcode(buf, table.roots[signal], *arrays)
         if status != kernel.FULL:
             break

@@ -20,7 +20,8 @@ from collector_processor.config import Config
 from collector_processor.evaluation.faults import FaultReport, FaultResult, judge
 from collector_processor.evaluation.labels import NS, Labels
 from collector_processor.evaluation.run import Observer
-from collector_processor.evaluation.worlds import Injection, Layout, World, labels_of
+from collector_processor.evaluation.world_parts import Injection
+from collector_processor.evaluation.worlds import Layout, World, labels_of
 
 FRESH = 1000
 FAULTS_OF: dict[Layout, int] = {"blocks": 10, "hours": 3}

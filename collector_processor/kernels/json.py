@@ -5,7 +5,8 @@ as it goes; what a key means is looked up in tables that `decode/otlp_json.py` m
 A message's length is not known when it opens: one byte is left for it, and on closing the content moves up when the
 length needs more (deep inside, five bytes are left and padded, so that hostile nesting costs no quadratic time).
 Every read is checked against the end of the text and every write against the end of `out`. Nothing raises: a negative
-status says what was expected at which byte, and the caller takes an exact, slow path or reports it.
+status says what was expected at which byte, and the caller takes an exact, slow path or reports it. Strings are read in
+`json_text.py`, numbers in `json_numbers.py`.
 
 `_nrt=False`: no kernel here makes an array, and numba's counting of references to the arrays that pass through the
 helpers took three quarters of the time.
@@ -16,7 +17,18 @@ from __future__ import annotations
 import numpy as np
 from numba import int64, njit, uint8, uint64
 
-from collector_processor.kernels.wire import MULTIPLIER, finish, fixed64, hex_digit, mix
+from collector_processor.kernels.json_numbers import read_double, read_integer
+from collector_processor.kernels.json_text import (
+    byte_at,
+    copy,
+    quoted_end,
+    string_end,
+    unescape,
+    write_base64,
+    write_fixed,
+    write_id,
+)
+from collector_processor.kernels.wire import MULTIPLIER, finish, fixed64, mix
 
 # What a field holds.
 STRING, HEX, BASE64, INT, UINT, BOOL, ENUM, DOUBLE, FIXED64, SFIXED64, FIXED32, SINT, MESSAGE = range(1, 14)
@@ -40,46 +52,10 @@ WANT_NUMBER, WANT_BOOL, WANT_VALUE, BAD_ESCAPE, BAD_CONTROL, BAD_BASE64, TRAILIN
 
 TRUE = np.frombuffer(b"true", np.uint8).copy()
 FALSE = np.frombuffer(b"false", np.uint8).copy()
-HEX_DIGITS = np.full(256, 255, np.uint8)
-for _value, _digit in enumerate(b"0123456789abcdef"):
-    HEX_DIGITS[_digit] = HEX_DIGITS[ord(chr(_digit).upper())] = _value
-
 NULL = np.frombuffer(b"null", np.uint8).copy()
 NAN = np.frombuffer(b'"NaN"', np.uint8).copy()
 INFINITY = np.frombuffer(b'"Infinity"', np.uint8).copy()
 MINUS_INFINITY = np.frombuffer(b'"-Infinity"', np.uint8).copy()
-
-ONES = 0x0101010101010101
-HIGHS = 0x8080808080808080
-MIN_EXPONENT = -348
-LAST_TENTH = 1844674407370955161  # (2**64 - 1) // 10
-
-
-def powers_of_ten() -> np.ndarray:
-    """uint64[696, 2]: high and low half of the 128-bit mantissa of 10**e, rounded down, for e from -348 to 347."""
-    rows = []
-    for exponent in range(MIN_EXPONENT, 348):
-        if exponent >= 0:
-            value = 10**exponent
-            size = value.bit_length()
-            mantissa = value << (128 - size) if size <= 128 else value >> (size - 128)
-        else:
-            divisor = 10**-exponent
-            mantissa = (1 << (divisor.bit_length() + 127)) // divisor
-            mantissa >>= mantissa.bit_length() - 128
-        rows.append((mantissa >> 64, mantissa & (2**64 - 1)))
-    return np.array(rows, np.uint64)
-
-
-POWERS = powers_of_ten()
-
-
-@njit(forceinline=True, _nrt=False)
-def byte_at(buf, p):
-    """The byte at p, 0 beyond the end: a byte that no rule below accepts."""
-    if p < buf.size:
-        return buf[uint64(p)]
-    return uint8(0)
 
 
 @njit(forceinline=True, _nrt=False)
@@ -105,14 +81,6 @@ def write_varint(out, o, value):
 
 
 @njit(forceinline=True, _nrt=False)
-def write_fixed(out, o, value, width):
-    """Writes the low `width` bytes of the uint64 `value`, little-endian."""
-    for i in range(width):
-        out[uint64(o + i)] = uint8((value >> uint64(8 * i)) & uint64(255))
-    return o + width
-
-
-@njit(forceinline=True, _nrt=False)
 def varint_size(value):
     """Bytes that the varint of a non-negative int64 takes."""
     size = 1
@@ -120,337 +88,6 @@ def varint_size(value):
         value >>= 7
         size += 1
     return size
-
-
-@njit(forceinline=True, _nrt=False)
-def string_end(buf, p):
-    """Position of the first quote, backslash or control character from p on; the size of `buf` when there is none."""
-    end = buf.size
-    while end - p >= 8:
-        x = fixed64(buf, p)
-        quote = x ^ uint64(ONES * 0x22)
-        slash = x ^ uint64(ONES * 0x5C)
-        hit = ((quote - uint64(ONES)) & ~quote) | ((slash - uint64(ONES)) & ~slash) | ((x - uint64(ONES * 0x20)) & ~x)
-        hit &= uint64(HIGHS)
-        if hit != uint64(0):
-            below = ((hit & (~hit + uint64(1))) - uint64(1)) & uint64(ONES)  # a one for each byte up to the first hit
-            return p + int64((below * uint64(ONES)) >> uint64(56)) - 1
-        p += 8
-    while p < end:
-        c = buf[uint64(p)]
-        if c == 0x22 or c == 0x5C or c < 0x20:
-            break
-        p += 1
-    return p
-
-
-@njit(forceinline=True, _nrt=False)
-def copy(buf, p, out, o, n):
-    """Copies buf[p:p + n] to out[o:]; may write up to seven bytes more, which the caller has room for."""
-    i = 0
-    while i < n and p + i + 8 <= buf.size:
-        write_fixed(out, o + i, fixed64(buf, p + i), 8)
-        i += 8
-    while i < n:
-        out[uint64(o + i)] = buf[uint64(p + i)]
-        i += 1
-
-
-@njit(forceinline=True, _nrt=False)
-def quoted_end(buf, p):
-    """Position of the closing quote of the string whose inside starts at p; below zero: -1 - the fault's position."""
-    while True:
-        p = string_end(buf, p)
-        c = byte_at(buf, p)
-        if c == 0x22:
-            return p
-        if c != 0x5C or p + 1 >= buf.size:
-            return -1 - p
-        p += 2
-
-
-@njit(forceinline=True, _nrt=False)
-def hex4(buf, p):
-    """Value of the four hexadecimal digits at p, -1 when there are none."""
-    value = int64(0)
-    for i in range(4):
-        digit = hex_digit(byte_at(buf, p + i))
-        if digit < 0:
-            return int64(-1)
-        value = value * 16 + digit
-    return value
-
-
-@njit(nogil=True, cache=True, _nrt=False)
-def unescape(buf, p, end, out, o):
-    """Writes the string inside buf[p:end], which holds escapes, as UTF-8; a lone surrogate becomes U+FFFD.
-
-    Returns the new end, or -1 - the position of a bad escape.
-    """
-    while p < end:
-        c = buf[uint64(p)]
-        if c != 0x5C:
-            out[uint64(o)] = c
-            o += 1
-            p += 1
-            continue
-        c = byte_at(buf, p + 1)
-        code = int64(c)
-        if c == 0x75:  # u
-            code = hex4(buf, p + 2)
-            if code < 0 or p + 6 > end:
-                return -1 - p
-            p += 4
-            if 0xD800 <= code < 0xE000:
-                low = int64(-1)
-                if code < 0xDC00 and byte_at(buf, p + 2) == 0x5C and byte_at(buf, p + 3) == 0x75 and p + 8 <= end:
-                    low = hex4(buf, p + 4)
-                if 0xDC00 <= low < 0xE000:
-                    code = 0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00)
-                    p += 6
-                else:
-                    code = 0xFFFD
-        elif c == 0x6E:  # n
-            code = 10
-        elif c == 0x74:  # t
-            code = 9
-        elif c == 0x72:  # r
-            code = 13
-        elif c == 0x62:  # b
-            code = 8
-        elif c == 0x66:  # f
-            code = 12
-        elif c != 0x22 and c != 0x5C and c != 0x2F:
-            return -1 - p
-        p += 2
-        o = write_utf8(out, o, code)
-    return o
-
-
-@njit(forceinline=True, _nrt=False)
-def write_utf8(out, o, code):
-    """Writes the code point `code`; returns the position after it."""
-    if code < 0x80:
-        out[uint64(o)] = uint8(code)
-        return o + 1
-    if code < 0x800:
-        out[uint64(o)] = uint8(0xC0 | (code >> 6))
-        out[uint64(o + 1)] = uint8(0x80 | (code & 0x3F))
-        return o + 2
-    if code < 0x10000:
-        out[uint64(o)] = uint8(0xE0 | (code >> 12))
-        out[uint64(o + 1)] = uint8(0x80 | ((code >> 6) & 0x3F))
-        out[uint64(o + 2)] = uint8(0x80 | (code & 0x3F))
-        return o + 3
-    out[uint64(o)] = uint8(0xF0 | (code >> 18))
-    out[uint64(o + 1)] = uint8(0x80 | ((code >> 12) & 0x3F))
-    out[uint64(o + 2)] = uint8(0x80 | ((code >> 6) & 0x3F))
-    out[uint64(o + 3)] = uint8(0x80 | (code & 0x3F))
-    return o + 4
-
-
-@njit(forceinline=True, _nrt=False)
-def base64_digit(c):
-    """Value of a base64 digit of either alphabet, -1 for any other byte."""
-    if 65 <= c <= 90:
-        return int64(c) - 65
-    if 97 <= c <= 122:
-        return int64(c) - 71
-    if 48 <= c <= 57:
-        return int64(c) + 4
-    if c == 43 or c == 45:
-        return int64(62)
-    if c == 47 or c == 95:
-        return int64(63)
-    return int64(-1)
-
-
-@njit(nogil=True, cache=True, _nrt=False)
-def write_base64(buf, p, end, out, o):
-    """Writes what the base64 text buf[p:end] encodes, padding optional. Returns the new end, -1 when it is none."""
-    while end > p and buf[uint64(end - 1)] == 61:
-        end -= 1
-    if (end - p) % 4 == 1:
-        return int64(-1)
-    bits = int64(0)
-    held = 0
-    while p < end:
-        digit = base64_digit(buf[uint64(p)])
-        if digit < 0:
-            return int64(-1)
-        bits = ((bits << 6) | digit) & 0xFFFF
-        held += 6
-        if held >= 8:
-            held -= 8
-            out[uint64(o)] = uint8((bits >> held) & 255)
-            o += 1
-        p += 1
-    return o
-
-
-@njit(forceinline=True, _nrt=False)
-def write_id(buf, p, end, out, o):
-    """Writes the bytes of the hexadecimal id buf[p:end]; returns the new end.
-
-    An id in base64 with padding, as protobuf's own JSON mapping has it, is read too; anything else becomes one byte,
-    which no reader takes for an id, so that one bad span does not cost the request.
-    """
-    n = end - p
-    if (n == 24 or n == 12) and buf[uint64(end - 1)] == 61:
-        done = write_base64(buf, p, end, out, o)
-        if done - o == (16 if n == 24 else 8):
-            return done
-    wrong = uint8(0)
-    for i in range(n // 2):
-        high = HEX_DIGITS[buf[uint64(p + 2 * i)]]
-        low = HEX_DIGITS[buf[uint64(p + 2 * i + 1)]]
-        wrong |= high | low
-        out[uint64(o + i)] = (high << uint8(4)) | low
-    if n % 2 == 0 and wrong < 128:
-        return o + n // 2
-    out[uint64(o)] = uint8(255)
-    return o + 1
-
-
-@njit(forceinline=True, _nrt=False)
-def read_integer(buf, p):
-    """(magnitude, negative, next position) of a decimal integer at p; position -1 when it is none that fits 64 bits."""
-    negative = byte_at(buf, p) == 45
-    if negative:
-        p += 1
-    first = p
-    value = uint64(0)
-    while True:
-        digit = uint64(byte_at(buf, p)) - uint64(48)
-        if digit > uint64(9):
-            break
-        if p - first > 18 and (value > uint64(LAST_TENTH) or (value == uint64(LAST_TENTH) and digit > uint64(5))):
-            return value, negative, int64(-1)
-        value = value * uint64(10) + digit
-        p += 1
-    if p == first or (p - first > 1 and buf[uint64(first)] == 48):
-        return value, negative, int64(-1)
-    c = byte_at(buf, p)
-    if c == 46 or c == 101 or c == 69:  # a fraction or an exponent
-        return value, negative, int64(-1)
-    return value, negative, p
-
-
-@njit(forceinline=True, _nrt=False)
-def high_product(a, b):
-    """(high, low) half of the 128-bit product of two uint64."""
-    mask = uint64(0xFFFFFFFF)
-    shift = uint64(32)
-    low = (a & mask) * (b & mask)
-    one = (a >> shift) * (b & mask)
-    two = (a & mask) * (b >> shift)
-    middle = (low >> shift) + (one & mask) + (two & mask)
-    high = (a >> shift) * (b >> shift) + (one >> shift) + (two >> shift) + (middle >> shift)
-    return high, a * b
-
-
-@njit(nogil=True, cache=True, _nrt=False)
-def double_bits(mantissa, exponent, powers):
-    """(bits, ok) of the double nearest to mantissa * 10**exponent (Eisel and Lemire, 'Number parsing at a gigabyte per
-    second', 2021, as in Go's strconv). Not ok: the few cases that 128 bits do not decide, subnormals and overflow."""
-    one = uint64(1)
-    low9 = uint64(0x1FF)
-    if mantissa == uint64(0):
-        return uint64(0), True
-    if exponent < MIN_EXPONENT or exponent > 347:
-        return uint64(0), False
-    zeros = 0
-    while mantissa >> uint64(63) == uint64(0):
-        mantissa <<= one
-        zeros += 1
-    binary = ((217706 * exponent) >> 16) + 64 + 1023 - zeros
-    row = exponent - MIN_EXPONENT
-    high, low = high_product(mantissa, powers[row, 0])
-    if high & low9 == low9 and low + mantissa < mantissa:
-        high2, low2 = high_product(mantissa, powers[row, 1])
-        merged = low + high2
-        if merged < low:
-            high += one
-        if high & low9 == low9 and merged + one == uint64(0) and low2 + mantissa < mantissa:
-            return uint64(0), False
-        low = merged
-    top = high >> uint64(63)
-    kept = high >> (top + uint64(9))
-    binary -= int64(one ^ top)
-    if low == uint64(0) and high & low9 == uint64(0) and kept & uint64(3) == one:
-        return uint64(0), False
-    kept = (kept + (kept & one)) >> one
-    if kept >> uint64(53) > uint64(0):
-        kept >>= one
-        binary += 1
-    if binary < 1 or binary >= 0x7FF:
-        return uint64(0), False
-    return (uint64(binary) << uint64(52)) | (kept & uint64(0x000FFFFFFFFFFFFF)), True
-
-
-@njit(nogil=True, cache=True, _nrt=False)
-def read_double(buf, p, powers):
-    """(bits, next position) of a JSON number at p; position -1 when it is none, or its rounding cannot be decided here.
-
-    Nineteen digits are kept. When more follow, the number lies between the kept ones and the next: rounded alike, the
-    rest does not matter.
-    """
-    negative = byte_at(buf, p) == 45
-    if negative:
-        p += 1
-    mantissa = uint64(0)
-    digits = 0
-    dropped = False
-    exponent = int64(0)
-    first = p
-    point = int64(-1)
-    while True:
-        c = byte_at(buf, p)
-        if c == 46 and point < 0 and p > first:
-            point = p + 1
-        elif 48 <= c <= 57:
-            if digits < 19:
-                digits += digits > 0 or c != 48
-                mantissa = mantissa * uint64(10) + uint64(c - 48)
-                exponent -= point >= 0
-            else:
-                dropped = True
-                exponent += point < 0
-        else:
-            break
-        p += 1
-    whole = (point - 1 if point >= 0 else p) - first
-    if whole == 0 or point == p or (whole > 1 and buf[uint64(first)] == 48):
-        return uint64(0), int64(-1)
-    c = byte_at(buf, p)
-    if c == 101 or c == 69:
-        p += 1
-        sign = byte_at(buf, p)
-        if sign == 43 or sign == 45:
-            p += 1
-        value, too_large, p = read_integer_digits(buf, p)
-        if too_large or p < 0:
-            return uint64(0), int64(-1)
-        exponent += -value if sign == 45 else value
-    bits, ok = double_bits(mantissa, exponent, powers)
-    if dropped and ok:
-        above, ok = double_bits(mantissa + uint64(1), exponent, powers)
-        ok &= above == bits
-    if not ok:
-        return uint64(0), int64(-1)
-    return bits | (uint64(negative) << uint64(63)), p
-
-
-@njit(forceinline=True, _nrt=False)
-def read_integer_digits(buf, p):
-    """(value, too large, next position) of the decimal digits at p; position -1 when there are none."""
-    first = p
-    value = int64(0)
-    while 48 <= byte_at(buf, p) <= 57:
-        if value < 100000:
-            value = value * 10 + int64(buf[uint64(p)]) - 48
-        p += 1
-    return value, value >= 100000, p if p > first else int64(-1)
 
 
 @njit(forceinline=True, _nrt=False)

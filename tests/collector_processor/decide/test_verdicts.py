@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from collector_processor.config import BusinessConfig, CalendarConfig, Config, DecideConfig, JoinConfig, PeriodConfig
-from collector_processor.decide.verdicts import Decider, incident_row, normal_mask, verdict_id, verdict_rows
+from collector_processor.decide.verdicts import Decider, incident_row, verdict_id, verdict_rows
 from collector_processor.model import (
     F64,
     ChainBatch,
@@ -262,7 +262,7 @@ def test_a_usual_chain_is_not_explained_and_costs_no_evidence() -> None:
     scores["size"].findings = findings((1, Kind.SLOW_CALL, 0.2))
     verdicts = bench.decider.decide(bench.batch(5), scores)
     rows = list(verdict_rows(verdicts, np.arange(5)))
-    assert normal_mask(verdicts).all()
+    assert (verdicts.severity == Severity.NONE).all()
     assert not any("explanation" in row for row in rows)
     assert all(row["category"] is None and row["severity"] == "none" for row in rows)
     assert bench.sources["size"].asked == 0

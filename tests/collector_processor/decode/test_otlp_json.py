@@ -23,6 +23,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from collector_processor.decode import otlp_json
 from collector_processor.decode.otlp_json import to_protobuf
 from collector_processor.kernels import json as kernel
+from collector_processor.kernels.json_numbers import POWERS, double_bits
 from collector_processor.model import Signal
 
 WITHOUT_JIT = os.environ.get("NUMBA_DISABLE_JIT") == "1"
@@ -255,7 +256,7 @@ def test_every_double_comes_back(number: float) -> None:
 @few
 @given(st.integers(0, 10**19 - 1), st.integers(-400, 400))
 def test_every_decimal_of_up_to_nineteen_digits_is_rounded_right(mantissa: int, exponent: int) -> None:
-    bits, ok = kernel.double_bits(kernel.np.uint64(mantissa), exponent, kernel.POWERS)
+    bits, ok = double_bits(kernel.np.uint64(mantissa), exponent, POWERS)
     if ok:
         assert struct.unpack("<d", struct.pack("<Q", int(bits)))[0] == float(f"{mantissa}e{exponent}")
 
