@@ -39,6 +39,8 @@ WITHIN = 3 << 40
 OUT_OF = 4 << 40
 KIND = 7 << 40  # mask of the four above
 EVENT = (1 << 20) - 1  # mask of the callee in the key of a call
+SLOW_OPERATION, SLOW_CALL = 9, 10  # model.Kind
+OPERATION, EDGE, SERVICE = 1, 2, 4  # model.Level
 
 
 @njit(nogil=True, cache=True)
@@ -241,6 +243,44 @@ def score(
         which[k, 3], which[k, 4], which[k, 5] = far[i], row[i], slot[i]
         how[k, 0], how[k, 1] = surprise[i], value[i]
     return in_nats(parts), which, how
+
+
+@njit(nogil=True, cache=True)
+def say(key, near, far, slot, out):
+    """Fills in what a finding about an element or a pool is about: `out` is a row of FINDING."""
+    kind = key & KIND
+    called = kind == CALL or kind == INTO or kind == OUT_OF
+    out["kind"] = SLOW_CALL if called else SLOW_OPERATION
+    out["level"] = EDGE if kind == CALL else OPERATION if kind == 0 else SERVICE
+    out["service"], out["caller"] = near, far
+    if kind == CALL:
+        out["event"] = key & EVENT
+    elif kind == 0:
+        out["event"] = key - 1
+    out["detail"] = slot
+
+
+@njit(nogil=True, cache=True)
+def say_chains(which, instance, out):
+    """Fills in what the findings `out` about observations are about; `which` as `score` gives it."""
+    for i in range(out.size):
+        say(which[i, 1], which[i, 2], which[i, 3], which[i, 5], out[i])
+        out[i]["chain"] = which[i, 0]
+        out[i]["instance"] = instance[which[i, 4]]
+
+
+@njit(nogil=True, cache=True)
+def say_windows(slots, keys, near, far, hits, counts, out):
+    """Fills in what the findings `out` about windows are about. Gives int64[k] surprising ones and int64[k] all in
+    each."""
+    surprising, observed = np.zeros(slots.size, np.int64), np.zeros(slots.size, np.int64)
+    for i in range(slots.size):
+        s = slots[i]
+        say(np.int64(keys[s]), near[s], far[s], s, out[i])
+        for column in range(counts.shape[1]):
+            surprising[i] += hits[s, column]
+            observed[i] += counts[s, column]
+    return surprising, observed
 
 
 @njit(nogil=True, cache=True)

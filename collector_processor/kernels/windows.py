@@ -73,13 +73,17 @@ def patient(known_ns, since_ns, now_ns):
 
 @njit(nogil=True, cache=True)
 def judge_slots(
-    used, sums, usual, counts, mean, dispersion, memory, prior, piece, hold, now_ns, window_ns, level, born_ns,
-    since_ns, loud_ns, alarmed_ns, out,
+    used, sums, usual, counts, mean, dispersion, memory, prior, piece, hold, report, now_ns, window_ns, level, born_ns,
+    since_ns, loud_ns, alarmed_ns,
 ):  # fmt: skip
-    """Fills `out` float32[used] with the exponent of each slot's window without its greatest epoch.
+    """The exponents of the slots' windows, each without its greatest epoch: (int64[k] the slots from `report` on,
+    float64[k] theirs, the greatest of all).
 
     loud_ns: the last boundary beyond `hold`; since_ns: the first of them without a whole window of quiet in between;
     alarmed_ns: the last one at which the alarm still held learning up."""
+    slots, exponents = np.empty(used, np.int64), np.empty(used)
+    found = 0
+    greatest = np.float32(0.0)
     for s in range(used):
         n = 0.0
         total = 0.0
@@ -99,14 +103,21 @@ def judge_slots(
         expected -= usual[s, at]
         burst = max(piece, memory[s, 4]) if piece > 0.0 else 0.0
         known = memory[s, 1] + prior[1]
-        out[s] = exponent(total, n, max(mean[s], expected / n), dispersion[s], burst, known) if n > 0 else 0.0
-        level[s] = min(out[s], LEVEL_MAX)
-        if out[s] >= hold:
+        size = np.float32(0.0)
+        if n > 0:
+            size = np.float32(exponent(total, n, max(mean[s], expected / n), dispersion[s], burst, known))
+        level[s] = min(size, LEVEL_MAX)
+        greatest = max(greatest, size)
+        if size >= report:
+            slots[found], exponents[found] = s, size
+            found += 1
+        if size >= hold:
             if loud_ns[s] < now_ns - window_ns:
                 since_ns[s] = now_ns
             loud_ns[s] = now_ns
             if patient(since_ns[s] - born_ns[s], since_ns[s], now_ns):
                 alarmed_ns[s] = now_ns
+    return slots[:found], exponents[:found], greatest
 
 
 @njit(nogil=True, cache=True)
@@ -298,17 +309,17 @@ class Windows:
         self.lookup.put(key, slot)
         return slot
 
-    def judge(self, now_ns: int, hold: float) -> Any:
-        """float32[used]: the exponent of each slot's window at the boundary `now_ns`; from `hold` on it is in alarm."""
-        out = np.empty(self.used, np.float32)
-        judge_slots(
+    def judge(self, now_ns: int, hold: float, report: float) -> tuple[Any, Any]:
+        """(int64[k], float64[k]): slots and exponents of the windows that reach `report` at the boundary `now_ns`;
+        from `hold` on a slot is in alarm."""
+        slots, exponents, greatest = judge_slots(
             *(self.used, self.sums, self.usual, self.counts, self.mean, self.dispersion, self.memory, self.prior),
-            *(self.piece, hold, now_ns, self.columns * self.epoch_ns, self.level),
-            *(self.born_ns, self.since_ns, self.loud_ns, self.alarmed_ns, out),
+            *(self.piece, hold, np.float32(report), now_ns, self.columns * self.epoch_ns, self.level),
+            *(self.born_ns, self.since_ns, self.loud_ns, self.alarmed_ns),
         )
-        if self.used and out.max() >= SHAKEN:
+        if greatest >= SHAKEN:
             self.shaken_ns = now_ns
-        return out
+        return slots, exponents
 
     def turn(self, now_ns: int) -> None:
         """Opens the column of the epoch that begins at the boundary `now_ns`."""

@@ -330,8 +330,7 @@ class Topology:
 
     def advance(self, now_ns: int) -> Findings:
         w = self.windows
-        exponent = w.judge(now_ns, self.config.hold)
-        slots: I64 = np.flatnonzero(exponent >= self.config.report)
+        slots, exponent = w.judge(now_ns, self.config.hold, self.config.report)
         rows = no_findings(slots.size)
         self.facts = {}
         reworded: list[int] = []
@@ -356,7 +355,8 @@ class Topology:
                 slot, self.examples.get(slot, NO_EXAMPLE)
             ):
                 reworded.append(slot)
-        rows["p"] = np.maximum(np.exp(-exponent[slots].astype(np.float64)), P_MIN)
+        if slots.size:
+            rows["p"] = np.maximum(np.exp(-exponent), P_MIN)
         w.turn(now_ns)
         oldest = now_ns - w.columns * w.epoch_ns
         self.reworded = {slot: since for slot, since in self.reworded.items() if since >= oldest}

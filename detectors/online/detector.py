@@ -19,6 +19,7 @@ from collector_processor.kernels import elements as kernel
 from collector_processor.kernels.windows import Windows
 from collector_processor.model import (
     F32,
+    F64,
     I64,
     NONE,
     Bool,
@@ -40,8 +41,7 @@ PRIOR = (0.6, 20.0, 0.6, 150.0)  # of surprises: mean, its weight, dispersion, i
 POOLS = {kernel.INTO: 0, kernel.WITHIN: 1, kernel.OUT_OF: 2}
 P_MIN = 1e-300
 # As plain numbers: numpy is ten times slower with members of an enum.
-SLOW_CALL, SLOW_OPERATION = int(Kind.SLOW_CALL), int(Kind.SLOW_OPERATION)
-FLOW, OPERATION, EDGE, SERVICE = int(Level.FLOW), int(Level.OPERATION), int(Level.EDGE), int(Level.SERVICE)
+SLOW_OPERATION, FLOW = int(Kind.SLOW_OPERATION), int(Level.FLOW)
 
 
 class Online:
@@ -84,46 +84,29 @@ class Online:
 
     def _chain_findings(self, batch: ChainBatch, which: I64, how: F32) -> Findings:
         """The most surprising elements of each chain, at most `findings_max`; elements in alarm need surprise less."""
-        chain, key, near, far, row, slot = which.T
-        called = far >= 0
-        out = no_findings(chain.size)
-        out["chain"] = chain
-        out["kind"] = np.where(called, SLOW_CALL, SLOW_OPERATION)
-        out["level"] = np.where(called, EDGE, OPERATION)
-        out["service"], out["caller"] = near, far
-        out["event"] = np.where(called, key & kernel.EVENT, key - 1)
+        out = no_findings(len(which))
+        kernel.say_chains(which, batch.instance, out)
         out["p"] = np.exp(-how[:, 0].astype(np.float64))
-        out["expected"], out["actual"] = self.history.typical[slot] / NS, how[:, 1] / NS
-        out["instance"] = batch.instance[row]
-        out["detail"] = slot
+        out["expected"], out["actual"] = self.history.typical[which[:, 5]] / NS, how[:, 1] / NS
         return out
 
     def advance(self, now_ns: int) -> Findings:
-        exponent = self.windows.judge(now_ns, self.config.hold)
-        findings = self._window_findings(np.flatnonzero(exponent >= self.config.report), exponent)
+        findings = self._window_findings(*self.windows.judge(now_ns, self.config.hold, self.config.report))
         self.windows.turn(now_ns)
         slices = self.slices.advance(now_ns)
         return all_findings([findings, slices])
 
-    def _window_findings(self, slots: I64, exponent: F32) -> Findings:
+    def _window_findings(self, slots: I64, exponent: F64) -> Findings:
         w = self.windows
-        rows = no_findings(slots.size)
         self.facts = {}
         if not slots.size:
-            return rows
-        key = w.key[slots].astype(np.int64)
-        kind = key & kernel.KIND
-        hits = w.hits[slots].sum(1)
-        rows["kind"] = np.where((kind == 0) | (kind == kernel.WITHIN), SLOW_OPERATION, SLOW_CALL)
-        rows["level"] = np.where(kind == kernel.CALL, EDGE, np.where(kind == 0, OPERATION, SERVICE))
-        rows["service"], rows["caller"] = w.near[slots], w.far[slots]
-        rows["event"] = np.where(kind == kernel.CALL, key & kernel.EVENT, np.where(kind == 0, key - 1, NONE))
-        rows["p"] = np.maximum(np.exp(-exponent[slots].astype(np.float64)), P_MIN)
+            return no_findings()
+        rows = no_findings(slots.size)
+        hits, counts = kernel.say_windows(slots, w.key, w.near, w.far, w.hits, w.counts, rows)
+        rows["p"] = np.maximum(np.exp(-exponent), P_MIN)
         rows["expected"] = w.hit_usual[slots].sum(1) / np.maximum(hits, 1) / NS
         rows["actual"] = w.hit_values[slots].sum(1) / np.maximum(hits, 1) / NS
-        rows["detail"] = slots
-        counts = w.counts[slots].sum(1)
-        self.facts = {int(s): (int(h), int(n)) for s, h, n in zip(slots, hits, counts, strict=True)}
+        self.facts = dict(zip(slots.tolist(), zip(hits.tolist(), counts.tolist(), strict=True), strict=True))
         return rows
 
     def learn(self, batch: ChainBatch, normal: Bool) -> None:

@@ -50,7 +50,7 @@ def dispersion(sums: list[float], *, shaken: bool = False) -> float:
     for epoch, deviation in enumerate(sums):
         windows.sums[slot, windows.column] += SPANS + deviation
         windows.counts[slot, windows.column] += SPANS
-        windows.judge((epoch + 1) * EPOCH_NS, 8.0)
+        windows.judge((epoch + 1) * EPOCH_NS, 8.0, 8.0)
         if shaken:
             windows.shaken_ns = (epoch + 1) * EPOCH_NS
         windows.turn((epoch + 1) * EPOCH_NS)
