@@ -25,12 +25,14 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from collector_processor.config import Config, RedactionConfig
+from collector_processor.decide.incidents import SEEN
 from collector_processor.decode.otlp_json import to_protobuf
 from collector_processor.decode.repair import clean, repair
 from collector_processor.engine import Engine
 from collector_processor.ingest.inflate import inflate
-from collector_processor.kernels import closed, peek, sequence, spans, variants
+from collector_processor.kernels import closed, elements, peek, sequence, spans, variants
 from collector_processor.kernels.calibrate import best_findings, goes_through
+from collector_processor.kernels.incidents import about
 from collector_processor.kernels.table import move
 from collector_processor.kernels.windows import patient
 from collector_processor.model import ChainBatch, Payload, Signal, Symbols, no_findings
@@ -89,11 +91,9 @@ def seldom_needed(symbols: Symbols) -> None:
     """Calls the kernels for unusual chains, open incidents and full tables, which the payments do not come to."""
     batch, service = ChainBatch.empty(symbols), symbols.events.column("service")
     goes_through(batch.offsets, batch.event, service, np.zeros(1, np.int32), np.zeros(len(batch), np.bool_))
-    for count in (1, 2):  # numba takes a column of one row for contiguous
-        findings = no_findings(count)
-        findings["chain"] = 0
-        best_findings(findings["chain"], findings["p"], len(batch) + 1)
+    best_findings(no_findings(), len(batch) + 1)
     patient(0, 0, 1)
+    about(np.zeros(0, SEEN), np.zeros(1, np.int32), 0)
     none, number, numbers = np.zeros(0, np.int64), np.zeros(1, np.int64), np.zeros(1)
     sequence.candidates(0, none, np.zeros(1, np.uint64), number, numbers, numbers)
     sequence.containing(np.zeros(1, np.int32), np.zeros(1, np.int32), number, number, none)
@@ -102,6 +102,7 @@ def seldom_needed(symbols: Symbols) -> None:
     of_variants = (ids, ids, shares, shares, shares, shares, 0.0, 1.0, shares[0], shares[0])
     variants.refresh(none, *of_variants, shares, shares, shares)
     keys, values = np.zeros(2, np.uint64), np.zeros(2, np.int32)
+    elements.say_windows(none, keys, values, values, values[None], values[None], no_findings())
     move(keys, values, keys, values)
     closed.move(keys, keys)
     closed.forget(keys, 1)

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from collector_processor.kernels import budget as kernels
-from collector_processor.model import F64, I32, Bool
+from collector_processor.model import F64, I32, U8, Bool
 
 SHARE_BY_CHANCE = 0.05  # unusual chains among the last 64 that chance alone explains: about two or three
 SHARE_CHANGED = 0.5
+FLOWS_FIRST = 16
 
 
 class Budget:
@@ -32,20 +33,31 @@ class Budget:
         self._seconds = np.zeros(0)  # decayed time of observation, 0 for a flow not seen yet
         self._share = np.zeros(0)  # of unusual chains, decayed by chains
         self._limit = np.zeros(0)
+        self._is_pending = False
+        self.reserve(FLOWS_FIRST)
+
+    def reserve(self, flows: int) -> None:
+        """Room for flows with ids up to `flows`; there is room for FLOWS_FIRST from the start."""
+        have = self._share.size
+        if flows <= have:
+            return
+        more = max(flows, 2 * have, FLOWS_FIRST) - have
+        self._pending = np.concatenate([self._pending, np.zeros((more, 2), np.int64)])
+        self._chains, self._seconds, self._share = (
+            np.concatenate([old, np.zeros(more)]) for old in (self._chains, self._seconds, self._share)
+        )
+        self._limit = np.concatenate([self._limit, np.full(more, kernels.LIMIT_FIRST)])
 
     def limit(self, flow: I32) -> F64:
         """[n] the p-value up to which a chain of `flow` is unusual."""
-        self._grow(flow)
         return self._limit[flow]
 
     def by_chance(self, flow: I32) -> Bool:
         """[n] whether the flow's alarms of late are no more than chance allows."""
-        self._grow(flow)
         return self._share[flow] <= np.maximum(SHARE_BY_CHANCE, 3.0 * self._limit[flow])
 
     def changed(self, flow: I32) -> Bool:
         """[n] whether most chains of the flow have been unusual of late: it is the flow that has changed."""
-        self._grow(flow)
         return self._share[flow] >= SHARE_CHANGED
 
     def chains_per_day(self, flow: int) -> float | None:
@@ -54,17 +66,16 @@ class Budget:
             return None
         return float(self._chains[flow] / self._seconds[flow] * kernels.DAY_S)
 
-    def count(self, flow: I32, unusual: Bool) -> None:
+    def count(self, flow: I32, unusual: U8 | Bool) -> None:
         """Notes n judged chains."""
-        self._grow(flow)
-        np.add.at(self._pending[:, 0], flow, 1)
-        if unusual.any():
-            np.add.at(self._pending[:, 1], flow[unusual], 1)
+        kernels.count(flow, unusual, self._pending)
+        self._is_pending |= flow.size > 0
 
     def advance(self, now_ns: int) -> None:
         """Ends an epoch: folds what was noted into rates, shares and limits."""
-        if not self._pending.any():
+        if not self._is_pending:
             return
+        self._is_pending = False
         elapsed = (now_ns - self._last_ns) / 1e9 if self._last_ns else kernels.PRIOR_S
         self._last_ns = now_ns
         kernels.fold_epoch(
@@ -84,17 +95,7 @@ class Budget:
     def restore(self, state: dict[str, Any]) -> None:
         self._last_ns = int(state["last_ns"])
         self._pending = np.array(state["pending"], np.int64)
+        self._is_pending = bool(self._pending.any())
         self._chains, self._seconds, self._share = (np.array(state[k]) for k in ("chains", "seconds", "share"))
         self._limit = np.full(self._chains.size, kernels.LIMIT_FIRST)
         kernels.set_limits(self._chains, self._seconds, self._alerts, self._most, self._limit)
-
-    def _grow(self, flow: I32) -> None:
-        have, need = self._share.size, int(flow.max(initial=-1)) + 1
-        if need <= have:
-            return
-        more = max(need, 2 * have, 16) - have
-        self._pending = np.concatenate([self._pending, np.zeros((more, 2), np.int64)])
-        self._chains, self._seconds, self._share = (
-            np.concatenate([old, np.zeros(more)]) for old in (self._chains, self._seconds, self._share)
-        )
-        self._limit = np.concatenate([self._limit, np.full(more, kernels.LIMIT_FIRST)])

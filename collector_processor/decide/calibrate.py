@@ -93,10 +93,14 @@ class Calibrator:
         self._own = Rings(len(self.names) + 1, history)
         self._pool = Rings(len(self.names) + 1, history)
 
+    def reserve(self, flows: int, tenants: int) -> None:
+        """Room for so many flows and tenants; there is room for ROWS_FIRST from the start."""
+        self._own.grow(flows)
+        self._pool.grow(tenants)
+
     def calibrate(self, values: F64, flow: I32, tenant: I32) -> Calibrated:
         """p-values of `values` [n, d]; changes nothing."""
         n = values.shape[0]
-        self._grow(flow, tenant)
         own, pool = self._own, self._pool
         p_part = np.empty((n, self.weights.size))
         out = Calibrated(np.empty_like(values), p_part, np.empty(n), np.empty(n), np.empty(n, np.uint8))
@@ -112,7 +116,6 @@ class Calibrator:
 
         Call it once an epoch boundary, with all chains that are due: a full ring takes about PER_CALL of them.
         """
-        self._grow(batch.flow, batch.tenant)
         uniform = uniform_hash(batch)
         for rings, row in ((self._own, batch.flow), (self._pool, batch.tenant)):
             take = kernels.share_kept(row, normal, uniform, rings.count[:, 0], self._size, PER_CALL)
@@ -148,11 +151,6 @@ class Calibrator:
         columns.append(len(state["names"]) if same else None)
         for rings, saved in ((self._own, state["own"]), (self._pool, state["pool"])):
             rings.restore(_resized({name: _columns(saved[name], columns) for name in saved}, self._size))
-
-    def _grow(self, flow: I32, tenant: I32) -> None:
-        if flow.size:
-            self._own.grow(int(flow.max()) + 1)
-            self._pool.grow(int(tenant.max()) + 1)
 
 
 def uniform_hash(batch: ChainBatch) -> F64:

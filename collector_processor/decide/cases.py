@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from collector_processor.kernels import incidents as kernels
 from collector_processor.model import FINDING, NONE, Findings, Kind, Level, Symbols
 
 SUSPECTS_MAX = 5
@@ -179,24 +180,17 @@ class Case:
 
     def count(self, seen: Any) -> None:
         """Counts the chains of `seen` that had something unusual at a service that the case is about."""
-        service = seen["service"]
-        about = np.array([e[2] if e[2] != NONE else e[4] for e in self.nats], np.int32)
-        is_about = np.zeros(max(about.max(initial=NONE), service.max(initial=NONE)) + 2, np.bool_)  # NONE is the last
-        is_about[about] = True
-        rows = seen[is_about[service]]
-        if not rows.size:
+        services = np.array(list({e[2] if e[2] != NONE else e[4] for e in self.nats}), np.int32)
+        first, own = kernels.about(seen, services, self.root)
+        if not first.size:
             return
-        first = np.ones(rows.size, np.bool_)  # of its chain, whose rows are neighbours
-        first[1:] = (rows["lo"][1:] != rows["lo"][:-1]) | (rows["hi"][1:] != rows["hi"][:-1])
-        chains = rows[first]
-        self.chains += chains.size
-        for flow, count in sorted(Counter(chains["flow"].tolist()).items()):
+        self.chains += first.size
+        for flow, count in sorted(Counter(seen["flow"][first].tolist()).items()):
             if flow in self.flows or len(self.flows) < FLOWS_MAX:
                 self.flows[flow] = self.flows.get(flow, 0) + count
-        own = rows[(rows["service"] == self.root) & (rows["instance"] != NONE)]
-        for instance, count in sorted(Counter(own["instance"].tolist()).items()):
+        for instance, count in sorted(Counter(seen["instance"][own].tolist()).items()):
             self.instances[instance] = self.instances.get(instance, 0) + count
-        for row in chains[: EXAMPLES_MAX - len(self.examples)]:
+        for row in seen[first[: EXAMPLES_MAX - len(self.examples)]]:
             self.examples.append(f"{int(row['hi']):016x}{int(row['lo']):016x}")
 
     def instance(self, symbols: Symbols) -> int:

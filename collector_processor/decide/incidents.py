@@ -35,6 +35,7 @@ from collector_processor.decide.cases import (
 )
 from collector_processor.decide.fuse import CATEGORY, DAMAGE
 from collector_processor.decide.repeats import KINDS, Repeats
+from collector_processor.kernels import incidents as kernels
 from collector_processor.kernels.windows import patient
 from collector_processor.model import (
     FINDING,
@@ -59,7 +60,6 @@ POOLS = 3  # independent subjects of a service: calls into it, itself, calls out
 CALLS_MAX = 65_536
 RECENT_MAX = 1_000_000  # chains' findings of one window, 28 bytes each; every epoch may hold an equal share
 MIX = np.uint64(0x9E3779B97F4A7C15)  # spreads ids, so that a sample of them is one whatever made them
-USUAL = int(Severity.NONE)
 ABSENT_MAX = 0.01  # share of spans known to go without a call, up to which it is missed at once
 FINDINGS_TOLD = 4  # elements that an explanation spells out
 SEEN = np.dtype(
@@ -122,32 +122,24 @@ class Incidents:
         if verdicts.findings.size == 0:
             return
         self.repeats.observe(verdicts)
-        usual = KINDS[verdicts.findings["kind"]] & (verdicts.severity[verdicts.findings["chain"]] == USUAL)
-        found = verdicts.findings[(verdicts.findings["p"] <= P_SEEN) & ~usual]
-        if found.size == 0:
-            return
-        last, chain = int(chains.closed_ns[-1]), found["chain"]
-        seen = np.empty(found.size, SEEN)
-        seen["service"], seen["instance"] = found["service"], found["instance"]
-        seen["flow"], seen["hi"], seen["lo"] = chains.flow[chain], chains.trace_hi[chain], chains.trace_lo[chain]
-        self.recent.append((last, seen))
+        seen = np.empty(verdicts.findings.size, SEEN)
+        columns = (chains.flow, chains.trace_hi, chains.trace_lo)
+        count = kernels.note(verdicts.findings, verdicts.severity, KINDS, P_SEEN, *columns, seen)
+        if count:
+            self.recent.append((int(chains.closed_ns[-1]), seen[:count].copy()))
 
     def _learn_calls(self, chains: ChainBatch) -> None:
         """Notes which service calls which, from chains that go a way not seen before."""
         have, need = self.known_paths.size, len(self.symbols.paths)
         if need > have:
             self.known_paths = np.concatenate([self.known_paths, np.zeros(max(need, 2 * have) - have, np.bool_)])
-        new = np.flatnonzero(~self.known_paths[chains.path])
-        if not new.size or len(self.calls) >= CALLS_MAX:
+        if len(self.calls) >= CALLS_MAX:
             return
-        self.known_paths[chains.path[new]] = True
-        chains = chains.take(new)
-        inside = np.flatnonzero(chains.parent >= 0)
         service = self.symbols.events.column("service")
-        callee = service[chains.event[inside]].astype(np.int64)
-        caller = service[chains.event[chains.parent[inside]]].astype(np.int64)
-        codes = np.unique((caller << 32 | callee)[caller != callee])
-        self.calls.update((code >> 32, code & 0xFFFFFFFF) for code in codes.tolist())
+        columns = (chains.offsets, chains.path, chains.event, chains.parent, service)
+        caller, callee = kernels.calls_of(*columns, self.known_paths)
+        if caller.size:
+            self.calls.update(zip(caller.tolist(), callee.tolist(), strict=True))
 
     def judge(self, now_ns: int, findings: Findings) -> list[Incident]:
         """Incidents opened, changed or resolved at the boundary `now_ns`, given the windows' findings."""

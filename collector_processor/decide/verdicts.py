@@ -26,7 +26,9 @@ from collector_processor.decide import explain, fuse
 from collector_processor.decide.budget import Budget
 from collector_processor.decide.calendar import Calendar
 from collector_processor.decide.calibrate import Calibrated, Calibrator, uniform_hash
+from collector_processor.kernels import verdicts as kernels
 from collector_processor.kernels.calibrate import COLD, OWN, best_findings, goes_through
+from collector_processor.kernels.verdicts import BROKEN, FORBIDDEN, NEW, USUAL
 from collector_processor.model import (
     F64,
     FINDING,
@@ -53,9 +55,7 @@ IN_INCIDENT = 0.02  # what an open incident does to the p-value of a chain throu
 MINUTE_NS = 60_000_000_000  # for which the calendar says the same
 VIOLATION = int(Kind.RULE_VIOLATION)  # numpy compares with a member of an enum ten times slower
 SUSPECT_P = 0.02  # chains this unlikely have to be cleared before they train, whatever the budget lets pass
-
-# States of a row of `VerdictBatch.training`.
-USUAL, NEW, BROKEN, FORBIDDEN = 0, 1, 2, 3
+NOWHERE = np.zeros(0, np.bool_)  # no incident is open
 
 
 class Source(Protocol):
@@ -109,6 +109,7 @@ class Decider:
     def decide(self, batch: ChainBatch, scores: Mapping[str, Scored]) -> VerdictBatch:
         """The verdicts of `batch`, whatever part of an epoch's chains it holds. `scores` has every detector."""
         n = len(batch)
+        self._reserve()
         flow = np.maximum(batch.flow, 0)
         values = np.empty((n, len(self._names)))
         for column, name in enumerate(self._names):
@@ -117,44 +118,47 @@ class Decider:
         findings = _merged([scores[name].findings for name in self._names])
         p = calibrated.p_fused
         rules: dict[int, dict[str, Any]] = {}
-        damage = np.zeros(n, np.bool_)
         if findings.size:
             cold = calibrated.level == COLD
             if cold.any():
                 p = np.where(cold, fuse.cauchy(findings, n, self._weights), p)
-            damage[findings["chain"][fuse.DAMAGE[findings["kind"]] & (findings["p"] <= DAMAGE_P)]] = True
             rules = self._violations(findings)
             certain = [int(findings["chain"][row]) for row, found in rules.items() if found.get("certain")]
-            p[certain] = np.minimum(p[certain], fuse.P_CERTAIN)
-        unusual = p <= self._budget.limit(flow)
-        suspect = p <= SUSPECT_P
+            if certain:
+                p[certain] = np.minimum(p[certain], fuse.P_CERTAIN)
         inside = self._through(batch, self._troubled)
-        if inside is not None:
-            unusual |= inside & (p <= self._config.probability_in_incident)
-            suspect |= unusual
-        posterior = p if inside is None else np.where(inside, p * IN_INCIDENT, p)
-        score = fuse.score_of(posterior, self._config.score_half)
-        self._budget.count(flow, suspect)
+        damage, unusual = np.empty((2, n), np.bool_)
+        offsets, posterior, state = np.empty(n + 1, np.int64), np.empty(n), np.empty(n, np.uint8)
+        any_unusual = kernels.judge(
+            *(p, self._budget.limit(flow), SUSPECT_P, NOWHERE if inside is None else inside),
+            *(self._config.probability_in_incident, IN_INCIDENT, findings, fuse.DAMAGE, DAMAGE_P),
+            *(offsets, damage, unusual, posterior, state),
+        )
+        self._budget.count(flow, state)
         training = np.empty(n, self.training)
-        training["value"][:, :-1] = values
-        training["value"][:, -1] = calibrated.fused
-        training["state"] = np.where(suspect, np.where(damage, BROKEN, NEW), USUAL) if suspect.any() else USUAL
+        training["value"][:, :-1], training["value"][:, -1], training["state"] = values, calibrated.fused, state
         verdicts = VerdictBatch(
             chains=batch,
-            score=score,
+            score=fuse.score_of(posterior, self._config.score_half),
             severity=np.zeros(n, np.uint8),
             category=np.zeros(n, np.uint8),
             components={name: calibrated.p_part[:, column] for column, name in enumerate(self._parts)}
             | {name: calibrated.p[:, column] for column, name in enumerate(self._names)},
             findings=findings,
-            finding_offsets=np.searchsorted(findings["chain"], np.arange(n + 1)).astype(np.int64),
+            finding_offsets=offsets,
             models=self._models(),
             detectors=self._names,
             training=training,
         )
-        if unusual.any():
+        if any_unusual:
             self._judge(verdicts, calibrated, p, unusual, inside, damage, rules)
         return verdicts
+
+    def _reserve(self) -> None:
+        """Room for all flows and tenants."""
+        flows = len(self._symbols.flows)
+        self._budget.reserve(flows)
+        self._calibrator.reserve(flows, len(self._symbols.tenants))
 
     def advance(self, now_ns: int, troubled: Sequence[int] = (), released: Sequence[int] = ()) -> None:
         """Ends the epoch at the boundary `now_ns`: rates, limits and alarm shares follow what was decided in it.
@@ -174,6 +178,7 @@ class Decider:
 
     def clear(self, batch: ChainBatch, training: npt.NDArray[Any]) -> Bool:
         """[n] which of the chains whose quarantine is over may train detectors and calibration."""
+        self._reserve()
         state = training["state"]
         clear: Bool = state == USUAL
         if clear.all():
@@ -241,8 +246,8 @@ class Decider:
 
     def _violations(self, findings: Findings) -> dict[int, dict[str, Any]]:
         """Finding row -> evidence of each rule violation."""
-        rows = np.flatnonzero(findings["kind"] == VIOLATION)
-        return {row: self._evidence(findings[row]) for row in rows.tolist()}
+        kinds = findings["kind"].tolist()
+        return {row: self._evidence(findings[row]) for row, kind in enumerate(kinds) if kind == VIOLATION}
 
     def _evidence(self, finding: np.void) -> dict[str, Any]:
         found: dict[str, Any] = explain.cleaned(self._detectors[self._names[finding["detector"]]].evidence(finding))
@@ -262,7 +267,7 @@ class Decider:
         batch, findings, config = verdicts.chains, verdicts.findings, self._config
         n = len(batch)
         severity = fuse.grade(verdicts.score, unusual, damage, config)
-        top = best_findings(findings["chain"], findings["p"], n)
+        top = best_findings(findings, n)
         said = top >= 0
         category = np.zeros(n, np.uint8) if said[unusual].all() else _category_without_finding(verdicts.components)
         category[said] = fuse.CATEGORY[findings["kind"][top[said]]]

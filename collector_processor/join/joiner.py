@@ -19,7 +19,7 @@ import numpy as np
 from collector_processor.config import JoinConfig
 from collector_processor.join.closed import Closed
 from collector_processor.kernels import join as kernel
-from collector_processor.kernels.table import LookupTable, find_many
+from collector_processor.kernels.table import LookupTable, find_many, take
 from collector_processor.model import (
     I32,
     NONE,
@@ -308,8 +308,8 @@ class Joiner:
 
     def _flows(self, tenant: I32, entry: I32) -> I32:
         """Flow ids of chains that begin with the operations `entry`."""
-        flow = self._flow_of[entry]
-        if flow.min() < 0:
+        flow = np.empty(entry.size, np.int32)
+        if take(self._flow_of, entry, flow):
             symbols = self.symbols
             services = symbols.events.column("service")
             for row in np.flatnonzero(flow < 0).tolist():
@@ -319,7 +319,7 @@ class Joiner:
                 text = f"{symbols.services.text[services[event]]} {symbols.events.text[event]}"
                 key = content_hash("flow", int(symbols.events.hash[event]))
                 self._flow_of[event] = symbols.flows.add(key, text, tenant=int(tenant[row]), event=event)
-            flow = self._flow_of[entry]
+            take(self._flow_of, entry, flow)
         return flow
 
     def _name_paths(self, batch: ChainBatch, hashes: U64) -> None:

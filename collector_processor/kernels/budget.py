@@ -15,6 +15,14 @@ PRIOR_S = 60.0  # how long the first chain of a flow counts as observed: one cha
 
 
 @njit(cache=True, nogil=True)
+def count(flow, unusual, pending):
+    """Adds chains to `pending` int64[flows, 2]: all, and those that are `unusual` (not 0)."""
+    for c in range(flow.size):
+        pending[flow[c], 0] += 1
+        pending[flow[c], 1] += unusual[c] != 0
+
+
+@njit(cache=True, nogil=True)
 def fold_epoch(pending, chains, seconds, share, limit, elapsed_s, alerts_per_day, most):
     """Folds `pending` int64[flows, 2] (chains, unusual ones) of the last `elapsed_s` in, and zeroes it."""
     fade = math.exp(-elapsed_s / MEMORY_S)

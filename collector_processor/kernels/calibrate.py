@@ -280,12 +280,12 @@ def share_kept(row, take, uniform, count, size, per_call):
 
 
 @njit(cache=True, nogil=True)
-def best_findings(chain, p, chains):
-    """The row of the least p-value of each chain among findings sorted by chain, -1 for a chain without; [chains]."""
+def best_findings(findings, chains):
+    """The row of the least p-value of each chain among `findings` sorted by chain, -1 for a chain without; [chains]."""
     best = np.full(chains, -1, np.int64)
-    for i in range(chain.size):
-        c = chain[i]
-        if best[c] < 0 or p[i] < p[best[c]]:
+    for i in range(findings.size):
+        c = findings[i]["chain"]
+        if best[c] < 0 or findings[i]["p"] < findings[best[c]]["p"]:
             best[c] = i
     return best
 

@@ -53,6 +53,16 @@ def find_many(keys, values, wanted, out):
 
 
 @njit(nogil=True, cache=True)
+def take(values, index, out):
+    """out[i] = values[index[i]]. Returns how many of them are negative."""
+    negative = 0
+    for i in range(index.size):
+        out[i] = values[index[i]]
+        negative += out[i] < 0
+    return negative
+
+
+@njit(nogil=True, cache=True)
 def move(keys, values, new_keys, new_values):
     """Enters every key of one table in another, larger one."""
     for i in range(keys.size):

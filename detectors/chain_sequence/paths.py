@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from collector_processor.kernels import sequence as kernels
+from collector_processor.kernels.table import take
 from collector_processor.model import I32, I64, NONE, Bool, ChainBatch, Symbols, content_hash
 from detectors.familiarity import Familiarity, grown
 
@@ -84,8 +85,8 @@ class PathTable:
         """int32[n]: the row of each chain; new paths are added in the order of the batch."""
         if len(self.symbols.paths) > self.of_path.size:
             self.of_path = grown(self.of_path, len(self.symbols.paths), NONE)
-        rows: I32 = self.of_path[batch.path]
-        if rows.size and rows.min() < 0:
+        rows = np.empty(len(batch), np.int32)
+        if take(self.of_path, batch.path, rows):
             for chain in np.flatnonzero(rows < 0).tolist():
                 rows[chain] = self._row_on_sight(batch, chain)
         return rows

@@ -57,9 +57,10 @@ class SequenceTransformer:
 
     def score(self, batch: ChainBatch) -> Scores:
         found = self.lanes.find(batch)
+        self.ranks.reserve(len(self.symbols.flows))
         value, worst, p, unusual = kernels.score(
             *(found.lane, found.offsets, self.lanes.column["value"], batch.outcome, batch.flow),
-            *(self.ranks.of(batch.flow), WIDTH, float(self.ranks.young), FINDING_P, NATS_MIN),
+            *(self.ranks.histogram, WIDTH, float(self.ranks.young), FINDING_P, NATS_MIN),
         )
         return Scores(value, self._findings(batch, unusual, p, worst) if unusual.size else no_findings())
 
@@ -95,6 +96,7 @@ class SequenceTransformer:
             return
         found = self.lanes.find(batch)
         value, _ = kernels.greatest(found.lane, found.offsets, self.lanes.column["value"])
+        self.ranks.reserve(len(self.symbols.flows))
         self.ranks.learn(batch.flow, value, normal)
         self.lanes.learn(found, batch, normal)
         self.lanes.evict()

@@ -26,19 +26,13 @@ class Ranks:
         """Forgets everything: values have changed their meaning."""
         self.histogram = np.zeros((16, BINS))
 
-    def of(self, flow: I32) -> F64:
-        """float64[flows, BINS]: the histograms, with room for each `flow`."""
-        self._reserve(flow)
-        return self.histogram
+    def reserve(self, flows: int) -> None:
+        """Room for so many flows."""
+        self.histogram = grown(self.histogram, flows)
 
     def learn(self, flow: I32, value: F64, normal: Bool) -> None:
         """Takes in the values of normal chains."""
-        self._reserve(flow)
         kernels.count_values(flow, value, normal, self.histogram, WIDTH, MEMORY)
-
-    def _reserve(self, flow: I32) -> None:
-        if flow.size and int(flow.max()) >= self.histogram.shape[0]:
-            self.histogram = grown(self.histogram, int(flow.max()) + 1)
 
     def chains(self, flow: int) -> float:
         """How many chains the flow's histogram rests on."""

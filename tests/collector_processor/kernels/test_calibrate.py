@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collector_processor.kernels import calibrate as kernels
+from collector_processor.model import no_findings
 
 SCORES = st.lists(st.sampled_from([0.0, 0.5, 1.0, 1.5, 7.25, -3.0]) | st.floats(-10, 10), min_size=1, max_size=60)
 
@@ -99,6 +100,7 @@ def test_a_busy_row_keeps_a_sample_and_a_young_one_everything() -> None:
 
 
 def test_the_best_finding_of_each_chain() -> None:
-    chain = np.array([1, 1, 3, 3, 3], np.int32)
-    p = np.array([0.5, 0.1, 0.2, 0.01, 0.01])
-    assert kernels.best_findings(chain, p, 5).tolist() == [-1, 1, -1, 3, -1]
+    findings = no_findings(5)
+    findings["chain"] = [1, 1, 3, 3, 3]
+    findings["p"] = [0.5, 0.1, 0.2, 0.01, 0.01]
+    assert kernels.best_findings(findings, 5).tolist() == [-1, 1, -1, 3, -1]
