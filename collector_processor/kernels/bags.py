@@ -84,6 +84,17 @@ def compared_rows(row, flow, good, bad, used, most, out):
 
 
 @njit(cache=True, nogil=True)
+def nearest_rows(row, flow, good, bad, used, most, event, level, start, length, weight, few):
+    """The `few` of `compared_rows` whose bags deviate least from that of `row`, the nearest first."""
+    rows = np.empty(used, np.int64)
+    rows = rows[: compared_rows(row, flow, good, bad, used, most, rows)]
+    deviation = np.empty(rows.size)
+    bag_of_row = slice(start[row], start[row] + length[row])
+    deviations(event[bag_of_row], level[bag_of_row], event, level, start, length, rows, weight, deviation)
+    return rows[np.argsort(deviation, kind="mergesort")[:few]]
+
+
+@njit(cache=True, nogil=True)
 def merged(a, a_end, b, b_end, event, level, both, mine, theirs):
     """Fills the events of two bags, ascending, and the level that each has in the one and the other; their number."""
     n = 0
@@ -185,6 +196,19 @@ def compare(row, other, event, level, start, length, weight, vectors, vector_of)
         if cost[i] > cost[worst]:
             worst = i
     return apart / total, apart / math.sqrt(total), both[worst], mine[worst] > theirs[worst]
+
+
+@njit(cache=True, nogil=True)
+def closest(row, rows, event, level, start, length, weight, vectors, vector_of):
+    """(the one of `rows` that `compare` finds least deviating from `row`, and what it says of it)."""
+    best = compare(row, rows[0], event, level, start, length, weight, vectors, vector_of)
+    at = rows[0]
+    for other in rows[1:]:
+        found = compare(row, other, event, level, start, length, weight, vectors, vector_of)
+        if found[1] < best[1]:
+            best = found
+            at = other
+    return at, best
 
 
 @njit(cache=True, nogil=True)

@@ -14,6 +14,7 @@ import math
 import numpy as np
 from numba import njit, uint64
 
+from collector_processor.kernels.sequence import collapse
 from collector_processor.kernels.table import slot_of
 from collector_processor.kernels.wire import mix
 
@@ -86,6 +87,25 @@ def key_of(events, head, kind):
             last = e
             digest = mix(digest, uint64(e + 1))
     return mix(digest, uint64(2 * (head + 2) + kind)) | uint64(1)
+
+
+@njit(cache=True, nogil=True)
+def lane_at(event, parent, kind, lo, hi, slot, of, most):
+    """(table key, head, events with loops collapsed, at most `most`) of an unknown lane that `lanes_of` found: in the
+    chain of records `lo` to `hi`."""
+    top = slot == hi - lo
+    events = np.empty(hi - lo, np.int32)
+    n = 0
+    for r in range(lo, hi):
+        inside = parent[r] < lo if top else parent[r] == lo + slot
+        if inside and (kind[r] == 0) == (of == LOGS):
+            events[n] = event[r]
+            n += 1
+    head = TOP if top else event[lo + slot]
+    key = key_of(events[:n], head, of)
+    spare = np.zeros((2, n), np.int32)
+    n = collapse(events[:n], spare[0], spare[1])
+    return key, head, events[: min(n, most)]
 
 
 @njit(cache=True, nogil=True)

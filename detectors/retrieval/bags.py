@@ -9,7 +9,6 @@ small step. What remains says which event is farthest from everything known.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,26 +114,22 @@ class BagTable:
 
         Events that only one of two bags has may stand for similar ones that only the other has.
         """
-        known, rows = self.familiarity.row, np.empty(self.size, np.int64)
-        columns = (known["flow"], known["good"], known["bad"])
-        rows = rows[: kernels.compared_rows(row, *columns, self.size, self.compared_max, rows)]
-        event, level = self.bag(row)
+        known, pool = self.familiarity.row, (self.event, self.level, self.start, self.length)
+        rows = kernels.nearest_rows(
+            *(row, known["flow"], known["good"], known["bad"], self.size, self.compared_max, *pool, self.weight),
+            NEAREST,
+        )
         if rows.size == 0:
+            event, level = self.bag(row)
             return Nearest(1.0, float(np.sqrt((self.weight[event] * level).sum())))
-        deviation = np.empty(rows.size)
-        pool = (self.event, self.level, self.start, self.length)
-        kernels.deviations(event, level, *pool, rows, self.weight, deviation)
-        rows = rows[np.argsort(deviation, kind="stable")[:NEAREST]]
         self.vectors.reserve(self.weight.size)
-        lacking = np.empty(int((self.length[rows] + event.size).sum()), np.int32)
+        lacking = np.empty(int((self.length[rows] + self.length[row]).sum()), np.int32)
         lacking = lacking[: kernels.unembedded(row, rows, *pool, self.vectors.row_of, lacking)]
-        self.vectors.of(lacking.tolist(), self.symbols.events.text)
-        best = Nearest(math.inf, math.inf)
-        for other in rows.tolist():
-            found = kernels.compare(row, other, *pool, self.weight, self.vectors.vectors, self.vectors.row_of)
-            if found[1] < best.deviation:
-                best = Nearest(found[0], found[1], other, int(found[2]), bool(found[3]))
-        return best
+        if lacking.size:
+            self.vectors.of(lacking.tolist(), self.symbols.events.text)
+        vectors = (self.vectors.vectors, self.vectors.row_of)
+        other, (distance, deviation, event, extra) = kernels.closest(row, rows, *pool, self.weight, *vectors)
+        return Nearest(distance, deviation, int(other), int(event), bool(extra))
 
     def learn(self, rows: I32, batch: ChainBatch, normal: Bool, odd: F64) -> bool:
         """Counts chains; True when a bag became known, or stopped being so, or weights changed."""

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from collector_processor.kernels import lanes as kernels
-from collector_processor.kernels.sequence import collapse
 from collector_processor.kernels.table import move_two, slot_of
 from collector_processor.model import F64, I32, I64, NONE, Bool, ChainBatch, Symbols
 from detectors.familiarity import grown
@@ -129,14 +128,9 @@ class LaneTable:
 
     def _row_on_sight(self, batch: ChainBatch, chain: int, slot: int, kind: int) -> None:
         lo, hi = int(batch.offsets[chain]), int(batch.offsets[chain + 1])
-        inside = batch.parent[lo:hi] == lo + slot if slot < hi - lo else batch.parent[lo:hi] < lo
-        inside &= (batch.kind[lo:hi] == 0) == (kind == kernels.LOGS)
-        events = batch.event[lo:hi][inside].astype(np.int32)
-        head = int(batch.event[lo + slot]) if slot < hi - lo else kernels.TOP
-        key = kernels.key_of(events, head, kind)
-        spare = np.zeros((2, events.size), np.int32)
-        events = events[: collapse(events, spare[0], spare[1])][:LENGTH_MAX]
-        self._enter(key, self.add(head, kind, events, int(batch.closed_ns[chain])))
+        columns = (batch.event, batch.parent, batch.kind, lo, hi, slot, kind, LENGTH_MAX)
+        key, head, events = kernels.lane_at(*columns)
+        self._enter(key, self.add(int(head), kind, events, int(batch.closed_ns[chain])))
 
     def _enter(self, key: int, row: int) -> None:
         """Remembers the row of a hash; a table with too many (loops of every length) starts anew."""
