@@ -342,6 +342,8 @@ class Engine:
 
 def _joined(epoch: list[Judged]) -> Judged:
     """An epoch's chains, of which there is at least one batch, as one."""
+    if len(epoch) == 1:
+        return epoch[0]
     return ChainBatch.concat([chains for chains, _ in epoch]), np.concatenate([state for _, state in epoch])
 
 

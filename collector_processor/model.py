@@ -123,7 +123,8 @@ FINDING = np.dtype(
         ("detail", np.int64),  # the detector's own reference, given back to its `evidence`
     ]
 )
-Findings = npt.NDArray[Any]  # structured array of FINDING
+OPAQUE = np.dtype((np.void, FINDING.itemsize))  # a finding as bytes
+Findings = npt.NDArray[Any]  # structured array of FINDING; `take` and `compress` copy it faster than an index does
 UNSAID: Findings = np.zeros(1, FINDING)  # a finding about nothing
 for _name in ("chain", "flow", "service", "event", "caller", "instance"):
     UNSAID[_name] = NONE
@@ -137,16 +138,11 @@ def no_findings(rows: int = 0) -> Findings:
 
 
 def all_findings(parts: Sequence[Findings]) -> Findings:
-    """The findings of all `parts`, in order. (numpy's own concatenation weighs the fields of records one by one.)"""
+    """The findings of all `parts`, in order. (As bytes: numpy copies the fields of records one by one.)"""
     filled = [part for part in parts if part.size]
     if len(filled) < 2:
         return filled[0] if filled else NOTHING
-    out = np.empty(sum(part.size for part in filled), FINDING)
-    start = 0
-    for part in filled:
-        out[start : start + part.size] = part
-        start += part.size
-    return out
+    return np.concatenate([part.view(OPAQUE) for part in filled]).view(FINDING)
 
 
 def content_hash(*parts: str | bytes | int) -> int:

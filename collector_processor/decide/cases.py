@@ -141,7 +141,7 @@ class Case:
     def add(self, element: Element, nat: float, row: np.void, evidence: dict[str, Any]) -> None:
         """Keeps what is said of an `element` that it takes."""
         self.nats[element] = nat
-        self.rows[element] = row.copy()
+        self.rows[element] = row
         self.evidence[element] = evidence
         self._ranking, self._ordered = [], (NONE, [])
 

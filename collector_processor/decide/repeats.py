@@ -63,7 +63,7 @@ class Repeats:
             count = self.counts.pop(subject, None) or Count([0] * self.columns)
             self.counts[subject] = count
             count.ring[self.column] += 1
-            count.row = row.copy()
+            count.row = found.take([i])[0]
             count.row["chain"] = NONE  # a number within this batch, which says nothing later
             count.evidence = dict(verdicts.evidence.get(i, count.evidence))
             count.critical = count.evidence.get("severity") == "critical"
@@ -72,20 +72,19 @@ class Repeats:
 
     def advance(self) -> tuple[Findings, list[dict[str, Any]]]:
         """Findings about the window that ends now, with their evidence; then opens the next epoch."""
-        rows, evidence = [], []
+        told: list[tuple[Count, float, int]] = []
         for count in self.counts.values():
             total = sum(count.ring)
             p = P_CRITICAL if count.critical and total else 1.0
             if total >= self.repeat_min:
                 p = min(p, poisson_tail(total, count.rate * self.columns))
             if p < 1.0:
-                row = count.row.copy()
-                row["p"] = p
-                row["expected"], row["actual"] = count.rate * self.columns, total
-                rows.append(row)
-                evidence.append(count.evidence)
+                told.append((count, p, total))
+        rows = np.array([count.row for count, _, _ in told], FINDING) if told else no_findings()
+        for i, (count, p, total) in enumerate(told):
+            rows["p"][i], rows["expected"][i], rows["actual"][i] = p, count.rate * self.columns, total
         self._turn()
-        return (np.array(rows, FINDING), evidence) if rows else (no_findings(), [])
+        return rows, [count.evidence for count, _, _ in told]
 
     def _turn(self) -> None:
         """The oldest epoch teaches the rates, as far as they are not exceeded, and is cleared."""

@@ -31,7 +31,6 @@ from collector_processor.kernels.calibrate import COLD, OWN, best_findings, goes
 from collector_processor.kernels.verdicts import BROKEN, FORBIDDEN, NEW, USUAL
 from collector_processor.model import (
     F64,
-    FINDING,
     I32,
     I64,
     U8,
@@ -45,8 +44,8 @@ from collector_processor.model import (
     Severity,
     Symbols,
     VerdictBatch,
+    all_findings,
     content_hash,
-    no_findings,
 )
 
 EVIDENCE_MAX = 8  # findings of one chain whose evidence is captured, the most unlikely first
@@ -390,16 +389,13 @@ def incident_row(incident: Incident) -> dict[str, Any]:
 
 def _merged(parts: Sequence[Findings]) -> Findings:
     """The findings of all detectors by chain, within a chain in detector order, each with its detector's index."""
-    filled = [(index, part) for index, part in enumerate(parts) if part.size]
-    if not filled:
-        return no_findings()
-    out = np.empty(sum(part.size for _, part in filled), FINDING)
-    start = 0
-    for index, part in filled:
-        out[start : start + part.size] = part
-        out["detector"][start : start + part.size] = index
-        start += part.size
-    return out if len(filled) == 1 else out[np.argsort(out["chain"], kind="stable")]
+    out = all_findings(parts)
+    if out.size:
+        sizes = [part.size for part in parts]
+        out["detector"] = np.repeat(np.arange(len(parts)), sizes)
+        if max(sizes) < out.size:
+            out = out.take(np.argsort(out["chain"], kind="stable"))
+    return out
 
 
 def _category_without_finding(components: Mapping[str, F64]) -> U8:

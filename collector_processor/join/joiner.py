@@ -233,14 +233,10 @@ class Joiner:
 
     def _emit_batches(self, due: I32, evicted: bool) -> list[ChainBatch]:
         batches = []
-        counts = self._chains["count"][due]
-        ends = counts.cumsum()
         first = 0
         while first < due.size:
-            before = int(ends[first - 1]) if first else 0
-            last = max(first + 1, int(ends.searchsorted(before + BATCH_RECORDS, "right")))
-            last = min(last, first + BATCH_CHAINS)
-            batches.append(self._emit_batch(due[first:last], counts[first:last], evicted))
+            last, records, longest = kernel.fitting(due, first, self._chains, BATCH_CHAINS, BATCH_RECORDS)
+            batches.append(self._emit_batch(due[first:last], records, longest, evicted))
             first = last
         return batches
 
@@ -250,9 +246,9 @@ class Joiner:
         for top, free in TABLES:
             self._state[top], self._state[free] = 0, -1
 
-    def _emit_batch(self, due: I32, counts: I32, evicted: bool) -> ChainBatch:
+    def _emit_batch(self, due: I32, records: int, longest: int, evicted: bool) -> ChainBatch:
         symbols = self.symbols
-        n, records, cells = due.size, int(counts.sum()), int(self._state[kernel.CELLS_OPEN])
+        n, cells = due.size, int(self._state[kernel.CELLS_OPEN])
         tenant, root, entry = np.empty((3, n), np.int32)
         chain_time, chain_hash = np.empty((4, n), np.int64), np.empty((4, n), np.uint64)
         outcome, offsets = np.empty(n, np.uint8), np.empty(n + 1, np.int64)
@@ -266,7 +262,7 @@ class Joiner:
             *(due, evicted, symbols.events.hash, symbols.events.column("service"), self._salts, self._limits[1]),
             *(self._slots, self._chains, self._deadlines, self._pool, self._cells, self._closed.table),
             *(self._state,),
-            *(self._gap, self._seen, max(1, int(counts.max()))),
+            *(self._gap, self._seen, max(1, longest)),
             *(tenant, root, entry, chain_time, chain_hash, outcome, offsets),
             *(record_int, record_time, record_float, record_span, record_byte, cell_int, cell_number, cell_hash),
         )

@@ -457,8 +457,8 @@ def refresh(slots, histogram, seen, group, share, shrink, fresh, middle, typical
         for octave in range(LEVELS):
             usual_surprise[s, octave] = 0.0
         for b in range(m, BINS):
-            if histogram[s, b] > 0:
-                late = length[b] - typical[s]
+            late = length[b] - typical[s]
+            if histogram[s, b] > 0 and late > 0.0:
                 part = histogram[s, b] * table[s, b] / (seen[s] + shrink)
                 for octave in range(LEVELS):
-                    usual_surprise[s, octave] += part * min(max(late / octaves[octave], 0.0), 1.0)
+                    usual_surprise[s, octave] += part if late >= octaves[octave] else part * (late / octaves[octave])

@@ -629,6 +629,20 @@ def learn_wait(root, gap, estimate, seen):
         estimate[root] += 0.002 * (gap - estimate[root])
 
 
+@njit(cache=True, nogil=True)
+def fitting(due, first, chains, chains_max, records_max):
+    """(end, records, longest chain): of the chains `due` as many from `first` on as a batch holds, at least one."""
+    last, records, longest = first, 0, 0
+    while last < due.size and last - first < chains_max:
+        count = chains[due[last]]["count"]
+        if last > first and records + count > records_max:
+            break
+        records += count
+        longest = max(longest, count)
+        last += 1
+    return last, records, longest
+
+
 @njit(nogil=True, cache=True)
 def emit(
     due, evicted, hashes, event_service, salts, age_max, slots, chains, deadlines, pool, cells, closed, state, gaps,

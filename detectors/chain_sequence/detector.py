@@ -22,7 +22,6 @@ from collector_processor.config import ChainSequenceConfig, Config
 from collector_processor.kernels import familiarity as flags
 from collector_processor.kernels import sequence as kernels
 from collector_processor.model import (
-    FINDING,
     I32,
     I64,
     NONE,
@@ -118,9 +117,9 @@ class ChainSequence:
             if judgement.kind == NONE or judgement.p > FINDING_P:
                 templates["detail"][i] = NONE
         value[chains] = np.maximum(value[chains], values[inverse])
-        findings = templates[inverse]
+        findings = templates.take(inverse)
         findings["chain"] = chains
-        return np.asarray(findings[findings["detail"] != NONE], FINDING)
+        return findings.compress(findings["detail"] != NONE)
 
     def _fill(self, finding: Findings, row: int, judgement: Judgement) -> None:
         """Writes kind, subject and p of `judgement` into one finding."""
@@ -341,7 +340,7 @@ class ChainSequence:
             findings["p"][i] = max(nominal, self.repeats.p(of_flow, -math.log(nominal)))
             findings["expected"][i], findings["actual"][i] = chains * judgement.p, count
             findings["detail"][i] = row * 8 + flags.NEW
-        return np.asarray(findings[findings["p"] < WINDOW_P], FINDING)
+        return findings.compress(findings["p"] < WINDOW_P)
 
     def _out_of_range(self, now_ns: int) -> Findings:
         flow = self.known.view("flow")

@@ -32,7 +32,7 @@ class Context:
         if not broken.size:
             return scores
         findings = all_findings([broken, scores.findings])
-        return Scores(scores.value, findings[np.argsort(findings["chain"], kind="stable")])
+        return Scores(scores.value, findings.take(np.argsort(findings["chain"], kind="stable")))
 
     def advance(self, now_ns: int) -> Findings:
         return self.topology.advance(now_ns)

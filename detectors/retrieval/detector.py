@@ -19,7 +19,6 @@ import numpy as np
 from collector_processor.config import Config, RetrievalConfig
 from collector_processor.kernels import familiarity as flags
 from collector_processor.model import (
-    FINDING,
     I32,
     I64,
     NONE,
@@ -78,7 +77,7 @@ class Retrieval:
             findings.append(self._new_values(batch, state & 3 != flags.COLD, value))
         both = all_findings(findings)
         if len(findings) == 2:
-            both = both[np.argsort(both["chain"], kind="stable")]
+            both = both.take(np.argsort(both["chain"], kind="stable"))
         return Scores(value, both)
 
     def _new_bags(self, rows: I32, chains: I64, value: Any) -> Findings:
@@ -93,9 +92,9 @@ class Retrieval:
             self._fill(templates[i : i + 1], nearest.event)
             templates["flow"][i] = self.known.row["flow"][row]
         value[chains] = np.maximum(value[chains], values[inverse])
-        findings = templates[inverse]
+        findings = templates.take(inverse)
         findings["chain"] = chains
-        return np.asarray(findings[findings["p"] <= FINDING_P], FINDING)
+        return findings.compress(findings["p"] <= FINDING_P)
 
     def _fill(self, finding: Findings, event: int) -> None:
         """Kind and subject of one finding."""

@@ -17,7 +17,6 @@ import numpy as np
 from collector_processor.config import Config, SequenceTransformerConfig
 from collector_processor.kernels import lanes as kernels
 from collector_processor.model import (
-    FINDING,
     I64,
     NONE,
     Bool,
@@ -78,7 +77,7 @@ class SequenceTransformer:
                 findings["level"][i] = Level.TEMPLATE if is_log[subject] > 0 else Level.OPERATION
                 findings["event"][i], findings["service"][i] = subject, service[subject]
             findings["actual"][i] = self.lanes.column["value"][row]
-        return np.asarray(findings, FINDING)
+        return findings
 
     def advance(self, now_ns: int) -> Findings:
         """Nothing is said about windows; what was counted fades."""
