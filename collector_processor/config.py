@@ -674,6 +674,7 @@ class ReceiversConfig(Section):
     http: HttpReceiverConfig = HttpReceiverConfig()
     limits: LimitsConfig = LimitsConfig()
     tls: TlsConfig | None = None
+    """Encryption of both ports, and whether clients must show a certificate; without it both speak plain text."""
     auth: AuthConfig = AuthConfig()
     allow_insecure: bool = False
     """Whether an address that other machines reach may be served without any authentication."""

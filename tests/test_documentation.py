@@ -5,6 +5,7 @@ Pages of one room (`docs/store.md`, `docs/receivers.md`) have their tests there.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -23,7 +24,7 @@ from collector_processor.simulator.traffic import SECOND_NS
 from tests.extras import training
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/demo.md", "docs/inline.md", "docs/models.md")
+PAGES = ("README.md", "docs/demo.md", "docs/inline.md", "docs/models.md", "docs/replay.md")
 COMMAND = re.compile(r"^(?:\.venv/bin/)?(spanchain|python -m|make) (.*?)(?:\s+#.*)?$", re.MULTILINE)
 ENDLESS = {"serve", "send"}  # they run until they are told to stop; other tests start them
 
@@ -46,7 +47,7 @@ def run(*arguments: str) -> str:
 
 
 def test_no_page_has_lost_its_commands() -> None:
-    assert [len(commands(page)) for page in PAGES] == [6, 3, 0, 6]
+    assert [len(commands(page)) for page in PAGES] == [6, 3, 0, 6, 2]
 
 
 def test_every_target_that_a_page_names_exists() -> None:
@@ -80,6 +81,20 @@ def test_the_page_of_the_demo_can_be_typed(tmp_path: Path, monkeypatch: pytest.M
         else:
             subprocess.run([sys.executable, "-m", *shorter], check=True, env={"PYTHONPATH": str(ROOT)})
     assert (tmp_path / "day" / "labels.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_the_page_of_recordings_can_be_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record(tmp_path, hours=0.02, seed=3, compress=False)
+    for signal in ("traces", "logs"):
+        (tmp_path / f"{signal}.binpb").rename(tmp_path / f"recorded-{signal}.jsonl")
+    start_ns = int(OPENING.timestamp()) * SECOND_NS
+    fault = {"fault_id": "a", "start_unix_nano": start_ns, "end_unix_nano": start_ns + SECOND_NS, "service": "order"}
+    (tmp_path / "labels.jsonl").write_text(json.dumps(fault))
+    monkeypatch.chdir(tmp_path)
+    for _, words in commands("docs/replay.md"):
+        run(*words)
+    assert (tmp_path / "found" / "summary.json").exists()
 
 
 @pytest.mark.slow

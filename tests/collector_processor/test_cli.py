@@ -13,8 +13,10 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from otlp import log, logs, span, traces
 from typer.testing import CliRunner
+from verdicts import incident
 
 from collector_processor.cli import app
+from collector_processor.decide.verdicts import incident_row
 from collector_processor.replay import Summary
 
 RUN = CliRunner()
@@ -97,6 +99,15 @@ def test_a_torn_line_is_counted_and_costs_nothing_else(recordings: tuple[Path, l
     assert len(ids(tmp_path / "a")) == 200
     assert summary["rejected"] == {"truncated": 1}
     assert "all.jsonl, line 81: " in str(summary["unread"])
+
+
+def test_the_page_names_every_key_of_what_is_written(
+    recordings: tuple[Path, list[Path]], tmp_path: Path, repository: Path
+) -> None:
+    summary = replay([recordings[0]], tmp_path / "a")
+    verdict = json.loads((tmp_path / "a" / "verdicts.jsonl").read_text().splitlines()[0])
+    page = (repository / "docs" / "replay.md").read_text()
+    assert [key for key in (*summary, *verdict, *incident_row(incident(1))) if f"`{key}`" not in page] == []
 
 
 def test_a_missing_recording_is_named(tmp_path: Path) -> None:
