@@ -60,6 +60,13 @@ def fail(message: str, code: int = 2) -> NoReturn:
     raise typer.Exit(code)
 
 
+def said(error: Exception) -> str:
+    """An error in words: without its number, and with its file first."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
 def load_config(path: Path | None) -> Config:
     """The config in `path`, or the defaults; ends the command when it is wrong, or a rule file that it names."""
     from collector_processor.config import Config
@@ -111,7 +118,7 @@ def check_model(settings: Config) -> Config:
             model = in_use(folder)
             load(model.path, model.sha256)
         except (OSError, ValueError) as error:
-            fail(f"detectors.sequence_transformer.model: {error}")
+            fail(f"detectors.sequence_transformer.model: {said(error)}")
     return settings
 
 
@@ -174,7 +181,7 @@ def replay(
         with _progress(sum(path.stat().st_size for path in files)) as progress:
             summary = replay_to(out_dir, files, settings, verdicts.value, progress)
     except OSError as error:
-        fail(str(error), 1)
+        fail(said(error), 1)
     _show(summary, out_dir)
     raise typer.Exit(0 if summary.accounted else 1)
 
@@ -261,7 +268,7 @@ def evaluate(
     try:
         report = measure(paths, known, settings)
     except OSError as error:
-        fail(str(error), 1)
+        fail(said(error), 1)
     if not report.concerned:
         fail(f"{labels}: no label is about a chain of the recording, and no fault within its time", 1)
     name = labels.resolve().parent.name
@@ -282,10 +289,8 @@ def load_labels(path: Path) -> Labels:
 
     try:
         return labels.load([path])
-    except OSError as error:
-        fail(f"{path}: cannot be read: {error.strerror}")
-    except labels.LabelsError as error:
-        fail(str(error))
+    except (OSError, labels.LabelsError) as error:
+        fail(said(error))
 
 
 @app.command()
@@ -312,7 +317,7 @@ def tune(
             )
         written.write_text(as_yaml(tuned, paths))
     except (OSError, ValueError) as error:
-        fail(str(error), 1)
+        fail(said(error), 1)
     for name, (before, after) in tuned.changed.items():
         out.print(f"{name}: {before} -> {after}", highlight=False, markup=False)
     judged = "pays" if tuned.better else "does not pay"
@@ -343,7 +348,7 @@ def train(
                 report=lambda step, loss: status.update(f"step {step}: loss {loss:.3f}"),
             )
     except (OSError, TooLittleError) as error:
-        fail(str(error), 1)
+        fail(said(error), 1)
     for name, value in facts.items():
         out.print(f"{name}: {value}", highlight=False, markup=False)
 

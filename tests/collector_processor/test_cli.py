@@ -116,7 +116,11 @@ def test_a_missing_recording_is_named(tmp_path: Path) -> None:
     assert "no.jsonl" in result.stderr
     result = RUN.invoke(app, ["evaluate", str(tmp_path / "no.jsonl"), "--labels", str(tmp_path / "labels.jsonl")])
     assert result.exit_code == 2
-    assert "labels.jsonl: cannot be read" in result.stderr
+    assert "labels.jsonl: No such file" in result.stderr
+    (tmp_path / "taken").touch()
+    result = RUN.invoke(app, ["replay", str(tmp_path / "taken"), "--out", str(tmp_path / "taken")])
+    assert result.exit_code == 1
+    assert "taken: File exists" in result.stderr
 
 
 def test_a_recording_of_which_nothing_can_be_read_is_an_error_that_names_the_place(tmp_path: Path) -> None:
