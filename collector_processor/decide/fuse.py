@@ -93,7 +93,8 @@ def weigh(severity: U8, amount: F64, shift: F64, config: DecideConfig) -> U8:
 
     `amount` [k] is the money that a chain moves, NaN when unknown; `shift` [k] the calendar's -1, 0 or 1.
     """
-    out = np.clip(severity.astype(np.int64) + shift.astype(np.int64), int(Severity.INFO), int(Severity.CRITICAL))
+    shifted = severity.astype(np.int64) + shift.astype(np.int64)
+    out = np.minimum(np.maximum(shifted, int(Severity.INFO)), int(Severity.CRITICAL))
     business = config.business
     if business.amount_minor is not None:
         out = np.where(amount < business.amount_minor, Severity.INFO, out)

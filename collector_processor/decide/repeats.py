@@ -50,6 +50,8 @@ class Repeats:
 
     def observe(self, verdicts: VerdictBatch) -> None:
         """Counts the chains of `verdicts`, each subject once a chain."""
+        if not verdicts.severity.any():
+            return
         found = verdicts.findings
         rows = np.flatnonzero(KINDS[found["kind"]] & (verdicts.severity[found["chain"]] > USUAL))
         seen: set[tuple[int, Subject]] = set()

@@ -320,9 +320,9 @@ class Joiner:
 
     def _name_paths(self, batch: ChainBatch, hashes: U64) -> None:
         """Fills batch.path; a path is interned within its flow."""
-        keys = hashes ^ (self.symbols.flows.hash[batch.flow] | np.uint64(1))
-        missing = find_many(self._path_keys.keys, self._path_keys.values, keys, batch.path)
-        if not missing:
+        table, keys = self._path_keys, np.empty_like(hashes)
+        columns = (hashes, batch.flow, self.symbols.flows.hash, table.keys, table.values)
+        if not kernel.find_paths(*columns, keys, batch.path):
             return
         paths = self.symbols.paths
         texts = self.symbols.events.text
@@ -337,8 +337,8 @@ class Joiner:
             path = paths.add(key, shown, flow=int(batch.flow[chain]))
             if path == len(self.symbols.path_steps):
                 self.symbols.path_steps.append(steps)
-            self._path_keys.put(key, path)
-        find_many(self._path_keys.keys, self._path_keys.values, keys, batch.path)
+            table.put(key, path)
+        find_many(table.keys, table.values, keys, batch.path)
 
     # -- at an epoch's end -------------------------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ from collector_processor.kernels.decode import (
     TRACE_HI,
     TRACE_LO,
 )
+from collector_processor.kernels.table import find_many
 from collector_processor.kernels.wire import finish, mix
 
 CHAIN = np.dtype(
@@ -627,6 +628,15 @@ def learn_wait(root, gap, estimate, seen):
         estimate[root] += 0.5 * (gap - estimate[root])
     else:
         estimate[root] += 0.002 * (gap - estimate[root])
+
+
+@njit(cache=True, nogil=True)
+def find_paths(hashes, flow, flow_hash, table_keys, table_values, keys, path):
+    """Fills `keys` with what paths are looked up by, a hash within their flow, and `path` with their ids, -1 for a new
+    one. Returns how many are new."""
+    for c in range(hashes.size):
+        keys[c] = hashes[c] ^ (flow_hash[flow[c]] | uint64(1))
+    return find_many(table_keys, table_values, keys, path)
 
 
 @njit(cache=True, nogil=True)

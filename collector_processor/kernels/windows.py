@@ -85,6 +85,9 @@ def judge_slots(
     found = 0
     greatest = np.float32(0.0)
     for s in range(used):
+        if not counts[s].any():
+            level[s] = 0.0
+            continue
         n = 0.0
         total = 0.0
         expected = 0.0

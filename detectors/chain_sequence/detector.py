@@ -101,11 +101,10 @@ class ChainSequence:
 
     def _findings(self, rows: I32, state: Any, chains: I64, value: Any) -> Findings:
         """One finding a chain, made once per distinct (row, state); sets the values of these chains."""
-        codes = rows[chains].astype(np.int64) * 8 + state[chains]
-        distinct, inverse = np.unique(codes, return_inverse=True)
-        templates = no_findings(distinct.size)
-        values = np.empty(distinct.size)
-        for i, code in enumerate(distinct.tolist()):
+        codes = (rows[chains].astype(np.int64) * 8 + state[chains]).tolist()
+        at = {code: i for i, code in enumerate(sorted(set(codes)))}
+        templates, values = no_findings(len(at)), np.empty(len(at))
+        for code, i in at.items():
             row, state_flags = code >> 3, code & 7
             judgement = self._judgement(row, state_flags)
             values[i] = -math.log(judgement.p)
@@ -116,8 +115,9 @@ class ChainSequence:
                 templates["expected"][i] = self.paths.column["length"][judgement.other]
             if judgement.kind == NONE or judgement.p > FINDING_P:
                 templates["detail"][i] = NONE
-        value[chains] = np.maximum(value[chains], values[inverse])
-        findings = templates.take(inverse)
+        which = [at[code] for code in codes]
+        value[chains] = np.maximum(value[chains], values[which])
+        findings = templates.take(which)
         findings["chain"] = chains
         return findings.compress(findings["detail"] != NONE)
 

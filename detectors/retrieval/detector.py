@@ -82,17 +82,19 @@ class Retrieval:
 
     def _new_bags(self, rows: I32, chains: I64, value: Any) -> Findings:
         """Sets the values of chains with an unknown bag; one finding a chain, made once per distinct row."""
-        distinct, inverse = np.unique(rows[chains], return_inverse=True)
-        templates, values = no_findings(distinct.size), np.empty(distinct.size)
-        for i, row in enumerate(distinct.tolist()):
+        new = rows[chains].tolist()
+        at = {row: i for i, row in enumerate(sorted(set(new)))}
+        templates, values = no_findings(len(at)), np.empty(len(at))
+        for row, i in at.items():
             p, nearest = self._judgement(row)
             values[i] = -math.log(p)
             templates["p"][i], templates["detail"][i] = p, row
             templates["actual"][i] = nearest.distance
             self._fill(templates[i : i + 1], nearest.event)
             templates["flow"][i] = self.known.row["flow"][row]
-        value[chains] = np.maximum(value[chains], values[inverse])
-        findings = templates.take(inverse)
+        which = [at[row] for row in new]
+        value[chains] = np.maximum(value[chains], values[which])
+        findings = templates.take(which)
         findings["chain"] = chains
         return findings.compress(findings["p"] <= FINDING_P)
 
