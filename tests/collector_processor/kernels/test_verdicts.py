@@ -1,0 +1,76 @@
+"""What the kernels behind verdicts and incidents say of small batches, against the same in numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from collector_processor.decide.incidents import SEEN
+from collector_processor.kernels import incidents, verdicts
+from collector_processor.model import NONE, Findings, no_findings
+
+P = st.sampled_from([1e-9, 0.01, 0.05, 0.5, 1.0])
+FINDINGS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2), P), max_size=12)
+CHAINS = 5
+
+
+def findings_of(rows: list[tuple[int, int, float]]) -> Findings:
+    """Findings of (chain, kind, p), by chain."""
+    out = no_findings(len(rows))
+    for i, (chain, kind, p) in enumerate(sorted(rows)):
+        out["chain"][i], out["kind"][i], out["p"][i], out["service"][i] = chain, kind, p, kind
+    return out
+
+
+@given(FINDINGS, st.lists(P, min_size=CHAINS, max_size=CHAINS), st.integers(0, 2**CHAINS), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_which_chains_are_unusual_suspect_and_broken(
+    rows: list[tuple[int, int, float]], p_values: list[float], where: int, is_open: bool
+) -> None:
+    findings, p = findings_of(rows), np.array(p_values)
+    damaging = np.array([True, False, True])
+    inside = np.array([bool(where >> c & 1) for c in range(CHAINS)]) if is_open else np.zeros(0, np.bool_)
+    damage, unusual = np.empty((2, CHAINS), np.bool_)
+    offsets, posterior, state = np.empty(CHAINS + 1, np.int64), np.empty(CHAINS), np.empty(CHAINS, np.uint8)
+    any_unusual = verdicts.judge(
+        *(p, np.full(CHAINS, 1e-6), 0.02, inside, 0.05, 0.5, findings, damaging, 0.01),
+        *(offsets, damage, unusual, posterior, state),
+    )
+    troubled = inside if is_open else np.zeros(CHAINS, np.bool_)
+    expected = (p <= 1e-6) | (troubled & (p <= 0.05))
+    suspect = (p <= 0.02) | expected if is_open else p <= 0.02
+    broken = np.zeros(CHAINS, np.bool_)
+    broken[findings["chain"][damaging[findings["kind"]] & (findings["p"] <= 0.01)]] = True
+    assert unusual.tolist() == expected.tolist()
+    assert any_unusual == expected.any()
+    assert damage.tolist() == broken.tolist()
+    assert state.tolist() == np.where(suspect, np.where(broken, verdicts.BROKEN, verdicts.NEW), verdicts.USUAL).tolist()
+    assert posterior.tolist() == np.where(troubled, p * 0.5, p).tolist()
+    assert offsets.tolist() == np.searchsorted(findings["chain"], np.arange(CHAINS + 1)).tolist()
+
+
+@given(FINDINGS, st.lists(st.integers(0, 2), min_size=CHAINS, max_size=CHAINS))
+@settings(max_examples=60, deadline=None)
+def test_what_incidents_note_of_a_batch(rows: list[tuple[int, int, float]], severities: list[int]) -> None:
+    findings, severity = findings_of(rows), np.array(severities, np.uint8)
+    repeated = np.array([False, True, False])
+    flow, hi, lo = np.arange(CHAINS, dtype=np.int32), np.zeros(CHAINS, np.uint64), np.arange(CHAINS, dtype=np.uint64)
+    seen = np.empty(findings.size, SEEN)
+    count = incidents.note(findings, severity, repeated, 0.05, flow, hi, lo, seen)
+    usual = repeated[findings["kind"]] & (severity[findings["chain"]] == 0)
+    kept = findings.compress((findings["p"] <= 0.05) & ~usual)
+    assert seen["flow"][:count].tolist() == kept["chain"].tolist()
+    assert seen["service"][:count].tolist() == kept["service"].tolist()
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(NONE, 1)), max_size=12))
+@settings(max_examples=60, deadline=None)
+def test_the_chains_that_an_incident_is_about(rows: list[tuple[int, int, int]]) -> None:
+    seen = np.zeros(len(rows), SEEN)
+    for i, (chain, service, instance) in enumerate(sorted(rows)):
+        seen["lo"][i], seen["service"][i], seen["instance"][i] = chain, service, instance
+    first, own = incidents.about(seen, np.array([1, 2], np.int32), 2)
+    is_about = np.isin(seen["service"], [1, 2])
+    assert seen["lo"][first].tolist() == sorted(set(seen["lo"][is_about].tolist()))
+    assert own.tolist() == np.flatnonzero((seen["service"] == 2) & (seen["instance"] != NONE)).tolist()
