@@ -218,7 +218,7 @@ def partial_success(signal: str, rejected: int) -> bytes:
     return traces.SerializeToString()
 
 
-def eventually(condition: Callable[[], bool], timeout_s: float = 20.0) -> bool:
+def eventually(condition: Callable[[], bool], timeout_s: float = 60.0) -> bool:
     """Whether `condition` comes true within `timeout_s`."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 import orjson
 import pytest
 from otlp import MS, T0, span, traces
+from sinks import eventually
 
 from collector_processor.config import Config
 from collector_processor.decide.verdicts import verdict_rows
@@ -269,15 +269,6 @@ def test_a_folder_of_models_that_is_not_there_is_a_wrong_setting(tmp_path: Path)
         Reloader(tmp_path / "typo", tmp_path / "journal")
     with pytest.raises(StartError, match="no folder"):
         Service(config(tmp_path / "typo"), tmp_path / "data").start()
-
-
-def eventually(condition: Callable[[], bool], within_s: float = 60.0) -> bool:
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return condition()
 
 
 def verdicts(folder: Path) -> dict[str, dict[str, Any]]:

@@ -20,6 +20,7 @@ import grpc
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 from otlp import log, logs, span, traces
+from sinks import eventually
 
 from collector_processor.config import Config
 from collector_processor.intake import Intake
@@ -88,15 +89,6 @@ def written(folder: Path) -> Counter[str]:
     path = folder / "verdicts.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return Counter(json.loads(line)["trace_id"] for line in lines if line.endswith("}"))
-
-
-def eventually(condition: Callable[[], bool], within_s: float = 30.0) -> bool:
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.1)
-    return condition()
 
 
 def test_what_is_sent_comes_out_as_verdicts_and_metrics(tmp_path: Path) -> None:

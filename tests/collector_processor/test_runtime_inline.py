@@ -18,10 +18,10 @@ import grpc
 import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from sinks import Behaviour, GrpcSink
+from sinks import Behaviour, GrpcSink, eventually
 
 from collector_processor.config import Config
-from tests.collector_processor.test_runtime import LOGS, TRACES, answers, config, eventually, port_of, running, sender
+from tests.collector_processor.test_runtime import LOGS, TRACES, answers, config, port_of, running, sender
 from tests.e2e.processes import free_ports
 from tests.otlp import log, logs, span, traces
 

@@ -235,7 +235,7 @@ def test_shutdown_keeps_its_deadline_and_counts_what_is_lost(make: Make, sink: S
     started = time.monotonic()
     queue.shutdown(0.3)
     queue.shutdown(0.3)
-    assert 0.3 <= time.monotonic() - started < 2
+    assert 0.3 <= time.monotonic() - started < 10, "the sink would keep it for ever"
     assert dropped(telemetry, "shutdown") == 3
     queue.put(items(4))
     assert dropped(telemetry, "shutdown") == 4, "what comes after the end is counted too"
