@@ -47,15 +47,15 @@ NEVER = np.iinfo(np.int64).min
 
 
 @njit(nogil=True, cache=True)
-def exponent(total, n, mean, dispersion, piece, known):
+def exponent(total, n, mean, dispersion, piece, known, swing):
     """-ln of the probability that n surprises sum up to `total`, where `known` surprises taught mean and dispersion.
 
-    They are taken to be unbounded when `piece` is 0.
+    They are taken to be unbounded when `piece` is 0. `swing` is the deviation of the mean itself from minute to minute.
     """
     usual = n * mean
     if total <= usual:
         return 0.0
-    dispersion *= 1.0 + n / known
+    dispersion = dispersion * (1.0 + n / known) + n * swing * swing
     if piece == 0.0:
         ratio = total / usual
         return n * mean * mean / dispersion * (ratio - 1.0 - math.log(ratio))
@@ -108,7 +108,8 @@ def judge_slots(
         known = memory[s, 1] + prior[1]
         size = np.float32(0.0)
         if n > 0:
-            size = np.float32(exponent(total, n, max(mean[s], expected / n), dispersion[s], burst, known))
+            swing = prior[4] * min(mean[s], expected / n)
+            size = np.float32(exponent(total, n, max(mean[s], expected / n), dispersion[s], burst, known, swing))
         level[s] = min(size, LEVEL_MAX)
         greatest = max(greatest, size)
         if size >= report:
@@ -136,8 +137,9 @@ def teach(
     `memory` float64[slots, 10]: surprises, observations, squared deviations over n, epochs, greatest excess of an
     epoch; all fade by `kept` an epoch in which the slot was seen. Then, learned while the system is `calm`: r and q,
     and, fading as much in a window, the sum and squared sum of what r^2 / q exceeds single epochs by, and their number.
-    `prior` float64[4]: what is believed before anything is seen: mean, its weight in observations, dispersion, its
-    weight in epochs.
+    `prior` float64[6]: what is believed before anything is seen: mean, its weight in observations, dispersion, its
+    weight in epochs; the deviation of the mean as a share of what is usual; and how many times the mean, once that is
+    known to be small, the dispersion is believed to be at most, for rare surprises are also less dispersed.
     """
     for s in range(used):
         n = counts[s, column]
@@ -172,7 +174,8 @@ def teach(
         memory[s, 3] = memory[s, 3] * kept + 1.0
         memory[s, 4] = max(memory[s, 4] * kept, total - expected)
         mean[s] = (memory[s, 0] + prior[0] * prior[1]) / (memory[s, 1] + prior[1])
-        dispersion[s] = (memory[s, 2] + prior[2] * prior[3]) / (memory[s, 3] + prior[3])
+        believed = min(prior[2], prior[5] * mean[s])
+        dispersion[s] = (memory[s, 2] + believed * prior[3]) / (memory[s, 3] + prior[3])
         sure = memory[s, 7] - SURE * math.sqrt(memory[s, 8] / (1.0 - linked))
         dispersion[s] += max(sure, 0.0) / (memory[s, 9] + CLUMPS / (1.0 - linked))
 
@@ -263,7 +266,7 @@ class Windows:
     def __init__(
         self, limit: int, columns: int, epoch_ns: int, prior: tuple[float, ...], kept: float, piece: float
     ) -> None:
-        """`prior`: mean, dispersion, their weight before anything is seen; `kept`: what an epoch leaves of memory."""
+        """`prior`: see `teach`; `kept`: what an epoch leaves of memory."""
         self.limit, self.columns, self.epoch_ns, self.kept, self.piece = limit, columns, epoch_ns, kept, piece
         self.linked = 1.0 - 1.0 / columns  # what an epoch leaves of the deviations that it is summed up with
         self.prior = np.array(prior)

@@ -40,7 +40,7 @@ from collector_processor.model import (
 from detectors.protocol import Scores, sampled
 
 NS = 1_000_000_000
-PRIOR = (0.05, 30.0, 0.2, 30.0)  # of surprises: mean, its weight, dispersion, its weight; see `windows.teach`
+PRIOR = (0.05, 30.0, 0.2, 30.0, 0.5, 20.0)  # of surprises; see `windows.teach`
 PIECE = 5.0  # least greatest surprise that bursts are made of
 NOVELTY_KEPT = 1.0 - 1.0 / 20_000  # what one observation leaves of the memory for how often anything new is seen
 BLAMED = 5 << 40  # marks the key of a service that errors of others name; other keys are 2 * event + 1 or + 2

@@ -37,7 +37,7 @@ from detectors.protocol import Scores, sampled
 
 NS = 1_000_000_000
 CHAIN_NS_MAX = 10e9  # a chain may take hours and yet be late by seconds
-PRIOR = (0.6, 20.0, 0.6, 150.0)  # of surprises: mean, its weight, dispersion, its weight; see `windows.teach`
+PRIOR = (0.6, 20.0, 0.6, 150.0, 0.5, 5.0)  # of surprises; see `windows.teach`
 POOLS = {kernel.INTO: 0, kernel.WITHIN: 1, kernel.OUT_OF: 2}
 P_MIN = 1e-300
 # As plain numbers: numpy is ten times slower with members of an enum.

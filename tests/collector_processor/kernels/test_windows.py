@@ -1,12 +1,14 @@
 """Which observations of a chain become findings, and how far a window may deviate by what its past did.
 
 The strongest become findings, and less is asked where an alarm is. Deviations that outlast an epoch again and again
-widen what is usual; one of them does not.
+widen what is usual; one of them does not. However many observations there are, a mean that is a little greater than
+usual is no alarm.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,11 +43,12 @@ def test_each_chain_gives_its_strongest_in_order(chains: list[list[tuple[int, in
 
 EPOCH_NS = 10_000_000_000
 SPANS = 50  # an epoch
+PRIOR = (1.0, 20.0, 1.0, 30.0, 0.0, 10.0)
 
 
 def dispersion(sums: list[float], *, shaken: bool = False) -> float:
     """What `Windows` learned from epochs of SPANS surprises whose sums deviate by `sums`, perhaps beside trouble."""
-    windows = Windows(8, 9, EPOCH_NS, (1.0, 20.0, 1.0, 30.0), 0.995, 5.0)
+    windows = Windows(8, 9, EPOCH_NS, PRIOR, 0.995, 5.0)
     slot = windows.add(1, 0, -1)
     for epoch, deviation in enumerate(sums):
         windows.sums[slot, windows.column] += SPANS + deviation
@@ -72,3 +75,28 @@ def test_what_happened_once_teaches_no_swarm() -> None:
     once = usual.copy()
     once[200:212] += 1.5 * np.sqrt(SPANS)
     assert dispersion(once.tolist()) < 1.1 * dispersion(usual.tolist())
+
+
+def level(per_epoch: float, spans: int, swing: float, piece: float) -> float:
+    """The exponent of a window whose epochs sum up to `per_epoch` a span, after 200 that did to 0.5."""
+    prior = (0.5, 20.0, 0.5, 30.0, swing, 10.0)
+    windows = Windows(8, 9, EPOCH_NS, prior, 0.995, piece)
+    slot = windows.add(1, 0, -1)
+    out = 0.0
+    for epoch in range(209):
+        mean = 0.5 if epoch < 200 else per_epoch
+        windows.sums[slot, windows.column] += spans * mean
+        windows.usual[slot, windows.column] += spans * 0.5
+        windows.counts[slot, windows.column] += spans
+        out = float(windows.judge((epoch + 1) * EPOCH_NS, 8.0, 0.0)[1][slot])
+        if epoch < 208:
+            windows.turn((epoch + 1) * EPOCH_NS)
+    return out
+
+
+@pytest.mark.parametrize("piece", [0.0, 5.0])
+def test_no_number_of_observations_makes_what_is_slightly_more_than_usual_an_alarm(piece: float) -> None:
+    assert level(0.8, 1000, 0.0, piece) > 50.0
+    assert level(0.8, 1000, 0.5, piece) < 2.0
+    assert level(8.0, 1000, 0.5, piece) > 20.0
+    assert level(8.0, 4, 0.5, piece) > 10.0
