@@ -93,17 +93,17 @@ class Decoder:
         data = payload.data
         rejected: dict[str, int] = {}
         buffer = np.frombuffer(data, np.uint8)
-        n, n_cells, n_resources = self._scan(buffer, is_log)
+        n, n_cells, n_resources, missing = self._read(buffer, is_log, tenant)
         if n < 0:
             data, rejected = repair(data, payload.signal)
             buffer = np.frombuffer(data, np.uint8)
-            n, n_cells, n_resources = self._scan(buffer, is_log)
+            n, n_cells, n_resources, missing = self._read(buffer, is_log, tenant)
             if n < 0:
                 rejected["malformed"] = rejected.get("malformed", 0) + 1
-                n = n_cells = n_resources = 0
+                n = n_cells = 0
         rows = self._rows[:n]
-        if n:
-            self._resolve(data, buffer, rows, tenant, is_log, n_resources)
+        if missing:
+            self._resolve(data, buffer, rows, tenant, is_log, n_resources, missing)
         if not n_cells:
             return RecordBatch(
                 payload.signal, tenant, rows, NO_CELLS[0], NO_CELLS[0], NO_CELLS[1], NO_CELLS[2], rejected
@@ -127,19 +127,21 @@ class Decoder:
         self._tenants[name] = tenant
         return tenant
 
-    def _scan(self, buffer: U8, is_log: bool) -> tuple[int, int, int]:
-        """Runs the kernel, with larger buffers while they are too small. Rows are negative when it gave up."""
+    def _read(self, buffer: U8, is_log: bool, tenant: int) -> tuple[int, int, int, int]:
+        """Runs the kernel, with larger buffers while they are too small: (rows, cells, resources, rows that hold
+        something new, or -1 when a resource is new). Rows are negative when it gave up."""
         wanted, lengths = self._wanted_log if is_log else self._wanted_span
         links = len(LINK_KEYS) if is_log else 0
-        body_max = self.config.body_bytes_max
+        known = (self.resources.keys, self.resources.values, self.symbols.instances.column("service"))
         while True:
-            n, n_cells, n_resources, own = kernel.scan(
+            n, n_cells, n_resources, own, missing = kernel.read(
                 *(buffer, is_log, self._rows, self.seed, wanted, lengths, links, self._cells, self._spans),
-                *(CLASSES, kernel.OWN_SCOPE, body_max),
+                *(CLASSES, kernel.OWN_SCOPE, self.config.body_bytes_max, self._salt(tenant), self._instances, *known),
+                *(self.events.keys, self.events.values, self._unknown, self._unknown_keys),
             )
             if n != kernel.FULL:
                 self.own_records += max(0, own)
-                return n, n_cells, n_resources
+                return n, n_cells, n_resources, missing
             size = 2 * len(self._rows)
             self._rows = np.zeros((size, kernel.COLUMNS), np.uint64)
             self._cells = np.zeros((2 * len(self._cells), 4), np.int64)
@@ -149,17 +151,16 @@ class Decoder:
             self._unknown_keys = np.zeros(size, np.uint64)
             self._all = np.arange(size)
 
-    def _resolve(self, data: bytes, buffer: U8, rows: U64, tenant: int, is_log: bool, n_resources: int) -> None:
-        """Replaces resource indices and event hashes in `rows` by ids."""
-        instances = self._instances[:n_resources]
-        salt = self._salt(tenant)
+    def _resolve(
+        self, data: bytes, buffer: U8, rows: U64, tenant: int, is_log: bool, n_resources: int, missing: int
+    ) -> None:
+        """Replaces resource indices and event hashes in `rows` by ids, where `_read` could not."""
+        n, instances = missing, self._instances[:n_resources]
         events, unknown, keys = self.events, self._unknown, self._unknown_keys
-        service_of = self.symbols.instances.column("service")
-        tables = (self.resources.keys, self.resources.values, service_of, events.keys, events.values)
-        n = kernel.resolve_all(buffer, self._spans, salt, instances, *tables, rows, unknown, keys)
         if n < 0:
-            self._resolve_resources(data, buffer, tenant, salt, instances)
-            service_of = self.symbols.instances.column("service")
+            self._resolve_resources(data, buffer, tenant, self._salt(tenant), instances)
+        service_of = self.symbols.instances.column("service")
+        if n < 0:
             known = (instances, service_of, events.keys, events.values)
             n = kernel.resolve(rows, self._all, len(rows), *known, unknown, keys)
         while n:

@@ -503,6 +503,24 @@ def resolve_all(
     return resolve(rows, unknown, rows.shape[0], instances, service_of, keys, values, unknown, unknown_keys)
 
 
+@njit(nogil=True, cache=True, _nrt=False)
+def read(
+    buf, is_log, rows, seed, wanted, lengths, links, cells, resources, classes, own, body_max, salt, instances,
+    resource_keys, resource_values, service_of, keys, values, unknown, unknown_keys,
+):  # fmt: skip
+    """`scan`, then `resolve_all` for what it read; the answers of both, one after the other."""
+    n, n_cells, n_resources, skipped = scan(
+        buf, is_log, rows, seed, wanted, lengths, links, cells, resources, classes, own, body_max
+    )
+    missing = int64(0)
+    if n > 0:
+        missing = resolve_all(
+            buf, resources, salt, instances[:n_resources], resource_keys, resource_values, service_of, keys, values,
+            rows[:n], unknown, unknown_keys,
+        )  # fmt: skip
+    return n, n_cells, n_resources, skipped, missing
+
+
 @njit(forceinline=True, _nrt=False)
 def event_key(event, service, kind):
     """Key of the table from first-sight hash to event id; never 0."""
