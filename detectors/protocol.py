@@ -86,7 +86,11 @@ def sampled(batch: ChainBatch, normal: Bool, most: int = LEARNED_MAX) -> tuple[C
 
 
 class Detector(Protocol):
-    """One way of seeing that something is unusual."""
+    """One way of seeing that something is unusual.
+
+    One whose values are -ln of a probability that it states of what it saw says so by `states_probability = True`:
+    however far a value lies beyond all that calibration has seen, its p-value is no less than that probability.
+    """
 
     name: str
     """The key in the registry and in `components` of a verdict."""

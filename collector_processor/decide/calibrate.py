@@ -81,11 +81,14 @@ class Rings:
 class Calibrator:
     """Rings per flow and per tenant for the detectors `names` and for their fused score."""
 
-    def __init__(self, names: Sequence[str], part: I32, weights: F64, history: int, history_min: int) -> None:
+    def __init__(
+        self, names: Sequence[str], part: I32, weights: F64, history: int, history_min: int, stated: Sequence[str] = ()
+    ) -> None:
         """`part` [d] is the component of each detector, `weights` [parts] the lambdas of the fused score; `history` and
-        `history_min` as in `DecideConfig`.
+        `history_min` as in `DecideConfig`; `stated`: the detectors whose values are -ln of a probability.
         """
         self.names = tuple(names)
+        self.stated = np.array([name in stated for name in self.names], np.bool_)
         self.part = part
         self.weights = weights
         self.history_min = history_min
@@ -105,7 +108,7 @@ class Calibrator:
         p_part = np.empty((n, self.weights.size))
         out = Calibrated(np.empty_like(values), p_part, np.empty(n), np.empty(n), np.empty(n, np.uint8))
         kernels.score_chains(
-            *(values, flow, tenant, self.part, self.weights, self.history_min),
+            *(values, flow, tenant, self.part, self.stated, self.weights, self.history_min),
             *(own.ordered, own.count, own.tail, pool.ordered, pool.count, pool.tail),
             *(out.p, out.p_part, out.fused, out.p_fused, out.level),
         )

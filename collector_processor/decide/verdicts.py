@@ -92,7 +92,10 @@ class Decider:
         self._names = tuple(detectors)
         self._parts, part, weights = fuse.parts_of([components[name] for name in self._names], config.decide.weights)
         self._weights = weights[part]
-        self._calibrator = Calibrator(self._names, part, weights, config.decide.history, config.decide.history_min)
+        stated = [name for name, detector in detectors.items() if getattr(detector, "states_probability", False)]
+        self._calibrator = Calibrator(
+            self._names, part, weights, config.decide.history, config.decide.history_min, stated
+        )
         self._budget = Budget(config.decide.alerts_per_day, config.decide.probability_max)
         self._calendar = Calendar(config.decide.calendar, config.decide.timezone)
         self._versions = self._models()

@@ -5,7 +5,8 @@ the last column = the fused score. It is kept twice: in order of arrival (what t
 compare with). A p-value is the exceedance rank (1 + #{score >= x}) / (n + 1); beyond the greatest score a generalised
 Pareto tail goes on from 1 / (n + 1), so that the far ones still differ. Its shape is fitted by probability-weighted
 moments (Hosking and Wallis 1987) and pulled towards a slightly heavy tail: 30 points say little about a shape. The
-fused score, -ln of a mean of p-values, has an exponential tail however dependent those are.
+fused score, -ln of a mean of p-values, has an exponential tail however dependent those are. No tail falls off faster
+than by the nat, and that of a detector which states a probability never below what it states.
 """
 
 from __future__ import annotations
@@ -21,10 +22,9 @@ PRIOR = 20.0  # scores that a ring is imagined to hold besides its own: those th
 SHAPE_PRIOR = 0.1  # of the Pareto tail; weighs as much as SHAPE_PRIOR_POINTS observed excesses
 SHAPE_PRIOR_POINTS = 20
 SHAPE_MAX = 0.5
+ANCHOR = 3  # the fused score's exponential tail goes on from this rank: where one greatest score lies is mostly chance
 TAIL_POINTS_MIN = 10
-SCALE_MIN = (
-    0.25  # least tail scale, in the scores' unit (about nats): equal scores do not make every other one impossible
-)
+SCALE_MIN = 1.0  # least tail scale: scores are nats, and few equal ones do not make every other one impossible
 
 
 @njit(cache=True, nogil=True)
@@ -41,15 +41,17 @@ def lower_bound(ordered, n, x):
 
 
 @njit(cache=True, nogil=True)
-def p_value(x, ordered, n, shape, scale):
-    """The p-value of x against the first n > 0 of ascending `ordered`."""
+def p_value(x, ordered, n, shape, scale, rank=1):
+    """The p-value of x against the first n > 0 of ascending `ordered`, of which the tail goes on from the `rank`th
+    greatest."""
     expected = PRIOR * math.exp(-max(x, 0.0))
     reached = n - lower_bound(ordered, n, x)
     if reached > 0:
         return (1.0 + reached + expected) / (n + 1.0 + PRIOR)
-    excess = (x - ordered[n - 1]) / scale
+    rank = min(rank, n)
+    excess = (x - ordered[n - rank]) / scale
     survival = math.exp(-excess) if shape < 1e-6 else (1.0 + shape * excess) ** (-1.0 / shape)
-    return max((survival + expected) / (n + 1.0 + PRIOR), P_MIN)
+    return max((min(1.0, rank * survival) + expected) / (n + 1.0 + PRIOR), P_MIN)
 
 
 @njit(cache=True, nogil=True)
@@ -80,6 +82,7 @@ def score_chains(
     flow,
     tenant,
     part,
+    stated,
     weights,
     history_min,
     own_ordered,
@@ -96,7 +99,8 @@ def score_chains(
 ):
     """Fills p [n, d], p_part [n, parts], fused [n], p_fused [n] and level [n] for `values` [n, d].
 
-    `part` [d] is the component of each detector, `weights` [parts]. A component's p-value is the least p-value of its
+    `part` [d] is the component of each detector, `stated` [d] whether its value is -ln of a probability that it states,
+    below which no extrapolation goes; `weights` [parts]. A component's p-value is the least p-value of its
     detectors times their number (Bonferroni), without those that have never said anything but 0; the fused score is -ln
     of their weighted mean of order -1/2. `*_ordered` [rows, d + 1, N], `*_count` [rows, d + 1], `*_tail` [rows, d + 1,
     2] (shape, scale). Negative flows and tenants are row 0.
@@ -124,6 +128,8 @@ def score_chains(
             else:
                 p[c, k] = 1.0
                 continue
+            if stated[k]:
+                q = max(q, math.exp(-max(x, 0.0)))
             heard[part[k]] = True
             p[c, k] = q
             if not silent:
@@ -142,10 +148,10 @@ def score_chains(
         fused[c] = total
         if warm and own_count[f, k] >= history_min:
             level[c] = OWN
-            p_fused[c] = p_value(total, own_ordered[f, k], own_count[f, k], own_tail[f, k, 0], own_tail[f, k, 1])
+            p_fused[c] = p_value(total, own_ordered[f, k], own_count[f, k], 0.0, own_tail[f, k, 1], ANCHOR)
         elif warm and pool_count[t, k] >= history_min:
             level[c] = POOLED
-            p_fused[c] = p_value(total, pool_ordered[t, k], pool_count[t, k], pool_tail[t, k, 0], pool_tail[t, k, 1])
+            p_fused[c] = p_value(total, pool_ordered[t, k], pool_count[t, k], 0.0, pool_tail[t, k, 1], ANCHOR)
         else:
             level[c] = COLD
             p_fused[c] = 1.0

@@ -5,6 +5,9 @@ What one span logs, and what it calls, comes in few. A lane's key is a hash over
 once), so that one pass over a chain's records finds every lane; only an unseen key is looked at outside. The n-gram
 model backs off from (head, last two) over (head, last), (head) and (last) to all events, each level weighted by how
 many different events followed its context (Witten and Bell 1991), down to a base distribution that the caller gives.
+Only the first level counts occurrences. Another one counts the contexts above it in which an event followed (Kneser and
+Ney 1995): to have seen the same thing five thousand times at one place is no reason to think that nothing else ever
+comes there, and counted again at every level it would be that reason five times over.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ LOGS, CALLS = 0, 1  # kinds of lane
 TOP = -1  # head of the lane of records that stand inside no span
 BEGIN, END = -2, -3  # pseudo-events before and after a lane
 ORDERS = 5
+_ABOVE = (0, 0, 1, 1, 3)  # the order that backs off to each
 EVICTED = 2  # model.Outcome
 # What the hash of a context of each order begins with: so far apart that no small id makes one equal another.
 _SALTS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD6E8FEB86659FD93, 0xA0761D6478BD642F)
@@ -157,7 +161,7 @@ def count_lanes(lane, lane_offsets, normal, times, good, bad, seen, counted, por
 
 @njit(inline="always")
 def context(order, head, kind, before, last):
-    """Key of a context; orders from the most to the least specific. Never 0."""
+    """Key of a context; orders from the most to the least specific. Never 0; bit 1 marks what counts occurrences."""
     if order == 0:
         h = mix(mix(mix(uint64(_SALTS[0]), uint64(head + 4)), uint64(before + 4)), uint64(last + 4))
     elif order == 1:
@@ -168,21 +172,32 @@ def context(order, head, kind, before, last):
         h = mix(uint64(_SALTS[3]), uint64(last + 4))
     else:
         h = uint64(_SALTS[4])
-    return mix(h, uint64(kind + 1)) | uint64(1)
+    return (mix(h, uint64(kind + 1)) & ~uint64(3)) | (uint64(3) if order == 0 else uint64(1))
+
+
+@njit(inline="always")
+def follower(key, event):
+    """Key of `event` in the context `key`."""
+    return (mix(key, uint64(event + 4)) & ~uint64(3)) | (key & uint64(3))
 
 
 @njit(cache=True, nogil=True)
 def learn_lane(pool, start, length, head, kind, weight, keys, count, kinds, used):
-    """Adds a lane `weight` times. `count` of a context: its occurrences, `kinds`: how many different events followed.
+    """Adds a lane `weight` times. `count` of a context: its occurrences, or the contexts above it in which something
+    followed; `kinds`: how many different events followed.
 
     A table that is half full takes nothing new.
     """
     before, last = BEGIN, BEGIN
+    new = np.zeros(ORDERS, np.bool_)
     for k in range(length + 1):
         event = pool[start + k] if k < length else END
+        new[:] = False
         for order in range(ORDERS):
+            if order > 0 and not new[_ABOVE[order]]:
+                continue
             key = context(order, head, kind, before, last)
-            following = mix(key, uint64(event + 4)) | uint64(1)
+            following = follower(key, event)
             i = slot_of(keys, key)
             j = slot_of(keys, following)
             if (keys[i] == 0 or keys[j] == 0) and 2 * (used[0] + 2) > keys.size:
@@ -195,8 +210,10 @@ def learn_lane(pool, start, length, head, kind, weight, keys, count, kinds, used
                 keys[j] = following
                 used[0] += 1
                 kinds[i] += 1.0
-            count[i] += weight
-            count[j] += weight
+                new[order] = True
+            added = weight if order == 0 else 1.0
+            count[i] += added
+            count[j] += added
         before, last = last, event
 
 
@@ -226,7 +243,7 @@ def surprisals(pool, start, length, head, kind, uniform, model, keys, count, kin
             i = slot_of(keys, key)
             if keys[i] == 0 or count[i] <= 0.0:
                 continue
-            j = slot_of(keys, mix(key, uint64(event + 4)) | uint64(1))
+            j = slot_of(keys, follower(key, event))
             here = count[j] if keys[j] != 0 else 0.0
             p = (here + kinds[i] * p) / (count[i] + kinds[i])
         out[k] = -math.log(max(p, 1e-12))
@@ -294,6 +311,14 @@ def count_values(flow, value, normal, histogram, width, memory):
     for c in range(flow.size):
         if normal[c]:
             histogram[flow[c], min(histogram.shape[1] - 1, int(value[c] / width))] += 1.0
+
+
+@njit(cache=True, nogil=True)
+def fade_counts(keys, count, factor):
+    """Forgets a little of the occurrences; what was ever seen to follow stays."""
+    for i in range(keys.size):
+        if keys[i] & uint64(2):
+            count[i] *= factor
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})

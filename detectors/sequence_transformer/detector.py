@@ -47,6 +47,7 @@ class SequenceTransformer:
     """See the module."""
 
     name = "sequence_transformer"
+    states_probability = True
 
     def __init__(self, config: SequenceTransformerConfig, symbols: Symbols, transformer: Transformer | None) -> None:
         self.config, self.symbols, self.transformer = config, symbols, transformer

@@ -229,7 +229,7 @@ class LaneTable:
         """Forgets a little of what was counted."""
         for name in ("good", "bad", "counted"):
             self.view(name)[:] *= factor
-        self.counts.count *= factor
+        kernels.fade_counts(self.counts.keys, self.counts.count, factor)
 
     def adopt(self, age_s: float, repeats: int) -> None:
         """Makes normal what came in anomalous chains only and yet kept coming for `age_s`."""

@@ -119,11 +119,11 @@ def test_the_whole_engine_finds_more_than_what_is_trivial_at_the_same_budget(dat
 
 
 def test_raw_lines_are_told_apart(data_dir: Path) -> None:
-    """All that is anomalous is found. False are orders that came up in the later half only: see docs."""
+    """All that is anomalous is found, and an order that came up in the later half only is no alarm by itself."""
     report = reported("hdfs_raw", data_dir)
     found = report.selections["all"]
     assert found.decisions.recall >= 0.95
-    assert found.decisions.f1 >= max(report.floors[name].decisions.f1 for name in ("n-gram", "unseen template"))
+    assert found.decisions.f1 >= max(floor.decisions.f1 for floor in report.floors.values())
     assert found.roc_auc is not None
     assert found.roc_auc >= 0.97
 

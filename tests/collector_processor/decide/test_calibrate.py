@@ -201,3 +201,38 @@ def test_a_ring_of_nothing_but_zeros_makes_nothing_impossible() -> None:
     assert p[0] > 0.1
     assert p[1] > 0.02
     assert p[2] < 1e-4
+
+
+def test_a_probability_that_a_detector_states_is_a_lower_bound() -> None:
+    calibrator = Calibrator(("a", "b"), PART, WEIGHTS, 300, 50, stated=("b",))
+    batch = batch_of(300)
+    calibrator.learn(with_nan(np.full((300, 2), 0.5)), batch, np.ones(300, np.bool_))
+    p = calibrator.calibrate(np.full((1, 2), 6.0), batch.flow[:1], batch.tenant[:1]).p[0]
+    assert p[0] < np.exp(-6.0)
+    assert p[1] == pytest.approx(np.exp(-6.0))
+
+
+def test_where_the_greatest_score_lies_hardly_moves_the_tail_of_the_fused_score() -> None:
+    ring = np.sort(np.random.default_rng(3).exponential(1.0, 300))
+    outlier = np.append(ring[:-1], ring[-1] + 4.0)
+    p = [
+        kernels.p_value(ring[-1] + 5.0, ordered, 300, *kernels.fit_tail(ordered, 300, 0.0), kernels.ANCHOR)
+        for ordered in (ring, outlier)
+    ]
+    assert p[1] < 3.0 * p[0]
+
+
+@pytest.mark.parametrize("alpha", [4e-4, 2e-3])
+def test_beyond_a_history_of_300_alarms_stay_within_the_budget(alpha: float) -> None:
+    """Fused scores of three independent components, each ring another history: one in 2,500 is an extrapolation."""
+    rng = np.random.default_rng(7)
+
+    def fused(n: int) -> F64:
+        return np.asarray(2.0 * np.log((rng.random((n, 3)) ** -0.5).mean(axis=1)))
+
+    share = []
+    for _ in range(150):
+        ring = np.sort(fused(300))
+        tail = kernels.fit_tail(ring, 300, 0.0)
+        share.append(np.mean([kernels.p_value(x, ring, 300, *tail, kernels.ANCHOR) <= alpha for x in fused(1000)]))
+    assert 0.25 * alpha < np.mean(share) < 1.5 * alpha
