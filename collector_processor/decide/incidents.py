@@ -61,6 +61,7 @@ CALLS_MAX = 65_536
 RECENT_MAX = 1_000_000  # chains' findings of one window, 28 bytes each; every epoch may hold an equal share
 MIX = np.uint64(0x9E3779B97F4A7C15)  # spreads ids, so that a sample of them is one whatever made them
 ABSENT_MAX = 0.01  # share of spans known to go without a call, up to which it is missed at once
+ANOTHER = 2.0  # thresholds that something new about an incident's services must exceed to be an incident of its own
 FINDINGS_TOLD = 4  # elements that an explanation spells out
 SEEN = np.dtype(
     [
@@ -218,13 +219,19 @@ class Incidents:
         left = list(members)
         for case in self._touching(root, members):
             young = self.now_ns - case.detected_ns <= self.config.join_s * NS
-            taken = [m for m in left if young or m in case.nats]
+            taken = [m for m in left if m in case.nats or (young and not self._is_another(case, m, nats[m]))]
             if taken:
                 left = [m for m in left if m not in taken]
                 out.append((case, taken))
         if any(self._opens(m, nats[m], rows[m]) for m in left):
             out.append((self._opened(root, rows[max(left, key=lambda m: nats[m])]), left))
         return out
+
+    def _is_another(self, case: Case, element: Element, nat: float) -> bool:
+        """Whether what an incident about the same services does not know yet is trouble of its own: it began when the
+        incident was no longer fresh, and is too strong for an echo."""
+        late = self.since[element] - case.detected_ns >= self.config.merge_s * NS if element in self.since else False
+        return late and element[0] not in SOFT and nat >= ANOTHER * self.threshold()
 
     def _touching(self, root: int, members: list[Element]) -> list[Case]:
         """Open incidents that a group may belong to, the likeliest first."""

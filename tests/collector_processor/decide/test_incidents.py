@@ -179,6 +179,20 @@ def test_what_is_new_about_an_old_incident_opens_its_own(bench: Bench) -> None:
     assert suspects(second)[0] == "stock"
 
 
+@pytest.mark.parametrize(("after", "nats", "apart"), [(3, 60.0, False), (12, 15.0, False), (12, 60.0, True)])
+def test_what_is_strong_and_began_late_is_trouble_of_its_own(
+    bench: Bench, after: int, nats: float, *, apart: bool
+) -> None:
+    """An alarm that opens a little early, or for next to nothing, must not take in the fault that follows."""
+    (first,) = bench.judge(bench.slow("stock"), epochs=2)
+    bench.judge(bench.slow("stock"), epochs=after)
+    broken = row(Kind.ERROR, Level.OPERATION, nats, service=bench.service("stock"), event=bench.event("send"))
+    told = bench.judge(bench.slow("stock"), broken, epochs=2)
+    opened = [incident for incident in told if incident.state == "opened"]
+    assert [incident.kind for incident in opened] == (["error"] if apart else [])
+    assert all(incident.incident_id != first.incident_id for incident in opened)
+
+
 def test_an_incident_is_over_when_it_has_been_quiet(bench: Bench) -> None:
     bench.judge(bench.slow("stock"), epochs=2)
     assert bench.judge(epochs=14) == []
