@@ -279,8 +279,8 @@ SENTENCES: dict[Kind, Callable[[Said], str]] = {
     Kind.UNUSUAL_LOG: _unusual_log,
     Kind.UNUSUAL_CALLS: _unusual_calls,
     Kind.MISSING_CALL: lambda one: f"{one.where} left out a call that it usually makes",
-    Kind.RATE_SURGE: lambda one: f"{one.where} has {_usual(one, count, ' cases')}",
-    Kind.RATE_DROP: lambda one: f"{one.where} has only {_usual(one, count, ' cases')}",
+    Kind.RATE_SURGE: _distribution,
+    Kind.RATE_DROP: _distribution,
     Kind.DRIFT: lambda one: f"what is normal for {one.where} has crept away from what it was",
 }
 

@@ -48,6 +48,8 @@ WINDOW_P = 1e-2  # a window is a finding below this
 RECURRED_MAX = 5  # chains of one new path that teach how often new paths come again
 CAME_MAX = 200.0  # chains on new paths over which that is averaged
 FORGET_SLICES = 2016.0  # slices (a week at the default) over which path counts fade
+SHARE_KINDS = (int(Kind.DISTRIBUTION_SURGE), int(Kind.DISTRIBUTION_DROP))
+RATE_KINDS = (int(Kind.RATE_SURGE), int(Kind.RATE_DROP))  # of a flow as a whole
 FLOW_DETAIL = 1 << 40  # added to a flow id in `detail` when the finding is about the flow's own rate
 SHORT_DETAIL = 1 << 41  # added in `detail` for the short window
 
@@ -355,7 +357,8 @@ class ChainSequence:
                 detail += FLOW_DETAIL
             else:
                 of_flow, event = int(flow[excess.index]), self._where_it_parts(excess.index)
-            findings["kind"][i] = Kind.DISTRIBUTION_SURGE if excess.nats > 0 else Kind.DISTRIBUTION_DROP
+            surge, drop = RATE_KINDS if excess.subject == "flow" else SHARE_KINDS
+            findings["kind"][i] = surge if excess.nats > 0 else drop
             findings["level"][i] = Level.FLOW
             findings["flow"][i], findings["event"][i], findings["service"][i] = of_flow, event, self._service(event)
             findings["p"][i] = max(P_MIN, excess.p)
@@ -396,7 +399,7 @@ class ChainSequence:
 
     def evidence(self, finding: np.void) -> dict[str, Any]:
         detail = int(finding["detail"])
-        if int(finding["kind"]) in (Kind.DISTRIBUTION_SURGE, Kind.DISTRIBUTION_DROP):
+        if int(finding["kind"]) in SHARE_KINDS + RATE_KINDS:
             return self._range_evidence(finding, detail)
         row = detail >> 3
         judgement = self._judgement(row, detail & 7)

@@ -317,11 +317,13 @@ class Distribution:
         self._note_absence(counts > 0)
         slices, dispersion = self.slices, self.rate_dispersion
         slices += (slices > 0) | (counts > 0)
-        weight = 1.0 / np.minimum(np.maximum(slices, 1), MEMORY_SLICES)
+        weight = 1.0 / np.minimum(
+            np.maximum(slices - 1, 1), MEMORY_SLICES
+        )  # without the first, which is not a whole one
         squared = (counts - expected) ** 2 / np.maximum(expected, 1.0)
         settled = slices > SLICES_MIN
         squared = np.where(settled, np.minimum(squared, SIGMA**2 * dispersion), squared)
-        dispersion += np.where(slices > 1, weight * (squared - dispersion), 0.0)
+        dispersion += np.where(slices > 2, weight * (squared - dispersion), 0.0)
         np.maximum(dispersion, 1.0, out=dispersion)
         self.share_extremes.end_slice((counts > 0) & (slices > SLICES_MIN))
         self.rate_extremes.end_slice(slices > RATE_SLICES_MIN)
