@@ -24,6 +24,7 @@ from collector_processor.evaluation.world_parts import Injection
 from collector_processor.evaluation.worlds import Layout, World, labels_of
 
 FRESH = 1000
+CHAINS_FEW = 20  # a fault that struck fewer is told apart: it was placed by what was expected, not by what then came
 FAULTS_OF: dict[Layout, int] = {"blocks": 10, "hours": 3}
 
 
@@ -76,6 +77,16 @@ class Total:
         """Median time to detect of the faults found, seconds."""
         times = [result.found_after_s for result in self.results if result.found_after_s is not None]
         return median(times) if times else float("nan")
+
+    def of_few(self) -> tuple[int, int]:
+        """(found, all) of the faults that struck fewer than CHAINS_FEW chains; traffic that drops strikes none."""
+        struck = [
+            result.found
+            for outcome in self.outcomes
+            for result, injection in zip(outcome.report.results, outcome.injections, strict=True)
+            if injection.chains < CHAINS_FEW and injection.kind != "traffic_drop"
+        ]
+        return sum(struck), len(struck)
 
     def by_type(self) -> dict[str, tuple[int, int, int]]:
         """Fault type -> (found, named first, all)."""
@@ -144,8 +155,11 @@ def total_lines(layout: str, sums: Total) -> list[str]:
         f"({sums.false_per_covered_hour:.2f} an hour); median {sums.median_s:.0f} s; {flagged:.1%} flagged outside"
     )
     types = sorted(sums.by_type().items())
+    few, of_few = sums.of_few()
+    others, of_others = round(sums.found * len(sums.results)) - few, len(sums.results) - of_few
     return [
         head,
+        f"   struck fewer than {CHAINS_FEW} chains: {few} of {of_few} found; all others: {others} of {of_others}",
         *(f"   {name:15} {found:3} of {every:3} found, {first:3} first" for name, (found, first, every) in types),
     ]
 
