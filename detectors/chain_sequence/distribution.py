@@ -317,9 +317,8 @@ class Distribution:
         self._note_absence(counts > 0)
         slices, dispersion = self.slices, self.rate_dispersion
         slices += (slices > 0) | (counts > 0)
-        weight = 1.0 / np.minimum(
-            np.maximum(slices - 1, 1), MEMORY_SLICES
-        )  # without the first, which is not a whole one
+        known = np.maximum(slices - 1, 1)  # without the first, which is not a whole one
+        weight = 1.0 / np.minimum(known, MEMORY_SLICES)
         squared = (counts - expected) ** 2 / np.maximum(expected, 1.0)
         settled = slices > SLICES_MIN
         squared = np.where(settled, np.minimum(squared, SIGMA**2 * dispersion), squared)
