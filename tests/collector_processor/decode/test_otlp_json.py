@@ -445,7 +445,7 @@ def test_a_byte_order_mark_and_white_space_are_skipped() -> None:
 @pytest.mark.parametrize("mode", ["NUMBA_DISABLE_JIT", "NUMBA_BOUNDSCHECK"])
 def test_the_kernel_holds_as_plain_python_and_with_bounds_checks(mode: str, tmp_path: Any) -> None:
     if os.environ.get(mode) == "1":
-        pytest.skip("this is that run")
+        pytest.skip(f"this is the run with {mode} that the other one starts")
     chosen = "alike or made_from or utf8 or nearest or every_size or names_the_byte or base64 or each_form"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", chosen]
     environment = {**os.environ, mode: "1", "NUMBA_CACHE_DIR": str(tmp_path)}

@@ -222,7 +222,7 @@ def test_more_damage_than_first_expected_is_found() -> None:
     assert clean(data, Signal.LOGS).rejected == {"invalid_utf8": 100}
 
 
-@pytest.mark.skipif(WITHOUT_JIT, reason="measures compiled code")
+@pytest.mark.skipif(WITHOUT_JIT, reason="numba is switched off: its bound of time is that of compiled code")
 def test_a_request_made_of_damage_does_not_stop_the_service() -> None:
     """The mending of one request is bounded, whatever its size."""
     bad = field(2, field(5, field(1, b"\xff" * 100)))

@@ -615,7 +615,7 @@ def test_a_real_disk_that_is_full_recovers_by_itself(tmp_path: Path) -> None:
             ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True, check=False
         ).returncode
     ):
-        pytest.skip("may not mount a small disk here")
+        pytest.skip("a small disk that can be full takes the right to mount one (root)")
     try:
         journal = opened(disk / "journal", segment_bytes_max=100_000)
         ballast = disk / "ballast"

@@ -13,7 +13,7 @@ from collector_processor.kernels import cache, decode, wire
 KERNELS = Path(cache.__file__).parent
 
 
-@pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="nothing is compiled")
+@pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="numba is switched off: there is no cache to look at")
 def test_numba_asks_for_our_stamp() -> None:
     [impl] = [kernel._cache._impl for kernel in (decode.scan,)]
     assert impl.locator.get_source_stamp() == cache.stamp(Path(decode.__file__))
