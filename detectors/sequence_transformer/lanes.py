@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from collector_processor.kernels import lanes as kernels
-from collector_processor.kernels.table import move_two, slot_of
+from collector_processor.kernels.table import move, move_two, slot_of
 from collector_processor.model import F64, I32, I64, NONE, Bool, ChainBatch, Symbols
 from detectors.familiarity import grown
 from detectors.sequence_transformer.transformer import Lane, Transformer
@@ -138,9 +138,7 @@ class LaneTable:
             self.keys, self.rows, self.keys_used = np.zeros(4096, np.uint64), np.zeros(4096, np.int32), 0
         if 2 * (self.keys_used + 1) > self.keys.size:
             keys, rows = np.zeros(2 * self.keys.size, np.uint64), np.zeros(2 * self.keys.size, np.int32)
-            for slot in np.flatnonzero(self.keys).tolist():
-                other = slot_of(keys, self.keys[slot])
-                keys[other], rows[other] = self.keys[slot], self.rows[slot]
+            move(self.keys, self.rows, keys, rows)
             self.keys, self.rows = keys, rows
         slot = slot_of(self.keys, np.uint64(key))
         self.keys_used += int(self.keys[slot] == 0)
