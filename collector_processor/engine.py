@@ -116,8 +116,9 @@ class Engine:
                 key = (payload.signal, reason)
                 self.rejected[key] = self.rejected.get(key, 0) + count
                 self.received[payload.signal] += count
-            self.received[payload.signal] += len(batch.rows)
-            self._is_stirred |= len(batch.rows) > 0
+            records = len(batch.rows)
+            self.received[payload.signal] += records
+            self._is_stirred |= records > 0
             for chains in self.joiner.append(batch, self.now_ns):
                 self._judge(chains, output)
         return output
@@ -190,6 +191,8 @@ class Engine:
     def _advance_to(self, now_ns: int) -> Output:
         output = Output()
         self.now_ns = max(self.now_ns, now_ns)
+        if self.now_ns < self._boundary_ns:
+            return output
         if self._boundary_ns == 0:
             self._boundary_ns = (self.now_ns // self._epoch_ns + 1) * self._epoch_ns
             self._change_models(self._boundary_ns - self._epoch_ns)

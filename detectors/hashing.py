@@ -7,6 +7,7 @@ few dozen or hundred signed dimensions (feature hashing, Weinberger et al. 2009)
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from zlib import crc32
 
 import numpy as np
@@ -14,17 +15,19 @@ import numpy as np
 from collector_processor.kernels import text as kernels
 from collector_processor.model import F32, F64, I64
 
+TEXTS_KEPT = 512  # whose n-grams are kept: several detectors ask for those of each new event
 TRIGRAM_WEIGHT = 0.5  # against 1 for a whole word
 WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+|[^\W\d_]+")
 
 
+@lru_cache(TEXTS_KEPT)
 def ngrams(text: str) -> tuple[I64, F64]:
-    """(32-bit hashes [n], weights [n]) of the distinct words and trigrams of `text`."""
+    """(32-bit hashes [n], weights [n]) of the distinct words and trigrams of `text`; not to be written to."""
     if text.isascii():
         data = np.frombuffer(text.encode(), np.uint8)
         hashes, weights = np.empty(2 * data.size + 1, np.int64), np.empty(2 * data.size + 1)
         n = kernels.grams(data, TRIGRAM_WEIGHT, hashes, weights)
-        return hashes[:n], weights[:n]
+        return hashes[:n].copy(), weights[:n].copy()  # without the room that was not needed
     words = [word.lower() for word in WORDS.findall(text)]
     grams = {f" {word}" for word in words}
     for word in words:

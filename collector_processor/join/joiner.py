@@ -123,10 +123,11 @@ class Joiner:
         step, n = self._step, len(batch.rows)
         for first in range(0, n, step):
             part = batch if n <= step else batch.part(first, first + step)
-            gone += self._make_room(len(part.rows), now_ns)
+            size = len(part.rows)
+            gone += self._make_room(size, now_ns)
             kernel.append(
                 part.rows,
-                len(part.rows),
+                size,
                 part.signal == LOGS,
                 part.tenant,
                 self._salt(part.tenant),
@@ -160,9 +161,9 @@ class Joiner:
 
     def _make_room(self, n: int, now_ns: int) -> list[ChainBatch]:
         """Sees to it that n chains and n records fit."""
-        need = int(self._state[kernel.CHAINS_OPEN]) + n
-        if 2 * need > self._slots.size:
-            need *= 4
+        chains = self._state.item(kernel.CHAINS_OPEN)
+        if 2 * (chains + n) > self._slots.size:
+            need = 4 * (chains + n)
             self._slots = np.zeros(1 << (need - 1).bit_length(), np.int32)
             kernel.rebuild_slots(self._slots, self._chains, self._deadlines, self._state)
         if not self._full(n):
@@ -174,7 +175,7 @@ class Joiner:
 
     def _full(self, n: int) -> bool:
         """Whether there is no room for n more records."""
-        chains, records = int(self._state[kernel.CHAINS_OPEN]), int(self._state[kernel.RECORDS_OPEN])
+        chains, records = self._state.item(kernel.CHAINS_OPEN), self._state.item(kernel.RECORDS_OPEN)
         return chains + n > self.config.chains_max or records + n > self.config.records_max
 
     def _evict(self, n: int, now_ns: int) -> list[ChainBatch]:

@@ -13,8 +13,8 @@ import math
 import numpy as np
 from numba import njit, uint64
 
-from collector_processor.kernels.table import slot_of
-from collector_processor.kernels.wire import mix
+from collector_processor.kernels.table import find, slot_of
+from collector_processor.kernels.wire import finish, mix
 
 EVICTED = 2  # model.Outcome
 
@@ -23,18 +23,57 @@ EVICTED = 2  # model.Outcome
 def bag(events, counted):
     """(distinct events ascending, level of each) of one chain's events; `counted` is zero for all, and again after."""
     distinct = np.empty(events.size, np.int32)
+    out = np.sort(distinct[: _count(events, counted, distinct)])
+    level = np.empty(out.size, np.uint8)
+    for i in range(out.size):
+        level[i] = _level(counted[out[i]])
+        counted[out[i]] = 0
+    return out, level
+
+
+@njit(cache=True, nogil=True)
+def _count(events, counted, distinct):
+    """Counts each of `events` in `counted`, and fills `distinct` with them, each once; gives their number."""
     n = 0
     for event in events:
         if counted[event] == 0:
             distinct[n] = event
             n += 1
         counted[event] += 1
-    out = np.sort(distinct[:n])
-    level = np.empty(n, np.uint8)
-    for i in range(n):
-        level[i] = min(255, 1 + int(2.0 * math.log2(float(counted[out[i]]))))
-        counted[out[i]] = 0
-    return out, level
+    return n
+
+
+@njit(cache=True, nogil=True)
+def _level(count):
+    return min(255, 1 + int(2.0 * math.log2(float(count))))
+
+
+@njit(cache=True, nogil=True)
+def bag_key(flow, event, level):
+    """Key of a bag of a flow, whatever the order of its events; never 0."""
+    key = uint64(0)
+    for i in range(event.size):
+        key += finish(mix(mix(uint64(0), uint64(event[i] + 1)), uint64(level[i])))
+    return mix(key, uint64(flow + 1)) | uint64(1)
+
+
+@njit(cache=True, nogil=True)
+def known_bags(event, offsets, flow, counted, bag_keys, bag_rows, rows):
+    """Fills in the row of each chain's bag where `rows` has none yet and `bag_keys` know it; returns how many are left.
+
+    `counted` as in `bag`."""
+    distinct, level = np.empty(counted.size, np.int32), np.empty(counted.size, np.uint8)
+    left = 0
+    for c in range(rows.size):
+        if rows[c] >= 0:
+            continue
+        n = _count(event[offsets[c] : offsets[c + 1]], counted, distinct)
+        for i in range(n):
+            level[i] = _level(counted[distinct[i]])
+            counted[distinct[i]] = 0
+        rows[c] = find(bag_keys, bag_rows, bag_key(flow[c], distinct[:n], level[:n]))
+        left += rows[c] < 0
+    return left
 
 
 @njit(cache=True, nogil=True)

@@ -8,6 +8,7 @@ uint64 -> int32, the dictionary behind first sights.
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 from numba import njit, uint64
 
 from collector_processor.kernels.wire import finish
@@ -63,6 +64,22 @@ def take(values, index, out):
 
 
 @njit(nogil=True, cache=True)
+def put_many(keys, values, new_keys, new_values):
+    """Sets new_keys[i] -> new_values[i]; a key that is there keeps its value, which new_values[i] becomes. Returns how
+    many were not there."""
+    missing = 0
+    for k in range(new_keys.size):
+        i = slot_of(keys, new_keys[k])
+        if keys[i] == 0:
+            keys[i] = new_keys[k]
+            values[i] = new_values[k]
+            missing += 1
+        else:
+            new_values[k] = values[i]
+    return missing
+
+
+@njit(nogil=True, cache=True)
 def move(keys, values, new_keys, new_values):
     """Enters every key of one table in another, larger one."""
     for i in range(keys.size):
@@ -105,13 +122,24 @@ class LookupTable:
 
     def put(self, key: int, value: int) -> None:
         """Sets key -> value; key must not be 0 nor already there."""
-        if self.used >= self.limit:
-            self.emptied += 1
-            self.clear()
-        if 2 * (self.used + 1) > self.keys.size:
-            keys, values = self.keys, self.values
-            self.keys = np.zeros(2 * keys.size, np.uint64)
-            self.values = np.zeros(2 * keys.size, np.int32)
-            move(keys, values, self.keys, self.values)
+        self._make_room(1)
         put(self.keys, self.values, np.uint64(key), value)
         self.used += 1
+
+    def put_many(self, keys: npt.NDArray[np.uint64], values: npt.NDArray[np.int32]) -> None:
+        """The same of several, none of them 0; see the kernel for those that are there or come twice."""
+        self._make_room(keys.size)
+        self.used += put_many(self.keys, self.values, keys, values)
+
+    def _make_room(self, more: int) -> None:
+        if self.used + more > self.limit and self.used:
+            self.emptied += 1
+            self.clear()
+        if 2 * (self.used + more) > self.keys.size:
+            keys, values = self.keys, self.values
+            size = 2 * keys.size
+            while 2 * (self.used + more) > size:
+                size *= 2
+            self.keys = np.zeros(size, np.uint64)
+            self.values = np.zeros(size, np.int32)
+            move(keys, values, self.keys, self.values)

@@ -85,16 +85,17 @@ def judge_slots(
     found = 0
     greatest = np.float32(0.0)
     for s in range(used):
-        if not counts[s].any():
+        n = 0.0
+        for e in range(counts.shape[1]):
+            n += counts[s, e]
+        if n == 0.0:
             level[s] = 0.0
             continue
-        n = 0.0
         total = 0.0
         expected = 0.0
         worst = 0.0
         at = 0
         for e in range(counts.shape[1]):
-            n += counts[s, e]
             total += sums[s, e]
             expected += usual[s, e]
             excess = sums[s, e] - max(counts[s, e] * mean[s], usual[s, e])

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from collector_processor.kernels import bags as kernels
-from collector_processor.kernels.table import LookupTable, find_many
-from collector_processor.model import F64, I32, I64, NONE, U8, Bool, ChainBatch, Symbols
+from collector_processor.kernels.table import LookupTable, find, find_many
+from collector_processor.model import F64, I32, I64, NONE, U8, U64, Bool, ChainBatch, Symbols
 from detectors.familiarity import Familiarity, grown
 from detectors.retrieval.embedding import EventVectors
 
 NEAREST = 4  # candidates that are compared by max-sim
 SEQUENCES_MAX = 131_072  # entries of the cache from sequence to row
+ROWS_MAX = 1 << 30  # rows are bounded by `rows_max` and what one epoch brings: nothing is ever to be forgotten
 WEIGHTS_GROWTH = 1.05  # chains by which the core grows before weights are computed anew
 
 
@@ -45,7 +46,7 @@ class BagTable:
         self.symbols, self.familiarity, self.vectors = symbols, familiarity, vectors
         self.rows_max, self.compared_max = rows_max, compared_max
         self.size = 0
-        self.ids: dict[bytes, int] = {}
+        self.ids = LookupTable(ROWS_MAX)  # key of a bag -> its row
         self.rows_of_flow: dict[int, list[int]] = {}
         self.of_sequence = LookupTable(SEQUENCES_MAX)
         self.start, self.length = np.zeros(64, np.int64), np.zeros(64, np.int64)
@@ -64,14 +65,19 @@ class BagTable:
         keys = np.maximum(batch.sequence, np.uint64(1))
         rows = np.empty(len(batch), np.int32)
         if find_many(self.of_sequence.keys, self.of_sequence.values, keys, rows):
-            seen: dict[int, int] = {}
-            for chain in np.flatnonzero(rows < 0).tolist():
-                key = int(keys[chain])
-                if key not in seen:
-                    seen[key] = self._row_on_sight(batch, chain)
-                    self.of_sequence.put(key, seen[key])
-                rows[chain] = seen[key]
+            self._fill_in(batch, keys, rows)
         return rows
+
+    def _fill_in(self, batch: ChainBatch, keys: U64, rows: I32) -> None:
+        """The rows of chains whose sequence was not seen before; its bag may have been."""
+        unseen = np.flatnonzero(rows < 0)
+        bags = (self.ids.keys, self.ids.values)
+        if kernels.known_bags(batch.event, batch.offsets, batch.flow, self.counted, *bags, rows):
+            for chain in np.flatnonzero(rows < 0).tolist():
+                rows[chain] = self._row_on_sight(batch, chain)
+        found = rows[unseen]
+        self.of_sequence.put_many(keys[unseen], found)
+        rows[unseen] = found
 
     def _reserve_events(self, events: int) -> None:
         known = self.weight.size
@@ -89,11 +95,12 @@ class BagTable:
 
     def add(self, flow: int, now_ns: int, event: I32, level: U8) -> int:
         """The row of this bag, added when new."""
-        key = flow.to_bytes(4, "little") + event.tobytes() + level.tobytes()
-        found = self.ids.get(key)
-        if found is not None:
-            return found
-        row = self.ids[key] = self.familiarity.add(flow, now_ns)
+        key = kernels.bag_key(flow, event, level)
+        found = find(self.ids.keys, self.ids.values, np.uint64(key))
+        if found >= 0:
+            return int(found)
+        row = self.familiarity.add(flow, now_ns)
+        self.ids.put(key, row)
         self.size = row + 1
         self.start, self.length = grown(self.start, self.size), grown(self.length, self.size)
         self.event, self.level = grown(self.event, self.used + event.size), grown(self.level, self.used + event.size)

@@ -50,6 +50,7 @@ class HashedEmbedder:
     def embed(self, text: str) -> F32:
         """float32[DIMENSIONS] of length 1 (0 for a text without words); counts the text for the IDF of later ones."""
         hashes, weights = ngrams(text)
+        weights = weights.copy()
         self.texts += 1
         rarity(hashes, weights, self.seen_in, self.texts)
         return folded(hashes, weights, DIMENSIONS)
