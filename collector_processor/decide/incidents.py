@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -60,8 +60,14 @@ POOLS = 3  # independent subjects of a service: calls into it, itself, calls out
 CALLS_MAX = 65_536
 RECENT_MAX = 1_000_000  # chains' findings of one window, 28 bytes each; every epoch may hold an equal share
 MIX = np.uint64(0x9E3779B97F4A7C15)  # spreads ids, so that a sample of them is one whatever made them
-ABSENT_MAX = 0.01  # share of spans known to go without a call, up to which it is missed at once
+ABSENT_MAX = 0.05  # share of spans known to go without a call, up to which it is missed at once
 ANOTHER = 2.0  # thresholds that something new about an incident's services must exceed to be an incident of its own
+SAME: dict[int, int] = {  # kinds that are named for the same, after the latest example of it
+    Kind.MISSING_LOG: Kind.UNUSUAL_LOG,
+    Kind.ERROR: Kind.UNUSUAL_LOG,
+    Kind.MISSING_CALL: Kind.UNUSUAL_CALLS,
+    Kind.UNSEEN_CALL: Kind.UNUSUAL_CALLS,
+}
 FINDINGS_TOLD = 4  # elements that an explanation spells out
 SEEN = np.dtype(
     [
@@ -78,6 +84,20 @@ def is_release(case: Case) -> bool:
     """Whether the incident is about other words for the same, with nothing broken: what comes with it may train."""
     reworded = any(said.get("reworded") for said in case.evidence.values())
     return reworded and not any(DAMAGE[element[0]] for element in case.nats)
+
+
+def _about(element: Element) -> Element:
+    """The element without what the latest example makes of it: other logs, or other calls, than usual."""
+    return (int(SAME.get(element[0], element[0])), *element[1:])
+
+
+def _boundaries(saved: Iterable[Any]) -> dict[Element, int]:
+    """What a snapshot holds of `since` or `onset`."""
+    out: dict[Element, int] = {}
+    for parts, boundary_ns in saved:
+        kind, level, service, event, caller, rule = (int(part) for part in parts)
+        out[(kind, level, service, event, caller, rule)] = int(boundary_ns)
+    return out
 
 
 class Source(Protocol):
@@ -104,6 +124,7 @@ class Incidents:
         self.first_ns = 0  # when the first chain was closed
         self.now_ns = 0  # the last boundary
         self.since: dict[Element, int] = {}  # the boundary from which on an element is beyond half the threshold
+        self.onset: dict[Element, int] = {}  # the same for what an element is about, whatever kind is named for it
         self.calls: set[tuple[int, int]] = set()  # (caller, callee)
         self.known_paths = np.zeros(64, np.bool_)  # whose calls have been noted
         self.recent: deque[tuple[int, Any]] = deque()  # of one window: when closed, SEEN
@@ -154,7 +175,7 @@ class Incidents:
     def _judged(self, now_ns: int, findings: Findings) -> list[Incident]:
         repeated, told = self.repeats.advance()
         if not (findings.size or repeated.size or self.open):
-            self.since = {}
+            self.since = self.onset = {}
             return []
         rows: dict[Element, np.void] = {}
         nats: dict[Element, float] = {}
@@ -166,6 +187,7 @@ class Incidents:
             evidence |= zip(elements, said, strict=False)
         half = self.threshold() / 2
         self.since = {e: self.since.get(e, now_ns) for e, n in nats.items() if n >= half}
+        self.onset = {about: self.onset.get(about, now_ns) for about in map(_about, self.since)}
         changed: list[Case] = []
         for root, members in groups(nats):
             for case, taken in self._placed(root, members, rows, nats):
@@ -217,21 +239,30 @@ class Incidents:
         """The open incidents that a group joins, each with what it takes; what none takes may open one."""
         out = []
         left = list(members)
+        echoes: dict[Element, Case] = {}
         for case in self._touching(root, members):
-            young = self.now_ns - case.detected_ns <= self.config.join_s * NS
-            taken = [m for m in left if m in case.nats or (young and not self._is_another(case, m, nats[m]))]
+            known = [m for m in left if m in case.nats or self._age_s(case, m, self.now_ns) <= self.config.join_s]
+            taken = [m for m in known if not self._is_late(case, m)]
             if taken:
                 left = [m for m in left if m not in taken]
                 out.append((case, taken))
-        if any(self._opens(m, nats[m], rows[m]) for m in left):
+            weak = (m for m in known if m not in taken and nats[m] < ANOTHER * self.threshold())
+            echoes |= {m: case for m in weak if m not in echoes}
+        if any(m not in echoes and self._opens(m, nats[m], rows[m]) for m in left):
             out.append((self._opened(root, rows[max(left, key=lambda m: nats[m])]), left))
+        else:
+            for case in {id(echoes[m]): echoes[m] for m in left if m in echoes}.values():
+                case.seen_ns = self.now_ns
         return out
 
-    def _is_another(self, case: Case, element: Element, nat: float) -> bool:
-        """Whether what an incident about the same services does not know yet is trouble of its own: it began when the
-        incident was no longer fresh, and is too strong for an echo."""
-        late = self.since[element] - case.detected_ns >= self.config.merge_s * NS if element in self.since else False
-        return late and element[0] not in SOFT and nat >= ANOTHER * self.threshold()
+    def _age_s(self, case: Case, element: Element, without_ns: int) -> float:
+        """How old an incident was when the trouble with an element began; `without_ns` is for what is hardly any."""
+        return (self.onset.get(_about(element), without_ns) - case.detected_ns) / NS
+
+    def _is_late(self, case: Case, element: Element) -> bool:
+        """Whether the trouble with an element began when an incident about its services was no longer fresh: if it is
+        too strong for an echo, it is trouble of its own."""
+        return element[0] not in SOFT and self._age_s(case, element, case.detected_ns) >= self.config.merge_s
 
     def _touching(self, root: int, members: list[Element]) -> list[Case]:
         """Open incidents that a group may belong to, the likeliest first."""
@@ -388,6 +419,7 @@ class Incidents:
             "known_paths": self.known_paths.copy(),
             "calls": [list(pair) for pair in sorted(self.calls)],
             "since": [[list(element), since] for element, since in self.since.items()],
+            "onset": [[list(element), onset] for element, onset in self.onset.items()],
             "recent": [[closed, seen.copy()] for closed, seen in self.recent],
             "forgotten": self.forgotten,
         }
@@ -398,9 +430,7 @@ class Incidents:
         self.first_ns, self.now_ns = int(state["first_ns"]), int(state["now_ns"])
         self.known_paths = np.array(state["known_paths"], np.bool_)
         self.calls = {(int(caller), int(callee)) for caller, callee in state["calls"]}
-        self.since = {}
-        for parts, since in state["since"]:
-            kind, level, service, event, caller, rule = (int(part) for part in parts)
-            self.since[(kind, level, service, event, caller, rule)] = int(since)
+        self.since = _boundaries(state["since"])
+        self.onset = _boundaries(state.get("onset", ()))  # earlier versions had none
         self.recent = deque((int(closed), np.array(seen, SEEN)) for closed, seen in state["recent"])
         self.forgotten = int(state.get("forgotten", 0))  # earlier versions kept all

@@ -193,6 +193,32 @@ def test_what_is_strong_and_began_late_is_trouble_of_its_own(
     assert all(incident.incident_id != first.incident_id for incident in opened)
 
 
+def test_what_grows_strong_is_not_taken_in_while_it_is_weak(bench: Bench) -> None:
+    (first,) = bench.judge(bench.slow("stock"), epochs=2)
+    bench.judge(bench.slow("stock"), epochs=12)
+    ids = {"service": bench.service("stock"), "event": bench.event("send")}
+    assert bench.judge(row(Kind.ERROR, Level.OPERATION, 9.0, **ids), epochs=20) == []
+    assert [case.incident_id for case in bench.incidents.open] == [first.incident_id]  # kept awake by the echo
+    (second,) = bench.judge(row(Kind.ERROR, Level.OPERATION, 60.0, **ids))
+    assert (second.state, second.kind) == ("opened", "error")
+
+
+@pytest.mark.parametrize(("quiet", "count"), [(0, 1), (4, 2)])
+def test_the_same_trouble_again_is_another_incident(bench: Bench, quiet: int, count: int) -> None:
+    """Of two faults at one service the second one is told as well."""
+    bench.judge(bench.slow("stock", 60.0), epochs=12)
+    bench.judge(epochs=quiet)
+    bench.judge(bench.slow("stock", 60.0), epochs=3)
+    assert len(bench.incidents.open) == count
+
+
+def test_the_same_logs_under_another_kind_are_no_new_trouble(bench: Bench) -> None:
+    ids = {"service": bench.service("stock"), "event": bench.event("send")}
+    bench.judge(row(Kind.MISSING_LOG, Level.OPERATION, 60.0, **ids), epochs=12)
+    bench.judge(row(Kind.UNUSUAL_LOG, Level.OPERATION, 60.0, **ids), epochs=3)
+    assert len(bench.incidents.open) == 1
+
+
 def test_an_incident_is_over_when_it_has_been_quiet(bench: Bench) -> None:
     bench.judge(bench.slow("stock"), epochs=2)
     assert bench.judge(epochs=14) == []
@@ -222,7 +248,7 @@ def test_what_may_be_meant_to_be_so_must_hold_for_a_while(
     assert len(bench.judge(finding)) == 1
 
 
-@pytest.mark.parametrize(("usually", "epochs"), [(0.001, 2), (0.2, 10)])
+@pytest.mark.parametrize(("usually", "epochs"), [(0.001, 2), (0.04, 2), (0.2, 10)])
 def test_a_call_that_was_hardly_ever_left_out_is_missed_at_once(bench: Bench, usually: float, epochs: int) -> None:
     missing = row(Kind.MISSING_CALL, Level.OPERATION, 20.0, service=bench.service("order"), event=bench.event("POST"))
     missing["expected"] = usually
@@ -304,7 +330,7 @@ def test_a_finding_about_a_flow_is_about_where_the_flow_enters(bench: Bench) -> 
 def test_a_restored_one_goes_on_as_if_nothing_had_happened(bench: Bench) -> None:
     subject = {"kind": Kind.SLOW_OPERATION, "level": Level.OPERATION, "service": bench.service("stock")}
     bench.observe(4, Severity.INFO, **subject)
-    bench.judge(bench.slow("stock"), bench.call("order", "stock"), epochs=2)
+    bench.judge(bench.slow("stock"), bench.call("order", "stock"), epochs=12)
     twin = Incidents(bench.incidents.config, bench.symbols, {"a": Source(), "b": Source()})
     twin.restore(bench.incidents.snapshot())
     for _ in range(20):
