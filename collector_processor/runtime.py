@@ -53,6 +53,7 @@ from exporters.registry import Surroundings, build
 
 LOG = structlog.get_logger(__name__)
 SECOND = 1_000_000_000
+PACE_S = 0.01  # between two turns at least: what comes meanwhile is taken at once, and threads switch less often
 MARK_S = 0.05  # without an arrival, and something due, until a mark is written
 MARK_AGAIN_S = 1.0  # after one that could not be written
 REPLAYED_S = 1.0  # of replay between two checkpoints, where they take no longer than a quarter of that
@@ -265,11 +266,13 @@ class Service:
     def _work(self) -> None:
         tick_s, interval_s = self.config.service.tick_ms / 1000, self.config.journal.checkpoint_interval_s
         while not self._stopping.is_set():
+            begun = time.monotonic()
             self._turn(tick_s)
             if self._reloader is not None:
                 self._reloader.poll(self.engine)
             self._report()
             self._begin_checkpoint(interval_s)
+            self._stopping.wait(max(0.0, begun + PACE_S - time.monotonic()))
         if not self._health.note:  # else the journal holds something that comes before what waits
             self._turn(0)
         self._report()

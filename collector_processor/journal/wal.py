@@ -2,8 +2,9 @@
 
 How it works. `append` numbers a payload, writes its frame (segment.py) and returns when the frame is as durable as
 configured. With `fsync`, whoever comes first syncs for everybody whose frame is already written, and the others wait:
-under load one sync serves many requests, without a thread of its own. Segments end at a size or an age, so that those
-that no checkpoint needs any more can go.
+under load one sync serves many requests, without a thread of its own. Each that waits has a lock of its own, so that
+nobody is woken for nothing; what was written during a sync is synced by the first of those who wait then. Segments end
+at a size or an age, so that those that no checkpoint needs any more can go.
 
 A journal that is opened syncs what it finds before anybody replays it: its writer may have been killed before it could.
 
@@ -77,13 +78,15 @@ class Counters:
 class _Waiting:
     """An append that is written and not yet synced."""
 
-    __slots__ = ("error", "is_done", "payload", "position")
+    __slots__ = ("error", "is_done", "payload", "position", "woken")
 
     def __init__(self, position: int, payload: Payload) -> None:
         self.position = position
         self.payload = payload
         self.is_done = False
         self.error: JournalUnavailableError | None = None
+        self.woken = threading.Lock()  # held until it is done, or has to sync
+        self.woken.acquire()
 
 
 class Journal:
@@ -183,14 +186,15 @@ class Journal:
                 return position
             waiting = _Waiting(position, payload)
             self._waiting.append(waiting)
-            while not waiting.is_done:
-                if self._is_syncing:
-                    self._changed.wait()
-                else:
-                    self._sync()
-            if waiting.error is not None:
-                raise waiting.error
-            return position
+            if not self._is_syncing:
+                self._sync()
+        waiting.woken.acquire()
+        if not waiting.is_done:
+            with self._lock:
+                self._sync()
+        if waiting.error is not None:
+            raise waiting.error
+        return position
 
     def replay(self, from_position: int = 0, to_position: int | None = None) -> Iterator[tuple[int, Payload]]:
         """(position, payload) from `from_position` on and before `to_position`, as far as it is written by now."""
@@ -312,7 +316,8 @@ class Journal:
         return segment
 
     def _sync(self) -> None:
-        """Syncs what is written, with the lock released meanwhile, and answers those who wait for it."""
+        """Syncs what is written, with the lock released meanwhile, and answers those who wait for it; then the first of
+        those who have come meanwhile has to sync, and nobody else may before."""
         self._is_syncing = True
         batch = list(self._waiting)
         descriptor, error = self._descriptor, None
@@ -324,7 +329,6 @@ class Journal:
             error = failed
         finally:
             self._lock.acquire()
-            self._is_syncing = False
         self.counters.syncs += 1
         unavailable = None
         if error is None:
@@ -341,6 +345,10 @@ class Journal:
             waiting.is_done = True
             if unavailable is None:
                 self._delivered(waiting.position, waiting.payload)
+            waiting.woken.release()
+        self._is_syncing = bool(self._waiting)
+        if self._waiting:
+            self._waiting[0].woken.release()
         self._changed.notify_all()
 
     def _delivered(self, position: int, payload: Payload) -> None:
