@@ -2,9 +2,10 @@
 
 How it works. Receivers hand each cleaned request to the journal; once it is durable it is acknowledged and waits in a
 bounded backlog. One thread owns the engine: it takes what waits, gives it to `Engine.process` with its arrival time,
-calls `tick` ten times a second, and hands verdicts and incidents to the exporters, each of which has its own queue. A
-checkpoint is the engine's state together with the position in the journal up to which it has read; a start restores the
-last one and replays what came after. When too much waits, senders are told to come again; nothing else slows them.
+calls `tick` twenty times a second at least, and hands verdicts and incidents to the exporters, each of which has its
+own queue. A checkpoint is the engine's state together with the position in the journal up to which it has read; a start
+restores the last one and replays what came after. When too much waits, senders are told to come again; nothing else
+slows them.
 
 Engine time is the journal's: it goes on with arrivals, and where nobody sends anything although something is due, with
 an empty payload of our own, a *mark*. So nothing is ever said at a time that a replay, or a start with a clock that was

@@ -306,7 +306,7 @@ def run_demo(
         stack.callback(service.stop, STOP_S)
         try:
             write_past(folder / config.journal.dir, config.journal, opened_ns, start_ns)
-            time.sleep(max(0.0, (start_ns - time.time_ns()) / SECOND_NS))
+            # Its ports are open before the platform goes on: what is open at `start_ns` must not wait for its rest.
             service.start()
         except (OSError, StartError) as error:
             console.print(str(error), style="red", highlight=False, markup=False)
@@ -314,6 +314,7 @@ def run_demo(
         console.print(f"learning from {story.WARMUP_S:.0f} s of normal traffic …", style="dim")
         while not service.ready and not service.failed:
             time.sleep(0.05)
+        time.sleep(max(0.0, (start_ns - time.time_ns()) / SECOND_NS))
         urls = addresses(config)
         gauge = Gauge(dict(urls)["metrics"], "spanchain_open_chains")
         stack.callback(gauge.stop)

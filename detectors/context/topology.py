@@ -14,7 +14,9 @@ for the cause of what the new words did.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,7 @@ from collector_processor.model import (
     Symbols,
     no_findings,
 )
+from detectors.context.sentences import Said, sentence
 from detectors.protocol import Scores, sampled
 
 NS = 1_000_000_000
@@ -50,6 +53,7 @@ REWORDED_EPOCHS = 2
 STOPPED_EPOCHS = 3  # the last ones, in which nearly all spans leave out what they always called
 STOPPED_SHARE = 0.9
 MANY = -2  # services are asked by the same operation
+EDIT_NATS = 3.0  # what one event more or less weighs, where the variant is sought that another one comes closest to
 MEMBERS_MAX = 16  # events of one variant that are kept
 CLIENT, PRODUCER = 4, 5  # span kinds in a ChainBatch
 P_MIN = 1e-300
@@ -76,7 +80,8 @@ class Example:
     broken: bool  # an error is among the logs
     calm: bool = False  # no warning is among the logs
     variant: int = 0
-    begun: int = 0  # the boundary since which this has been the first unusual variant of every epoch
+    begun: int = 0  # the boundary since which it has been seen in every epoch
+    nats: float = 0.0  # its surprise
 
 
 NO_EXAMPLE = Example(0, [], [], NONE, broken=False)
@@ -125,7 +130,7 @@ class Topology:
         if not unusual.size and not at.size:
             return Scores(nats, no_findings())
         o = Observed(*children)
-        self._keep_examples(batch, o, hashes, slot, unusual)
+        self._keep_examples(batch, o, hashes, slot, surprise, unusual)
         return Scores(nats, self._chain_findings(batch, o, hashes, surprise, slot, at) if at.size else no_findings())
 
     def _name_events(self) -> None:
@@ -170,7 +175,9 @@ class Topology:
             child = int(o.sibling[child])
         return sorted(set(out))
 
-    def _example(self, batch: ChainBatch, o: Observed, hashes: U64, place: int, since: int) -> Example:
+    def _example(
+        self, batch: ChainBatch, o: Observed, hashes: U64, place: int, since: int, nats: float = 0.0
+    ) -> Example:
         """What the variant at `place` is made of: of the logs (even places) or calls of a span."""
         row, what = place // 2, place % 2
         variant = int(hashes[what, row])
@@ -178,7 +185,7 @@ class Topology:
         unanswered = self._unanswered(batch, o, row) if what == 1 else []
         calm = what == 0 and self._is_calm(batch, o, row)
         asked = self._asked(batch, o, row) if what == 1 and o.callee[row] == row else NONE
-        return Example(since, self._members(batch, o, row, what), unanswered, asked, broken, calm, variant, since)
+        return Example(since, self._members(batch, o, row, what), unanswered, asked, broken, calm, variant, since, nats)
 
     def _asked(self, batch: ChainBatch, o: Observed, row: int) -> int:
         """The event that the call at `row`, which got no answer, was for: its usual one, or one its caller lacks."""
@@ -204,20 +211,44 @@ class Topology:
             child = int(o.sibling[child])
         return bool(calm)
 
-    def _keep_examples(self, batch: ChainBatch, o: Observed, hashes: U64, slot: I32, unusual: I64) -> None:
-        """Keeps the first unusual variant of each element in an epoch."""
+    def _keep_examples(
+        self, batch: ChainBatch, o: Observed, hashes: U64, slot: I32, surprise: F32, unusual: I64
+    ) -> None:
+        """Keeps of each element the most unusual variant that its window saw, the newest of those that are alike."""
         now = self.windows.boundary_ns
-        for k, s in zip(unusual.tolist(), slot[unusual].tolist(), strict=True):
+        for k, s, nats in zip(unusual.tolist(), slot[unusual].tolist(), surprise[unusual].tolist(), strict=True):
             before = self.examples.get(s, NO_EXAMPLE)
-            if before.since != now:
-                new = self._example(batch, o, hashes, k, now)
-                same = before.variant == new.variant and before.since == now - self.windows.epoch_ns
+            if nats > before.nats or (nats == before.nats and before.since != now):
+                new = self._example(batch, o, hashes, k, now, nats)
+                same = before.variant == new.variant and before.since in (now, now - self.windows.epoch_ns)
                 self.examples[s] = replace(new, begun=before.begun) if same else new
 
     def _usual(self, slot: int) -> list[int]:
         """The events of the element's most frequent variant."""
         best = self._most_frequent(slot)
-        return [e for e in self.members[best].tolist() if e != NONE] if best != NONE else []
+        return self._events(best) if best != NONE else []
+
+    def _events(self, row: int) -> list[int]:
+        return [e for e in self.members[row].tolist() if e != NONE]
+
+    def _differs(self, slot: int, seen: list[int]) -> tuple[Counter[int], Counter[int]]:
+        """The events that `seen` has more of, and less of, than the known variant that it comes closest to: the one
+        that needs the fewest nats to be described, its own rarity and EDIT_NATS for each event that differs."""
+        best, more, less = np.inf, Counter(seen), Counter[int]()
+        total = max(float(self.slots["seen"][slot]), 1.0)
+        for row in self._variants(slot):
+            known, own = Counter(self._events(row)), Counter(seen)
+            differing = ((known - own) + (own - known)).total()
+            nats = EDIT_NATS * differing - float(np.log((self.rows["count"][row] + 1e-9) / total))
+            if differing and nats < best:
+                best, more, less = nats, own - known, known - own
+        return more, less
+
+    def _rarest(self, slot: int, events: Iterable[int]) -> int:
+        """Of `events`, the one that spans of the element have had least often; NONE when there is none."""
+        rows = self._variants(slot)
+        counts = {e: sum(float(self.rows["count"][row]) for row in rows if e in self.members[row]) for e in events}
+        return min(counts, key=lambda e: (counts[e], e), default=NONE)
 
     def _most_frequent(self, slot: int) -> int:
         return max(self._variants(slot), key=lambda row: float(self.rows["count"][row]), default=NONE)
@@ -285,7 +316,8 @@ class Topology:
         service = self.symbols.events.column("service")
         finding["level"], finding["service"] = Level.OPERATION, own
         if what == 0:
-            fewer = set(seen) < set(usual)
+            more, less = self._differs(slot, seen)
+            fewer = not more and any(e not in seen for e in less)
             finding["kind"] = Kind.ERROR if example.broken else Kind.MISSING_LOG if fewer else Kind.UNUSUAL_LOG
             return
         finding["kind"] = Kind.UNUSUAL_CALLS
@@ -454,14 +486,20 @@ class Topology:
     def evidence(self, finding: np.void) -> dict[str, Any]:
         slot = int(finding["detail"])
         out: dict[str, Any] = {"history": int(self.slots["seen"][slot])}
+        fewer = False
         if int(self.windows.key[slot]) & BLAMED:
             template = self._complaint(int(finding["caller"]), int(finding["service"]))
         else:
             usual, seen = self._usual(slot), self.examples.get(slot, NO_EXAMPLE).members
-            missing = int(finding["kind"]) in (Kind.MISSING_LOG, Kind.MISSING_CALL, Kind.UNUSUAL_CALLS)
-            template = next((e for e in (usual if missing else seen) if e not in (seen if missing else usual)), NONE)
-            if int(finding["kind"]) == Kind.UNSEEN_CALL:
-                template = next(iter(self._further(slot, seen)), template)
+            kind = int(finding["kind"])
+            if kind in (Kind.MISSING_CALL, Kind.UNUSUAL_CALLS):
+                template = next((e for e in usual if e not in seen), NONE)
+            elif kind == Kind.UNSEEN_CALL:
+                template = next(iter(self._further(slot, seen)), NONE)
+            else:
+                more, less = self._differs(slot, seen)
+                fewer = not more
+                template = self._rarest(slot, more or less) if kind != Kind.ERROR or more else NONE
         if template != NONE:
             out["template"] = self.symbols.events.text[template]
         if finding["chain"] == NONE and slot in self.facts:
@@ -469,7 +507,8 @@ class Topology:
             out |= {"unusual": unusual, "count": count, "window_s": self.config.window_s}
             if slot in self.reworded:
                 out["reworded"] = True
-            out["text"] = self._sentence(finding, template, unusual, count)
+            said = Said(template, fewer, unusual, count, self.config.window_s)
+            out["text"] = sentence(self.symbols, finding, said)
         return out
 
     def _complaint(self, caller: int, service: int) -> int:
@@ -480,28 +519,6 @@ class Topology:
                     if event < self.named.size and self.named[event] == service:
                         return event
         return NONE
-
-    def _sentence(self, finding: np.void, event: int, unusual: int, count: int) -> str:
-        """What a window finding says, with the log line or call in question and how often."""
-        services, events = self.symbols.services, self.symbols.events
-        where = services.text[int(finding["service"])]
-        share = f"({unusual} of {count} in {self.config.window_s:.0f} s)"
-        what = f'"{events.text[event]}"' if event != NONE else None
-        if int(finding["level"]) == Level.EDGE:
-            caller = services.text[int(finding["caller"])]
-            if int(finding["kind"]) == Kind.ERROR:
-                return f"Errors of {caller} complain about {where}: {what or 'they name it'} {share}"
-            return f"Calls from {caller} to {where} get no answer: {what or 'a call'} never arrives {share}"
-        at = f"Operation {events.text[int(finding['event'])]} of {where}"
-        if int(finding["kind"]) in (Kind.UNUSUAL_CALLS, Kind.MISSING_CALL, Kind.UNSEEN_CALL):
-            remote = event != NONE and events.column("service")[event] != finding["service"]
-            called = f"{services.text[int(events.column('service')[event])]} {what}" if remote else what
-            if int(finding["kind"]) == Kind.UNSEEN_CALL:
-                return f"{at} calls {called or 'what it never called'}, which it never did, or not so often {share}"
-            return f"{at} leaves out {called} {share}" if called else f"{at} makes other calls than usual {share}"
-        kind = Kind(int(finding["kind"]))
-        verb = "reports" if kind == Kind.ERROR else "no longer writes" if kind == Kind.MISSING_LOG else "writes"
-        return f"{at} {verb} {what or 'log lines in an unusual choice'} {share}"
 
     def describe_state(self) -> str | None:
         """Why nothing can be unusual yet; None when it is at work."""
@@ -523,8 +540,7 @@ class Topology:
             "facts": [[slot, *counts] for slot, counts in self.facts.items()],
             "blamed_by": self.blamed_by.copy(),
             "examples": [
-                [slot, e.since, list(e.members), list(e.unanswered), e.asked, e.broken, e.calm, e.variant, e.begun]
-                for slot, e in self.examples.items()
+                [slot, *(getattr(e, field.name) for field in fields(Example))] for slot, e in self.examples.items()
             ],
             "reworded": [[slot, since] for slot, since in self.reworded.items()],
         }
