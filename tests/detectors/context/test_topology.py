@@ -108,6 +108,36 @@ def test_an_error_never_seen_is_an_error_of_its_service(bench: Bench) -> None:
     assert set(found["service"].tolist()) == {bench.service("account")}
 
 
+@pytest.mark.parametrize(
+    "fault", [{"error": "ledger refused"}, {"audit": False}, {"again": True}], ids=lambda f: next(iter(f))
+)
+def test_the_line_that_is_told_is_the_one_that_the_fault_changes(fault: dict[str, Any]) -> None:
+    """However many variants are usual: here the lines name one of four currencies, each written twice."""
+    bench = Bench()
+
+    def root(number: int, error: str | None = None, *, audit: bool = True, again: bool = False) -> Node:
+        currency = ("EUR", "EUR", "USD", "CHF", "EUR", "GBP", "EUR", "USD")[number % 8]
+        lines = [f"debit of <*> {currency} requested", f"reserved <*> {currency}"] + ["checked"] * (1 if again else 2)
+        lines += [f"debited <*> {currency}"] if audit and not error else []
+        logs = [log(line) for line in lines] + ([log(error, severity=17)] if error else [])
+        return span("gateway:pay", 60, span("account:debit", 10, *logs))
+
+    found = []
+    for epoch in range(66):
+        batch = bench.batch([root(n, **(fault if epoch >= 60 and n % 2 else {})) for n in range(PER_EPOCH)])
+        bench.detector.score(batch)
+        bench.epoch += 1
+        found.append(bench.detector.advance(bench.epoch * EPOCH_S * NS))
+        bench.detector.learn(batch, np.full(len(batch), epoch < 60))
+    told = bench.detector.evidence(bench.worst(found))["text"]
+    if "error" in fault:
+        assert 'Operation debit of account reports "ledger refused"' in told
+    elif "audit" in fault:
+        assert 'Operation debit of account no longer writes "debited <*>' in told
+    else:
+        assert 'Operation debit of account writes "checked" fewer times than usual' in told
+
+
 def test_a_doubled_call_is_a_call_never_made(bench: Bench) -> None:
     row = bench.worst(bench.run(4, twice=True))
     assert (row["kind"], row["service"]) == (Kind.UNSEEN_CALL, bench.service("order"))
@@ -225,6 +255,27 @@ def test_the_cause_below_discounts_the_effect_above() -> None:
         bench.epoch += 1
         found.append(bench.detector.advance(bench.epoch * EPOCH_S * NS))
         bench.detector.learn(batch, np.full(len(batch), epoch < 60))
+    assert set(np.concatenate(found)["service"].tolist()) == {bench.service("account")}
+
+
+def test_who_has_never_failed_is_not_to_blame_for_failing_with_the_one_below() -> None:
+    """order has a longer history than account, so that its first failures are the rarer ones."""
+    bench = Bench()
+
+    def root(number: int, *, fails: bool) -> Node:
+        other = span("risk:assess", 6, log("assessed"))
+        error = [log("ledger refused", severity=17)] if fails else [log(f"booked as {number % 4}")]
+        inner = span("account:debit", 10, *error, status=2 if fails else 0)
+        calls = [span("order:POST", 12, inner, status=2 if fails else 0)] if number % 4 == 0 else []
+        return span("gateway:pay", 60, span("order:pay", 50, *calls, *(span("order:POST", 8, other) for _ in range(6))))
+
+    found = []
+    for epoch in range(90):
+        batch = bench.batch([root(n, fails=epoch >= 80) for n in range(4 * PER_EPOCH)])
+        bench.detector.score(batch)
+        bench.epoch += 1
+        found.append(bench.detector.advance(bench.epoch * EPOCH_S * NS))
+        bench.detector.learn(batch, np.full(len(batch), epoch < 80))
     assert set(np.concatenate(found)["service"].tolist()) == {bench.service("account")}
 
 
