@@ -94,22 +94,50 @@ def key_of(events, head, kind):
 
 
 @njit(cache=True, nogil=True)
-def lane_at(event, parent, kind, lo, hi, slot, of, most):
-    """(table key, head, events with loops collapsed, at most `most`) of an unknown lane that `lanes_of` found: in the
-    chain of records `lo` to `hi`."""
-    top = slot == hi - lo
-    events = np.empty(hi - lo, np.int32)
-    n = 0
-    for r in range(lo, hi):
-        inside = parent[r] < lo if top else parent[r] == lo + slot
-        if inside and (kind[r] == 0) == (of == LOGS):
-            events[n] = event[r]
-            n += 1
-    head = TOP if top else event[lo + slot]
-    key = key_of(events[:n], head, of)
-    spare = np.zeros((2, n), np.int32)
-    n = collapse(events[:n], spare[0], spare[1])
-    return key, head, events[: min(n, most)]
+def lanes_at(event, parent, kind, offsets, unknown, most):
+    """The unknown lanes that `lanes_of` found: table key uint64[n], head int32[n], where the events of each begin,
+    int64[n + 1], and its events one after the other, int32, with loops collapsed, at most `most`."""
+    longest = 0
+    for c in range(offsets.size - 1):
+        longest = max(longest, offsets[c + 1] - offsets[c])
+    events, spare = np.empty(longest, np.int32), np.empty((2, longest), np.int32)
+    keys, head, start = np.empty(len(unknown), np.uint64), np.empty(len(unknown), np.int32), [0]
+    pool = np.empty(4 * longest, np.int32)
+    for i in range(len(unknown)):
+        lo, hi = offsets[unknown[i, 0]], offsets[unknown[i, 0] + 1]
+        slot, of = unknown[i, 1], unknown[i, 2]
+        top = slot == hi - lo
+        n = 0
+        for r in range(lo, hi):
+            inside = parent[r] < lo if top else parent[r] == lo + slot
+            if inside and (kind[r] == 0) == (of == LOGS):
+                events[n] = event[r]
+                n += 1
+        head[i] = TOP if top else event[lo + slot]
+        keys[i] = key_of(events[:n], head[i], of)
+        spare[:, :n] = 0
+        n = min(collapse(events[:n], spare[0, :n], spare[1, :n]), most)
+        if start[i] + n > pool.size:
+            pool = np.concatenate((pool, np.empty(pool.size, np.int32)))
+        pool[start[i] : start[i] + n] = events[:n]
+        start.append(start[i] + n)
+    return keys, head, np.array(start), pool[: start[-1]]
+
+
+@njit(cache=True, nogil=True)
+def append_lanes(
+    new, head, kind, times, start, events, row, used, heads, kinds, first_seen, starts, lengths, pool, model
+):  # fmt: skip
+    """Enters the lanes `new` of those that `lanes_at` gives as rows from `row` on, with events in the pool from `used`
+    on. There is a place in the pool for the end of each; `model` knows nothing of any place."""
+    for i in new:
+        n = start[i + 1] - start[i]
+        heads[row], kinds[row], first_seen[row] = head[i], kind[i], times[i]
+        starts[row], lengths[row] = used, n
+        pool[used : used + n] = events[start[i] : start[i + 1]]
+        model[used : used + n + 1] = -1.0
+        used += n + 1
+        row += 1
 
 
 @njit(cache=True, nogil=True)
@@ -331,11 +359,38 @@ def product(queries, k, vectors, row):
 
 
 @njit(cache=True, nogil=True)
-def chances(queries, vectors, vocabulary, events, first, last, out):
+def tokens_of(parts, head, kind, start, pool, features, is_head, of_calls, tokens):
+    """Fills `tokens` float32[n, length, features] with what the Transformer reads of each of `parts` int64[k, 4] (lane,
+    first event, end, what counts): the head's features, marked as such in the columns `is_head` and `of_calls`, and
+    those of the events. `features` float32[events, features]; `tokens` is zero."""
+    for k in range(len(parts)):
+        lane, first, end = parts[k, 0], parts[k, 1], parts[k, 2]
+        if head[lane] != TOP:
+            tokens[k, 0] = features[head[lane]]
+        tokens[k, 0, is_head] = 1.0
+        tokens[k, 0, of_calls] = kind[lane] == CALLS
+        for i in range(first, end):
+            tokens[k, 1 + i - first] = features[pool[start[lane] + i]]
+
+
+@njit(cache=True, nogil=True)
+def chances_of(parts, queries, vectors, vocabulary, start, pool, out):
+    """`chances` for the counted positions of each of `parts`, whose answers are `queries` float32[n, length, D]. `out`
+    has a place for each event of the lanes and for each end."""
+    for k in range(len(parts)):
+        lane, first, end, counted = parts[k]
+        events = pool[start[lane] : start[lane + 1]]
+        last = end + 1 if end == events.size else end
+        place = start[lane] + lane
+        chances(queries[k], first, vectors, vocabulary, events, counted, last, out[place : place + events.size + 1])
+
+
+@njit(cache=True, nogil=True)
+def chances(queries, base, vectors, vocabulary, events, first, last, out):
     """out[first:last] = P of each of `events` and, after them, of the end, by a softmax of products with `queries`.
 
     Weighed against each other are `vocabulary` (ascending), `events` and the end; the vector of event e is
-    vectors[e + 1], that of the end vectors[0]; queries[k] is what is expected at position first + k.
+    vectors[e + 1], that of the end vectors[0]; queries[k] is what is expected at position base + k.
     """
     own = np.sort(events)
     candidates = np.empty(vocabulary.size + own.size + 1, np.int64)
@@ -360,7 +415,7 @@ def chances(queries, vectors, vocabulary, events, first, last, out):
         greatest = -1e300
         target = 0.0
         for c in range(n):
-            products[c] = product(queries, k - first, vectors, candidates[c])
+            products[c] = product(queries, k - base, vectors, candidates[c])
             greatest = max(greatest, products[c])
             if candidates[c] == wanted:
                 target = products[c]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from collector_processor.kernels import lanes as kernels
-from collector_processor.kernels.table import move, move_two, slot_of
+from collector_processor.kernels.table import LookupTable, move_two
 from collector_processor.model import F64, I32, I64, NONE, Bool, ChainBatch, Symbols
 from detectors.familiarity import grown
 from detectors.sequence_transformer.transformer import Lane, Transformer
@@ -92,10 +92,9 @@ class LaneTable:
     def clear(self) -> None:
         """No rows."""
         self.size = self.used = 0
-        self.ids: dict[bytes, int] = {}
+        self.ids: dict[tuple[int, int, bytes], int] = {}  # head, kind, events
         self.rows_of_head: dict[int, list[int]] = {}
-        self.keys, self.rows = np.zeros(4096, np.uint64), np.zeros(4096, np.int32)
-        self.keys_used = 0
+        self.known = LookupTable(8 * self.rows_max)  # rows by the hash of a lane as it came, loops and all
         self.column: dict[str, Any] = {name: np.zeros(64, kind) for name, kind in COLUMNS.items()}
         self.pool = np.zeros(1024, np.int32)
         self.model = np.zeros(1024)  # the Transformer's P of each event of the pool and of each end; -1 without one
@@ -114,56 +113,51 @@ class LaneTable:
         """The lanes of every chain; new ones are added in the order of the batch, and valued."""
         known, several = self.size, FIRST_SIGHTS
         while True:
-            columns = (batch.event, batch.parent, batch.kind, batch.offsets, self.keys, self.rows)
+            columns = (batch.event, batch.parent, batch.kind, batch.offsets, self.known.keys, self.known.values)
             lane, offsets, unknown = kernels.lanes_of(*columns, several)
             if not len(unknown):
                 break
             # Most of what is unknown in a batch is the same few lanes again: enter some, and look again.
-            for chain, slot, kind in unknown.tolist():
-                self._row_on_sight(batch, chain, slot, kind)
+            self._enter(batch, unknown)
             several *= 2
         if self.size > known:
             self.value_new(range(known, self.size))
         return Found(lane, offsets)
 
-    def _row_on_sight(self, batch: ChainBatch, chain: int, slot: int, kind: int) -> None:
-        lo, hi = int(batch.offsets[chain]), int(batch.offsets[chain + 1])
-        columns = (batch.event, batch.parent, batch.kind, lo, hi, slot, kind, LENGTH_MAX)
-        key, head, events = kernels.lane_at(*columns)
-        self._enter(key, self.add(int(head), kind, events, int(batch.closed_ns[chain])))
+    def _enter(self, batch: ChainBatch, unknown: I64) -> None:
+        """Remembers the rows of lanes that `lanes_of` did not know."""
+        columns = (batch.event, batch.parent, batch.kind, batch.offsets)
+        keys, head, start, events = kernels.lanes_at(*columns, unknown, LENGTH_MAX)
+        self.known.put_many(keys, self.add(head, unknown[:, 2].copy(), start, events, batch.closed_ns[unknown[:, 0]]))
 
-    def _enter(self, key: int, row: int) -> None:
-        """Remembers the row of a hash; a table with too many (loops of every length) starts anew."""
-        if self.keys_used >= 8 * self.rows_max:
-            self.keys, self.rows, self.keys_used = np.zeros(4096, np.uint64), np.zeros(4096, np.int32), 0
-        if 2 * (self.keys_used + 1) > self.keys.size:
-            keys, rows = np.zeros(2 * self.keys.size, np.uint64), np.zeros(2 * self.keys.size, np.int32)
-            move(self.keys, self.rows, keys, rows)
-            self.keys, self.rows = keys, rows
-        slot = slot_of(self.keys, np.uint64(key))
-        self.keys_used += int(self.keys[slot] == 0)
-        self.keys[slot], self.rows[slot] = key, row
+    def add(self, head: I32, kind: Any, start: I64, events: I32, times: I64) -> I32:
+        """The rows of lanes, added when new: lane i has events[start[i] : start[i + 1]]."""
+        rows = np.empty(head.size, np.int32)
+        new: list[int] = []
+        raw, bounds = events.tobytes(), (start * events.itemsize).tolist()
+        for i, (of_head, of_kind) in enumerate(zip(head.tolist(), kind.tolist(), strict=True)):
+            following = self.size + len(new)
+            row = self.ids.setdefault((of_head, of_kind, raw[bounds[i] : bounds[i + 1]]), following)
+            if row == following:
+                new.append(i)
+                self.rows_of_head.setdefault(of_head, []).append(row)
+            rows[i] = row
+        if new:
+            self._append(np.array(new), head, kind, times, start, events)
+        return rows
 
-    def add(self, head: int, kind: int, events: I32, now_ns: int) -> int:
-        """The row of this lane, added when new."""
-        key = (head + 1).to_bytes(4, "little") + bytes([kind]) + events.tobytes()
-        found = self.ids.get(key)
-        if found is not None:
-            return found
-        row = self.ids[key] = self.size
-        self.size += 1
+    def _append(self, new: I64, head: I32, kind: Any, times: I64, start: I64, events: I32) -> None:
+        first, used = self.size, self.used
+        self.size += new.size
+        self.used += int((start[new + 1] - start[new] + 1).sum())
         if self.size > self.column["head"].size:
             self.column = {name: grown(values, self.size) for name, values in self.column.items()}
-        places = events.size + 1
-        self.pool, self.model = grown(self.pool, self.used + places), grown(self.model, self.used + places)
-        self.pool[self.used : self.used + events.size] = events
-        self.model[self.used : self.used + places] = -1.0
-        column = self.column
-        column["head"][row], column["kind"][row], column["first_ns"][row] = head, kind, now_ns
-        column["start"][row], column["length"][row] = self.used, events.size
-        self.used += places
-        self.rows_of_head.setdefault(head, []).append(row)
-        return row
+        self.pool, self.model = grown(self.pool, self.used), grown(self.model, self.used)
+        kernels.append_lanes(
+            *(new, head, kind, times, start, events, first, used),
+            *(self.column[name] for name in ("head", "kind", "first_ns", "start", "length")),
+            *(self.pool, self.model),
+        )
 
     def value_new(self, rows: Sequence[int]) -> None:
         """Asks the Transformer about `rows` and values them."""
@@ -247,13 +241,13 @@ class LaneTable:
         self._restore_rows(self.snapshot(), np.sort(order[: self.rows_max // 2]))
 
     def snapshot(self) -> dict[str, Any]:
-        filled = np.flatnonzero(self.keys)
+        filled = np.flatnonzero(self.known.keys)
         return {
             "columns": {name: self.view(name).copy() for name in self.column},
             "pool": self.pool[: self.used].copy(),
             "model": self.model[: self.used].copy(),
-            "hashes": self.keys[filled],
-            "hash_rows": self.rows[filled],
+            "hashes": self.known.keys[filled],
+            "hash_rows": self.known.values[filled],
             "vocabulary": self.vocabulary.copy(),
             "ngrams": {name: getattr(self.counts, name).copy() for name in ("keys", "count", "kinds", "used")},
         }
@@ -268,16 +262,16 @@ class LaneTable:
         """Rows `kept` of a snapshot, renumbered."""
         self.clear()
         columns = state["columns"]
-        renumbered = np.full(columns["head"].size, NONE, np.int32)
-        for old in kept.tolist():
-            start, length = int(columns["start"][old]), int(columns["length"][old])
-            events = np.array(state["pool"][start : start + length], np.int32)
-            row = self.add(int(columns["head"][old]), int(columns["kind"][old]), events, int(columns["first_ns"][old]))
-            renumbered[old] = row
-            place = int(self.column["start"][row])
-            self.model[place : place + length + 1] = state["model"][start : start + length + 1]
+        start, length = columns["start"][kept], np.asarray(columns["length"][kept], np.int64)
+        whole = [np.arange(lo, lo + n + 1) for lo, n in zip(start.tolist(), length.tolist(), strict=True)]
+        places = np.concatenate([np.zeros(0, np.int64), *whole])  # in the pool, ends included
+        events = np.delete(np.asarray(state["pool"], np.int32)[places], np.cumsum(length + 1) - 1)
+        head, kind = np.asarray(columns["head"][kept], np.int32), columns["kind"][kept].astype(np.int64)
+        self.add(head, kind, np.append(0, np.cumsum(length)), events, np.asarray(columns["first_ns"][kept], np.int64))
+        self.model[: self.used] = state["model"][places]
         for name in ("good", "bad", "counted", "last_ns", "value", "worst"):
             self.view(name)[:] = columns[name][kept]
-        for key, old in zip(state["hashes"].tolist(), state["hash_rows"].tolist(), strict=True):
-            if renumbered[old] >= 0:
-                self._enter(key, int(renumbered[old]))
+        renumbered = np.full(columns["head"].size, NONE, np.int32)
+        renumbered[kept] = np.arange(kept.size)
+        rows = renumbered[state["hash_rows"]]
+        self.known.put_many(np.asarray(state["hashes"], np.uint64)[rows >= 0], rows[rows >= 0])

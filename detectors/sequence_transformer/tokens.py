@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from collector_processor.kernels.lanes import CALLS, TOP
+from collector_processor.kernels.lanes import CALLS
 from collector_processor.model import F32, Symbols
 from detectors.hashing import folded, ngrams
 
@@ -65,7 +65,3 @@ class EventFeatures:
             ]
             self.rows = np.concatenate([self.rows, np.array(new)])
         return self.rows
-
-    def head(self, event: int, kind: int) -> F32:
-        """float32[FEATURES] of a lane's head."""
-        return head_features(None if event == TOP else self.all()[event], kind)

@@ -8,7 +8,6 @@ file is taken only with its known SHA-256 and only when everything is inside it.
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,18 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from collector_processor.kernels.lanes import chances
+from collector_processor.kernels import lanes as kernels
 from collector_processor.model import F32, F64, I32, Symbols
 from detectors.sequence_transformer.promoted import ModelFile
-from detectors.sequence_transformer.tokens import FEATURES, LENGTH, OVERLAP, EventFeatures, end_features
+from detectors.sequence_transformer.tokens import (
+    FEATURES,
+    IS_HEAD,
+    LENGTH,
+    OF_CALLS,
+    OVERLAP,
+    EventFeatures,
+    end_features,
+)
 
 CANDIDATES_FEW, CANDIDATES = 8, 64  # events per run
 LENGTHS = {1: 0, 2: 1, 8: 2, 16: 8, LENGTH: 16}  # positions of a run, and the least number of events that needs it
@@ -93,35 +100,26 @@ class Transformer:
         A lane's answer does not depend on which others are asked in the same call: runs have fixed shapes, in which a
         row knows nothing of the others.
         """
-        starts = np.cumsum([0] + [lane.events.size + 1 for lane in lanes]).tolist()
-        parts = [(n, *part) for n, lane in enumerate(lanes) for part in split(lane.events.size)]
-        found: list[tuple[list[tuple[int, int, int, int]], F32]] = []
+        sizes = [lane.events.size for lane in lanes]
+        start = np.cumsum([0, *sizes])
+        head, kind = np.array([(lane.head, lane.kind) for lane in lanes], np.int32).T.copy()
+        pool = np.concatenate([lane.events for lane in lanes])
+        parts = np.array([(n, *part) for n, size in enumerate(sizes) for part in split(size)])
+        events, found = parts[:, 2] - parts[:, 1], []
         for length, least in LENGTHS.items():
-            fitting = [part for part in parts if least <= part[2] - part[1] < length]
+            fitting = parts[(least <= events) & (events < length)]
             for lo in range(0, len(fitting), BATCHES[length]):
                 chosen = fitting[lo : lo + BATCHES[length]]
-                found.append((chosen, self._queries([(lanes[n], first, end) for n, first, end, _ in chosen], length)))
+                tokens = np.zeros((BATCHES[length], length, FEATURES), np.float32)
+                kernels.tokens_of(chosen, head, kind, start, pool, self.features.all(), IS_HEAD, OF_CALLS, tokens)
+                found.append((chosen, self._run(tokens)))
         while self.vectors.shape[0] <= len(self.features.symbols.events):
             self._run(np.zeros((1, 1, FEATURES), np.float32))
-        out = np.empty(starts[-1])
-        for chosen, answers in found:
-            for (n, first, end, counted), queries in zip(chosen, answers, strict=False):
-                events = lanes[n].events
-                last = events.size + 1 if end == events.size else end
-                place = out[starts[n] : starts[n + 1]]
-                chances(queries[counted - first : last - first], self.vectors, vocabulary, events, counted, last, place)
+        out = np.empty(pool.size + len(lanes))
+        for chosen, queries in found:
+            kernels.chances_of(chosen, queries, self.vectors, vocabulary, start, pool, out)
         out = np.exp(np.round(np.log(out), DIGITS))
-        return [out[lo:hi] for lo, hi in itertools.pairwise(starts)]
-
-    def _queries(self, parts: Sequence[tuple[Lane, int, int]], length: int) -> F32:
-        """float32[batch, length, D]: what the model expects after each position of parts (lane, first event, end)."""
-        features = self.features.all()
-        tokens = np.zeros((BATCHES[length], length, FEATURES), np.float32)
-        for row, (lane, first, end) in enumerate(parts):
-            tokens[row, 0] = self.features.head(lane.head, lane.kind)
-            if end > first:
-                tokens[row, 1 : end - first + 1] = features[lane.events[first:end]]
-        return self._run(tokens)
+        return np.split(out, (start[1:] + np.arange(1, len(lanes) + 1))[:-1])
 
     def _run(self, tokens: F32) -> F32:
         """The queries of `tokens`. The same run makes vectors of some events that have none yet."""

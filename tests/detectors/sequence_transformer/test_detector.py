@@ -188,7 +188,8 @@ def test_the_model_beats_the_n_grams_alone_on_lanes_never_seen() -> None:
                     table.counts.learn(Lane(head + (head >= 0), kind, np.array(events, np.int32) + 1), weight)
             table.vocabulary = np.arange(1, len(symbols.events), dtype=np.int32)
             for head, kind, events, _ in held:
-                row = table.add(head + (head >= 0), kind, np.array(events, np.int32) + 1, 0)
+                lane = np.array([head + (head >= 0)], np.int32), np.array([kind]), np.array([0, len(events)])
+                [row] = table.add(*lane, np.array(events, np.int32) + 1, np.zeros(1, np.int64)).tolist()
                 table.value_new([row])
                 surprises += table.surprisals(row).tolist()
     assert np.mean(nats["general"]) < 0.9 * np.mean(nats["none"])
