@@ -128,6 +128,9 @@ def main() -> int:
     parser.add_argument("parts", nargs="*", help=f"some of {', '.join(PARTS)}; all by default")
     parser.add_argument("--write", action="store_true", help="put the result into docs/benchmarks.md")
     arguments = parser.parse_args()
+    # Not `choices`: before Python 3.12 it refuses to have none chosen.
+    if unknown := [part for part in arguments.parts if part not in PARTS]:
+        parser.error(f"no part is called {', '.join(unknown)}; there are {', '.join(PARTS)}")
     console = Console()
     rows: list[Row] = []
     for name in arguments.parts or PARTS:
