@@ -52,7 +52,7 @@ class Health:
             where = f"{self._config.host}:{self._config.port}"
             raise OSError(f"service.health: cannot listen on {where}: {error.strerror}") from error
         self._server.daemon_threads = True
-        threading.Thread(target=self._server.serve_forever, name="health", daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.1,), name="health", daemon=True).start()
 
     def answer(self, path: str) -> tuple[int, str]:
         """(HTTP status, text) for a probe."""

@@ -10,9 +10,12 @@ another service is a server span, one with a child in another service is a clien
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
+from operator import add, attrgetter, itemgetter
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,10 +27,10 @@ START_S = 1_700_000_000.0
 hashed = lru_cache(1 << 16, typed=True)(content_hash)  # tests make the same few names thousands of times
 
 _KINDS = {"unspecified": 1, "internal": 2, "server": 3, "client": 4, "producer": 5, "consumer": 6}
+_ENTRIES = {_KINDS["server"], _KINDS["consumer"]}
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(NamedTuple):
     """A span, or a log when `ms` is None. Units: `ms` and `at_ms` milliseconds, `at_ms` from the parent's start."""
 
     service: str | None
@@ -38,7 +41,7 @@ class Node:
     at_ms: float | None = None
     status: int = 0
     instance: str | None = None
-    cells: dict[int, float] = field(default_factory=dict)
+    cells: Mapping[int, float] = MappingProxyType({})
 
 
 def span(
@@ -49,11 +52,11 @@ def span(
     at_ms: float | None = None,
     status: int = 0,
     instance: str | None = None,
-    cells: dict[int, float] | None = None,
+    cells: Mapping[int, float] = MappingProxyType({}),
 ) -> Node:
     """A span; `name` is `service:operation`, `status` 0 unset, 1 ok, 2 error, `cells` numbers by attribute index."""
     service, _, operation = name.partition(":")
-    return Node(service, operation, ms, children, kind, at_ms, status, instance, cells or {})
+    return Node(service, operation, ms, children, kind, at_ms, status, instance, cells)
 
 
 def log(template: str, *, severity: int = 9, at_ms: float | None = None) -> Node:
@@ -81,7 +84,7 @@ def chains(
     shift = dict(zip((r.trace for r in rows), offsets.tolist(), strict=False))
 
     def column(name: str, dtype: type) -> np.ndarray:
-        return np.array([value for r in rows for value in getattr(r, name)], dtype)
+        return np.array(list(chain.from_iterable(map(attrgetter(name), rows))), dtype)
 
     def per_chain(name: str, dtype: type) -> np.ndarray:
         return np.array([getattr(r, name) for r in rows], dtype)
@@ -131,15 +134,15 @@ class _Rows:
         self.instance: list[int] = []
         self.parent: list[int] = []
         self.time: list[int] = []
-        self.duration: list[float] = []
-        self.self_time: list[float] = []
+        self.duration: list[int] = []
+        self.self_time: list[int] = []
         self.span_id: list[int] = []
         self.kind: list[int] = []
         self.status: list[int] = []
         self.enters: list[bool] = []
         self.cells: list[tuple[int, int, float]] = []
-        self._add(root, NONE, start, root.service or "")
-        self.end = max(t + int(d) for t, d in zip(self.time, self.duration, strict=True))
+        self._add(root, NONE, start, int((root.ms or 0) * 1e6), None)
+        self.end = max(map(add, self.time, self.duration))
         hashes = symbols.events.hash
         self.flow = symbols.flows.add(
             hashed(tenant, int(hashes[self.event[0]])),
@@ -153,55 +156,49 @@ class _Rows:
         self.path = symbols.paths.add(hashed(*(int(hashes[e]) for e in steps)), text, flow=self.flow)
         self.sequence = hashed(*(int(hashes[e]) for e in self.event))
 
-    def _add(self, node: Node, parent: int, start: int, service: str) -> None:
-        """Appends `node` and what stands below it; `service` is the parent's."""
-        service, is_log = node.service or service, node.ms is None
+    def _add(self, node: Node, parent: int, start: int, length: int, caller: str | None) -> None:
+        """Appends `node` and what stands below it; `caller` is the parent's service."""
+        service, is_log = node.service or caller or "", node.ms is None
         row, symbols = len(self.event), self.symbols
         service_id = symbols.services.add(hashed(self.tenant, service), service, tenant=self.tenant)
         instance = node.instance or f"{service}-1"
         key = hashed(service_id, node.name, is_log)
+        kind = 0 if is_log else _KINDS[node.kind or _kind(node, service, caller)]
         self.event.append(symbols.events.add(key, node.name, service=service_id, is_log=int(is_log)))
         self.instance.append(symbols.instances.add(hashed(service_id, instance), instance, service=service_id))
         self.parent.append(parent)
         self.time.append(start)
         self.span_id.append(self.span_id[parent] if is_log else hashed(self.trace, row))
         self.status.append(node.status)
-        self.kind.append(
-            0 if is_log else _KINDS[node.kind or _kind(node, service, parent == NONE, self._service(parent))]
-        )
-        entry_kind = self.kind[row] in {_KINDS["server"], _KINDS["consumer"]}
-        self.enters.append(not is_log and (entry_kind or self._service(parent) != service))
-        self.cells += [(row, key, number) for key, number in node.cells.items()]
-        length = int((node.ms or 0) * 1e6)
+        self.kind.append(kind)
+        self.enters.append(not is_log and (kind in _ENTRIES or caller != service))
+        if node.cells:
+            self.cells += [(row, key, number) for key, number in node.cells.items()]
         self.duration.append(length)
-        self.self_time.append(0.0)
-        covered, reached = 0, start
-        for child, child_start in _placed(node, start, length):
-            self._add(child, row, child_start, service)
-            begin, end = max(child_start, reached), min(child_start + int((child.ms or 0) * 1e6), start + length)
-            if end > begin:
-                covered, reached = covered + end - begin, end
-        self.self_time[row] = float(length - covered)
-
-    def _service(self, row: int) -> str | None:
-        if row == NONE:
-            return None
-        return self.symbols.services.text[int(self.symbols.events.column("service")[self.event[row]])]
+        self.self_time.append(length)
+        if node.children:
+            covered, reached = 0, start
+            for child, child_start, child_length in _placed(node, start, length):
+                self._add(child, row, child_start, child_length, service)
+                begin, end = max(child_start, reached), min(child_start + child_length, start + length)
+                if end > begin:
+                    covered, reached = covered + end - begin, end
+            self.self_time[row] = length - covered
 
 
-def _kind(node: Node, service: str, top: bool, caller: str | None) -> str:
-    if top or caller != service:
+def _kind(node: Node, service: str, caller: str | None) -> str:
+    if caller != service:
         return "server"
     return "client" if any(child.service not in {None, service} for child in node.children) else "internal"
 
 
-def _placed(node: Node, start: int, length: int) -> list[tuple[Node, int]]:
-    """The children with their start times in ns, by start: evenly spaced unless `at_ms` says otherwise."""
-    taken = sum(int((child.ms or 0) * 1e6) for child in node.children)
-    gap = max(length - taken, 0) // (len(node.children) + 1)
+def _placed(node: Node, start: int, length: int) -> list[tuple[Node, int, int]]:
+    """The children with their start times and lengths in ns, by start: evenly spaced unless `at_ms` says otherwise."""
+    lengths = [int((child.ms or 0) * 1e6) for child in node.children]
+    gap = max(length - sum(lengths), 0) // (len(lengths) + 1)
     out, cursor = [], start
-    for child in node.children:
+    for child, taken in zip(node.children, lengths, strict=True):
         cursor += gap
-        out.append((child, cursor if child.at_ms is None else start + int(child.at_ms * 1e6)))
-        cursor += int((child.ms or 0) * 1e6)
-    return sorted(out, key=lambda placed: placed[1])
+        out.append((child, cursor if child.at_ms is None else start + int(child.at_ms * 1e6), taken))
+        cursor += taken
+    return sorted(out, key=itemgetter(1))

@@ -6,6 +6,7 @@ component is a failure instead; the labelled recordings may be absent there too:
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,9 @@ from tests.e2e.processes import Processes
 from tests.e2e.site import Binaries
 
 ROOT = Path(__file__).parents[1]
+
+# What is imported and collected stays until the end: the collector of garbage need not look at it again and again.
+gc.disable()
 
 # No deadline: a busy machine is no defect. `make check` takes the quick profile, `make test` the whole one.
 settings.register_profile("whole", deadline=None, print_blob=True)
@@ -44,6 +48,13 @@ def data_dir() -> Path:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The tests of training come last: they need PyTorch, which nothing else should have loaded beside it."""
     items.sort(key=lambda item: item.path.name == "test_train.py")
+
+
+def pytest_collection_finish() -> None:
+    """From here on garbage is collected as ever, but for what the tests themselves are made of."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 def component(name: str) -> Path:

@@ -16,6 +16,7 @@ from collector_processor.config import Config, RedactionConfig
 from collector_processor.kernels import redact as kernel
 from collector_processor.model import Signal
 from collector_processor.redact import MARK, Masker, Redactor
+from tests.examples import examples
 
 REDACT = Redactor(RedactionConfig())
 PREFIXES = ("4", "51", "55", "2221", "2720", "34", "37", "6011", "65", "3528", "36", "62", "5018", "1800")
@@ -55,7 +56,7 @@ def digits_of(text: str) -> str:
 
 
 @given(written(), st.text(max_size=20), st.text(max_size=20))
-@settings(deadline=None, max_examples=300)
+@examples(300)
 def test_a_card_number_is_found_however_it_is_written(card: tuple[str, str], before: str, after: str) -> None:
     digits, text = card
     shown = REDACT(f"{before}x{text}x{after}")
@@ -151,7 +152,7 @@ def test_a_pattern_that_is_none_is_refused() -> None:
 
 
 @given(st.text("0123456789 -x", max_size=60))
-@settings(deadline=None, max_examples=300)
+@examples(300)
 def test_the_kernel_finds_what_the_textbook_finds(text: str) -> None:
     data = np.frombuffer(text.encode(), np.uint8)
     start, end = kernel.find_card(data, 0, len(text))
@@ -205,7 +206,7 @@ PLACES = 14
 
 
 @given(st.integers(0, PLACES - 1), written(), st.booleans())
-@settings(deadline=None, max_examples=200)
+@examples(200)
 def test_a_masked_request_has_its_length_its_ids_and_no_card_number(
     place: int, card: tuple[str, str], as_number: bool
 ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -45,6 +46,7 @@ class Bench:
         self.exporters: list[Exporter] = []
         self.prepare(stack)
         stack.callback(lambda: [exporter.shutdown(1) for exporter in self.exporters])
+        stack.callback(self.release)  # before that, so that nobody waits for a sink that hangs
 
     def make(self, **queue: Any) -> Exporter:
         """A new exporter, not started, over the same folder and sink."""
@@ -75,6 +77,10 @@ class Bench:
 
     def revive(self) -> None:
         raise NotImplementedError
+
+    def release(self) -> None:
+        """Lets go whoever waits for a sink that hangs."""
+        self.revive()
 
     def delivered(self) -> list[str]:
         raise NotImplementedError
@@ -121,6 +127,7 @@ class FileBench(Bench):
 
     def prepare(self, stack: ExitStack) -> None:
         self.patch = stack.enter_context(pytest.MonkeyPatch.context())
+        self.released = threading.Event()
 
     def config(self, queue: dict[str, Any]) -> dict[str, Any]:
         return {"enabled": True, "verdicts": "unusual", "queue": queue}
@@ -132,10 +139,11 @@ class FileBench(Bench):
         self.patch.setattr(VerdictFile, "append", full)
 
     def hang(self) -> None:
-        self.patch.setattr(VerdictFile, "append", lambda *_: time.sleep(3))
+        self.patch.setattr(VerdictFile, "append", lambda *_: self.released.wait(3))
 
     def revive(self) -> None:
         self.patch.undo()
+        self.released.set()
 
     def delivered(self) -> list[str]:
         path = self.folder / "verdicts.jsonl"
@@ -163,6 +171,9 @@ class SinkBench(Bench):
         self.sink.behave()
         if not self.running:
             self.sink.start()
+
+    def release(self) -> None:
+        self.sink.stop()
 
 
 class OtlpBench(SinkBench):
@@ -228,7 +239,6 @@ class StoreBench(Bench):
     def prepare(self, stack: ExitStack) -> None:
         self.path = self.folder / "spanchain.db"
         self.locker: sqlite3.Connection | None = None
-        stack.callback(self.revive)
 
     def config(self, queue: dict[str, Any]) -> dict[str, Any]:
         return {"enabled": True, "normal_share": 0, "queue": queue}

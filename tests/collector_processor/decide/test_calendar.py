@@ -7,11 +7,12 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from collector_processor.config import CalendarConfig, PeriodConfig
 from collector_processor.decide.calendar import Calendar
+from tests.examples import examples
 
 S = 1_000_000_000
 ZONES = ["UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata", "Australia/Lord_Howe", "Pacific/Chatham"]
@@ -22,7 +23,7 @@ def ns(zone: str, *at: int) -> int:
 
 
 @given(st.sampled_from(ZONES), st.integers(1_500_000_000, 1_900_000_000), st.sampled_from([300, 900, 3600]))
-@settings(max_examples=200, deadline=None)
+@examples(200)
 def test_a_slice_is_the_local_time_of_the_week(zone: str, second: int, slice_s: int) -> None:
     local = datetime.fromtimestamp(second, UTC).astimezone(ZoneInfo(zone))
     of_week = local.weekday() * 86_400 + local.hour * 3600 + local.minute * 60 + local.second

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from google.protobuf import json_format
 from google.protobuf.message import Message
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
@@ -25,9 +25,10 @@ from collector_processor.decode.otlp_json import to_protobuf
 from collector_processor.kernels import json as kernel
 from collector_processor.kernels.json_numbers import POWERS, double_bits
 from collector_processor.model import Signal
+from tests.examples import examples
 
 WITHOUT_JIT = os.environ.get("NUMBA_DISABLE_JIT") == "1"
-few = settings(max_examples=8 if WITHOUT_JIT else 150, deadline=None, suppress_health_check=list(HealthCheck))
+few = examples(8 if WITHOUT_JIT else 150, suppress_health_check=list(HealthCheck))
 
 
 def parsed(data: bytes, signal: Signal | None = None) -> Any:

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 from google.protobuf.message import DecodeError
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from collector_processor.decode.repair import TooManyError, clean, repair
 from collector_processor.model import Signal
+from tests.examples import examples
 from tests.otlp import log, logs
 
 WITHOUT_JIT = os.environ.get("NUMBA_DISABLE_JIT") == "1"
@@ -202,7 +203,7 @@ def test_unknown_fields_survive_beside_a_bad_record() -> None:
     assert field(1, field(9, b"strange")) in cleaned.data
 
 
-@settings(max_examples=20 if WITHOUT_JIT else 300, deadline=None)
+@examples(20 if WITHOUT_JIT else 300)
 @given(st.integers(0, 2**32), st.sampled_from([Signal.TRACES, Signal.LOGS]), st.booleans())
 def test_whatever_comes_protobuf_accepts_what_goes_on(seed: int, signal: Signal, keep_damaged: bool) -> None:
     rng = random.Random(seed)

@@ -64,7 +64,7 @@ def test_gauge_reads_one_number():
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Metrics)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     gauge = Gauge(f"http://127.0.0.1:{server.server_address[1]}/metrics", "spanchain_open_chains")
     deadline = time.monotonic() + 10

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from collector_processor.decide.verdicts import incident_row
 from collector_processor.evaluation.faults import judge, suspects
 from collector_processor.evaluation.labels import NS, Fault
 from collector_processor.model import Incident
+from tests.examples import examples
 
 
 def incident(at_s: float, *services: str, subject: str | None = None) -> Incident:
@@ -89,7 +90,7 @@ WHEN = st.integers(900, 2300)
     found=st.lists(st.builds(lambda at, names, sub: incident(at, *names, subject=sub), WHEN, SERVICES, st.just("c"))),
     early=st.sampled_from([5.0, 20.0, 60.0]),
 )
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_reference_agrees(reference: Any, found: list[Incident], early: float) -> None:
     found = list({i.incident_id: i for i in found}.values())
     found = [i for n, i in enumerate(found) if i.detected_unix_nano not in {j.detected_unix_nano for j in found[:n]}]

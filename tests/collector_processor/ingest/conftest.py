@@ -21,8 +21,14 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("authority"))
 
 
-@pytest.fixture
-def served() -> Iterator[Served]:
-    """Receivers with the settings they ship with."""
+@pytest.fixture(scope="module")
+def receivers() -> Iterator[Served]:
     with serving() as running:
         yield running
+
+
+@pytest.fixture
+def served(receivers: Served) -> Served:
+    """Receivers with the settings they ship with, which have taken and counted nothing yet."""
+    receivers.forget()
+    return receivers

@@ -58,6 +58,15 @@ class Served:
         assert self.receivers.http is not None
         return self.receivers.http.port
 
+    def forget(self) -> None:
+        """As if nothing had come yet. A request is counted before it is answered, so none comes in afterwards."""
+        self.payloads.clear()
+        self.trouble.clear()
+        self.gate.set()
+        self.counters._counts.clear()
+        while self.entered.acquire(blocking=False):
+            pass
+
     def export(
         self,
         signal: Signal,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import cramjam
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from collector_processor.ingest.inflate import (
@@ -21,6 +21,7 @@ from collector_processor.ingest.inflate import (
     encoding_of_grpc,
     inflate,
 )
+from tests.examples import examples
 from tests.otlp import log, logs, span, traces
 
 
@@ -57,7 +58,7 @@ def test_every_encoding_is_tried() -> None:
 
 
 @EVERY
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     st.one_of(
         st.binary(max_size=3000),

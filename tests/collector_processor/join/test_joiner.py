@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from otlp import MS, T0, log, logs, span, traces
 
@@ -14,6 +14,7 @@ from collector_processor.config import DecodeConfig, JoinConfig
 from collector_processor.decode.decoder import Decoder
 from collector_processor.join.joiner import Joiner
 from collector_processor.model import ChainBatch, Outcome, Payload, Signal, Symbols, content_hash
+from tests.examples import examples
 
 SECOND = 1_000_000_000
 SMALL = {"chains_max": 2000, "records_max": 20_000, "closed_remembered_max": 4000}
@@ -245,7 +246,7 @@ def test_waits_follow_the_gaps_that_a_flow_really_has() -> None:
 TREE = st.lists(st.integers(0, 10_000), min_size=1, max_size=40)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(shape=TREE, seed=st.integers(0, 2**32), copies=st.integers(0, 10), pieces=st.integers(1, 6))
 def test_neither_order_nor_copies_nor_batching_change_a_chain(
     shape: list[int], seed: int, copies: int, pieces: int
@@ -322,7 +323,7 @@ def test_no_trace_id_leads_into_another_tenants_chain() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 4), st.integers(1, 3)), min_size=1, max_size=40))
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_tenants_with_the_same_names_and_trace_ids_never_mix(sent: list[tuple[str, int, int]]) -> None:
     together = Join()
     alone = {tenant: Join() for tenant in "abc"}

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from collector_processor.journal import checkpoint
 from collector_processor.journal.checkpoint import Counters, read_checkpoint, write_checkpoint
 from collector_processor.model import FINDING, Symbols
+from tests.examples import examples
 
 SMALL = {"version": 1, "names": ["a", "b"], "array": np.arange(5, dtype=np.int64), "none": None, "n": -7}
 
@@ -67,7 +68,7 @@ def states() -> st.SearchStrategy[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(states(), st.integers(0, 2**64 - 1))
 def test_any_state_comes_back(tmp_path_factory: pytest.TempPathFactory, state: dict[str, Any], position: int) -> None:
     folder = tmp_path_factory.mktemp("checkpoint")

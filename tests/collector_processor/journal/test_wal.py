@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from collector_processor.config import JournalConfig
@@ -21,6 +21,7 @@ from collector_processor.journal import wal
 from collector_processor.journal.segment import FRAME, HEADER, ReadCounters, read, segments_in
 from collector_processor.journal.wal import Journal, JournalLockedError, JournalUnavailableError
 from collector_processor.model import Payload, Signal
+from tests.examples import examples
 
 DURABILITIES = ("fsync", "os")
 EVERY = pytest.mark.parametrize("durability", DURABILITIES)
@@ -58,7 +59,7 @@ def test_what_is_appended_comes_back_in_order(tmp_path: Path, durability: str) -
     assert replayed(tmp_path, 51) == []
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(
     st.lists(
         st.builds(

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from collector_processor.kernels import calibrate as kernels
 from collector_processor.model import no_findings
+from tests.examples import examples
 
 SCORES = st.lists(st.sampled_from([0.0, 0.5, 1.0, 1.5, 7.25, -3.0]) | st.floats(-10, 10), min_size=1, max_size=60)
 
 
 @given(SCORES, st.integers(2, 20))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_a_ring_holds_the_last_scores_in_order_and_sorted(scores: list[float], size: int) -> None:
     arrived, ordered = np.zeros((1, 1, size)), np.zeros((1, 1, size))
     count, head = np.zeros((1, 1), np.int32), np.zeros((1, 1), np.int32)
@@ -29,7 +30,7 @@ def test_a_ring_holds_the_last_scores_in_order_and_sorted(scores: list[float], s
 
 
 @given(SCORES, st.floats(-20, 20))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_p_is_the_exceedance_rank_among_the_ring_and_what_is_imagined_beside_it(scores: list[float], x: float) -> None:
     ordered = np.sort(np.array(scores))
     p = kernels.p_value(x, ordered, ordered.size, 0.1, 1.0)

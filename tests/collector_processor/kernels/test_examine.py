@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 from google.protobuf.message import DecodeError
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -16,10 +16,11 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from collector_processor.decode.repair import NEVER, NO_LIMIT, SCHEMA, TYPES, clean
 from collector_processor.kernels import examine as kernel
 from collector_processor.model import Signal
+from tests.examples import examples
 from tests.otlp import log, logs, span, traces
 
 WITHOUT_JIT = os.environ.get("NUMBA_DISABLE_JIT") == "1"
-few = settings(max_examples=30 if WITHOUT_JIT else 1000, deadline=None)
+few = examples(30 if WITHOUT_JIT else 1000)
 CLASSES = {Signal.TRACES: ExportTraceServiceRequest, Signal.LOGS: ExportLogsServiceRequest}
 
 

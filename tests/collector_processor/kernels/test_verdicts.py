@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from collector_processor.decide.incidents import SEEN
 from collector_processor.kernels import incidents, verdicts
 from collector_processor.model import NONE, Findings, no_findings
+from tests.examples import examples
 
 P = st.sampled_from([1e-9, 0.01, 0.05, 0.5, 1.0])
 FINDINGS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2), P), max_size=12)
@@ -24,7 +25,7 @@ def findings_of(rows: list[tuple[int, int, float]]) -> Findings:
 
 
 @given(FINDINGS, st.lists(P, min_size=CHAINS, max_size=CHAINS), st.integers(0, 2**CHAINS), st.booleans())
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_which_chains_are_unusual_suspect_and_broken(
     rows: list[tuple[int, int, float]], p_values: list[float], where: int, is_open: bool
 ) -> None:
@@ -51,7 +52,7 @@ def test_which_chains_are_unusual_suspect_and_broken(
 
 
 @given(FINDINGS, st.lists(st.integers(0, 2), min_size=CHAINS, max_size=CHAINS))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_what_incidents_note_of_a_batch(rows: list[tuple[int, int, float]], severities: list[int]) -> None:
     findings, severity = findings_of(rows), np.array(severities, np.uint8)
     repeated = np.array([False, True, False])
@@ -65,7 +66,7 @@ def test_what_incidents_note_of_a_batch(rows: list[tuple[int, int, float]], seve
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(NONE, 1)), max_size=12))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_the_chains_that_an_incident_is_about(rows: list[tuple[int, int, int]]) -> None:
     seen = np.zeros(len(rows), SEEN)
     for i, (chain, service, instance) in enumerate(sorted(rows)):

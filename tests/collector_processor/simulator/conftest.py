@@ -114,9 +114,9 @@ def read(payloads: Iterable[tuple[Signal, bytes, int]]) -> tuple[dict[bytes, Cha
 
 
 def run(
-    faults: Iterable[Fault] = (), seed: int = 1, seconds: float = 20.0, rate: float = 20.0, start_ns: int = START_NS
+    faults: Iterable[Fault] = (), seed: int = 1, seconds: float = 15.0, rate: float = 20.0, start_ns: int = START_NS
 ) -> Run:
-    """Run the platform; chains of the last ten seconds are left out."""
+    """Run the platform; chains of the last five seconds are left out."""
     truth: dict[bytes, bool | None] = {}
     touched: dict[bytes, tuple[str, ...]] = {}
 
@@ -131,7 +131,7 @@ def run(
     done = {
         trace_id: chain
         for trace_id, chain in chains.items()
-        if chain.spans and min(row.span.start_time_unix_nano for row in chain.spans) < end_ns - 10 * SECOND_NS
+        if chain.spans and min(row.span.start_time_unix_nano for row in chain.spans) < end_ns - 5 * SECOND_NS
     }
     return Run(payloads, done, loose, truth, touched)
 
@@ -143,7 +143,7 @@ def run_platform() -> Callable[..., Run]:
 
 @pytest.fixture(scope="session")
 def healthy() -> Run:
-    """Twenty seconds without faults."""
+    """Fifteen seconds without faults."""
     return run()
 
 

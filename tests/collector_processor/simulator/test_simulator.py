@@ -25,7 +25,7 @@ def test_how_time_is_cut_into_calls_changes_nothing(start_ns, healthy):
     simulator = Simulator(1, start_ns, rate=20.0)
     pieces = [
         payload
-        for step in (0, 1, 1_500_000_000, 11 * SECOND_NS + 3, 20 * SECOND_NS)
+        for step in (0, 1, 1_500_000_000, 11 * SECOND_NS + 3, 15 * SECOND_NS)
         for payload in simulator.payloads(start_ns + step)
     ]
     assert pieces == healthy.payloads

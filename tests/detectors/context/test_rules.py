@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from collector_processor.model import Kind, Level, Outcome, Symbols
@@ -18,6 +18,7 @@ from detectors.context import rulebook
 from detectors.context.rules import P_CERTAIN, P_OTHER, Rules, RulesError
 from detectors.protocol import check_findings
 from tests.builders import Node, chains, log, span
+from tests.examples import examples
 
 ATTRIBUTES = ("amount", "debit", "credit")
 AMOUNT, DEBIT, CREDIT = range(3)
@@ -296,7 +297,7 @@ def test_names_that_come_later_and_names_that_were_replaced_are_matched(tmp_path
 @given(
     st.lists(st.sampled_from([RISK, DEBITED, CREDITED, WRONG_DEBIT, WRONG_CREDIT]), max_size=4).map(lambda x: pay(*x))
 )
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_the_kernel_agrees_with_the_words(root: Node) -> None:
     """The conditions of a rule file decided a second time, in plain Python over the tree."""
     inside = list(root.children)

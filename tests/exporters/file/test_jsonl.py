@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from exporters.file.jsonl import IncidentFile, VerdictFile, cut_torn_line, encode
+from tests.examples import examples
 
 
 def row(number: int) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=80)
+@examples(80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_kill_at_any_byte_loses_and_repeats_nothing(tmp_path: Path, no_fsync: None, data: st.DataObject) -> None:
     """The runtime in small: rows in order, checkpoints, kills, power cuts, a replay from either kept checkpoint; in one

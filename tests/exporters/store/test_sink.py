@@ -7,12 +7,13 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from exporters.queue import RetryLater
 from exporters.store.entries import Entry
 from exporters.store.sink import Sink
+from tests.examples import examples
 from tests.exporters.store.kept import NS, Place, incident, verdict
 
 TENANTS = st.sampled_from(["a", "b"])
@@ -47,7 +48,7 @@ def sink(place: Place) -> Sink:
     return place.sink()
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
+@examples(25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_repeats_and_disorder_change_nothing(place: Place, sink: Sink, data: st.DataObject) -> None:
     entries = data.draw(st.lists(ENTRIES, min_size=1, max_size=20))
