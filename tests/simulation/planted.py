@@ -160,8 +160,8 @@ BUGS = (
     Bug(
         "rejected records are counted as received twice",
         ENGINE,
-        "self.received[payload.signal] += len(batch.rows)",
-        "self.received[payload.signal] += len(batch.rows) + 1",
+        "self.received[payload.signal] += records",
+        "self.received[payload.signal] += records + 1",
     ),
     Bug(
         "deadlines are restored as those of new chains",
