@@ -1,8 +1,9 @@
 """As much as the machine takes: every record is accounted for, and memory stays where it is.
 
 How it works. A sender on the same machine offers 100,000 records a second, in requests of a Collector's size, and waits
-for each answer. The short form holds the accounting and the bound of memory; the long form, ten minutes, the rate, the
-growth of memory and the time to the verdict as well. Growth is looked at from when all that fills by design is full.
+for each answer. The short form holds the accounting and the bound of memory; the long form the rate, the growth of
+memory and the time to the verdict as well. Growth is looked at from when all that fills by design is full, which is
+after six minutes; a checkpoint moves memory by more than a MiB for a while, so nine minutes follow, not four.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tests.soak.running import quantile, resident_mib, scrape, serve, settled, s
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak]
 
-SHORT_S, LONG_S = 15.0, 600.0
+SHORT_S, LONG_S = 15.0, 900.0
 RECORDS_S = 100_000.0
 WAIT_S = 3.0  # with the goal of 2 s for the verdict it makes a bound of the latency's histogram
 WARM_S = 60.0  # of the long form, which the time to the verdict leaves out: first sights, first models
