@@ -56,7 +56,21 @@ RUNTIME = "collector_processor/runtime.py"
 ENGINE = "collector_processor/engine.py"
 JOINER = "collector_processor/join/joiner.py"
 KERNEL = "collector_processor/kernels/join.py"
-USERS = (WAL, SEGMENT, CHECKPOINT, KEEPER, CLOCK, INTAKE, RUNTIME, ENGINE, JOINER, KERNEL, "tests/simulation/world.py")
+TREE = "collector_processor/kernels/tree.py"
+USERS = (
+    WAL,
+    SEGMENT,
+    CHECKPOINT,
+    KEEPER,
+    CLOCK,
+    INTAKE,
+    RUNTIME,
+    ENGINE,
+    JOINER,
+    KERNEL,
+    TREE,
+    "tests/simulation/world.py",
+)
 """What is imported anew: the files above and what builds on them."""
 
 BUGS = (
@@ -171,17 +185,17 @@ BUGS = (
             np.array(state["deadlines"]) == kernel.FREE, kernel.FREE, chains["opened"] + self._waits[-1]
         )\n""",
     ),
-    Bug("copies are kept", KERNEL, "        if copy:\n", "        if False:\n", "network"),
+    Bug("copies are kept", TREE, "        if copy:\n", "        if False:\n", "network"),
     Bug(
         "copies of logs are kept",
-        KERNEL,
-        "                    if pool[j].span == pool[k].span:\n                        state",
-        "                    if False:\n                        state",
+        TREE,
+        "                    if pool[j].span == pool[k].span:\n                        logs",
+        "                    if False:\n                        logs",
         "network",
     ),
     Bug(
         "records stay in the order of arrival",
-        KERNEL,
+        TREE,
         "times[j - 1] >= time:",
         "times[j - 1] > time + (1 << 62):",
         "network",
@@ -294,10 +308,10 @@ def plant(bug: Bug) -> None:
         if package in sys.modules:
             vars(sys.modules[package]).pop(name, None)
     sys.meta_path.insert(0, Planter(bug))
-    if bug.file == KERNEL:
+    if bug.file in (KERNEL, TREE):
         numba_config.DISABLE_JIT = 1
         sys.modules.pop("collector_processor.kernels.wire")
-        kernel = importlib.import_module(bug.module)
+        kernel = importlib.import_module("collector_processor.kernels.join")
         numba_config.DISABLE_JIT = 0
         kernel.config = types.SimpleNamespace(DISABLE_JIT=1)  # type: ignore[attr-defined]
 
