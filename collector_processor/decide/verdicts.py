@@ -113,9 +113,7 @@ class Decider:
         n = len(batch)
         self._reserve()
         flow = np.maximum(batch.flow, 0)
-        values = np.empty((n, len(self._names)))
-        for column, name in enumerate(self._names):
-            values[:, column] = scores[name].value
+        values = np.array([scores[name].value for name in self._names]).reshape(len(self._names), n).T.copy()
         calibrated = self._calibrator.calibrate(values, flow, batch.tenant)
         findings = _merged([scores[name].findings for name in self._names])
         p = calibrated.p_fused
@@ -319,8 +317,10 @@ class Decider:
 
     def _amounts(self, batch: ChainBatch, chains: I64) -> F64:
         """[k] the greatest amount in each of `chains`, NaN when it has none."""
+        if self._amount is None:
+            return np.full(chains.size, np.nan)
         out = np.full(len(batch), -np.inf)
-        if self._amount is not None and chains.size:
+        if chains.size:
             cells = (batch.cell_key == self._amount) & np.isfinite(batch.cell_number)
             chain = np.searchsorted(batch.offsets, batch.cell_record[cells], side="right") - 1
             np.maximum.at(out, chain, batch.cell_number[cells])

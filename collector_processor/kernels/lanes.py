@@ -246,6 +246,18 @@ def learn_lane(pool, start, length, head, kind, weight, keys, count, kinds, used
 
 
 @njit(cache=True, nogil=True)
+def uncounted(rows, counted, length):
+    """(Those of `rows` of which nothing is `counted` yet, int64; how many events all of `rows` have, ends included)."""
+    new, n, places = np.empty(rows.size, np.int64), 0, 0
+    for r in rows:
+        places += length[r] + 1
+        if counted[r] == 0.0:
+            new[n] = r
+            n += 1
+    return new[:n], places
+
+
+@njit(cache=True, nogil=True)
 def learn_lanes(rows, pool, start, length, head, kind, good, counted, keys, count, kinds, used):
     """Adds what each of `rows` was seen more often than was counted so far."""
     for r in rows:

@@ -113,6 +113,36 @@ def containing(query, pool, start, length, rows):
 
 
 @njit(cache=True, nogil=True)
+def holder(
+    query, pool, start, length, rows, gap, key, flow, good, total, transition_start, transition, transition_count,
+    origin, origin_count,
+):  # fmt: skip
+    """The one of `rows` that `query` is most likely a broken-off part of: (its index, -1 when it is part of none; what
+    they have in common at the beginning; the share of its flow's chains that it has).
+
+    Likely is a frequent one, which `query` fits in with few gaps (`gap` each) and which goes on after the common
+    beginning as it usually does. Of equal ones that with the greater `key`.
+    """
+    inside, gaps, prefix = containing(query, pool, start, length, rows)
+    best = -1
+    greatest = 0.0
+    best_share = 0.0
+    for r in range(rows.size):
+        if not inside[r]:
+            continue
+        row = rows[r]
+        share = good[row] / max(total[flow[row]], 1.0)
+        step = transition[transition_start[row] + prefix[r]]
+        taken = (transition_count[step] + 0.5) / (origin_count[origin[step]] + 1.0)
+        rank = math.log(max(share, 1e-9)) + gap * gaps[r] + math.log(taken)
+        if best < 0 or rank > greatest or (rank == greatest and key[row] > key[rows[best]]):
+            best = r
+            greatest = rank
+            best_share = share
+    return best, prefix[best] if best >= 0 else 0, best_share
+
+
+@njit(cache=True, nogil=True)
 def surprise(row, start, length, transition, transition_count, origin, origin_count):
     """(worst, at): greatest -ln P(next | step) over the transitions of `row`, and its position in the row.
 

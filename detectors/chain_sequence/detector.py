@@ -189,24 +189,12 @@ class ChainSequence:
 
     def _broken_off(self, row: int, known: I64, p: float, late: bool) -> Judgement | None:
         """The judgement when `row` is a proper subsequence of one of `known`, else None."""
-        inside, gaps, prefix = self.paths.containing(row, known)
-        if not inside.any():
+        best, at, share = self.paths.holder(row, known, GAP)
+        if best < 0:
             return None
-        column = self.paths.column
-        total = self.known.flow["total"]
-        best: tuple[float, int] | None = None
-        choice = (NONE, 0, NONE, NONE, 0.0)
-        for i in np.flatnonzero(inside).tolist():
-            other, at = int(known[i]), int(prefix[i])
-            operations = self.paths.operations(other)
-            flow = int(self.known.row["flow"][other])
-            step, after = int(operations[at]), int(operations[at - 1]) if at else NONE
-            share = float(self.known.row["good"][other] / max(total[flow], 1.0))
-            taken = self.paths.probability(flow, after if at else START, step)
-            rank = (math.log(max(share, 1e-9)) + GAP * float(gaps[i]) + math.log(taken), int(column["key"][other]))
-            if best is None or rank > best:
-                best, choice = rank, (other, at, step, after, share)
-        other, at, step, after, share = choice
+        other = int(known[best])
+        operations = self.paths.operations(other)
+        step, after = int(operations[at]), int(operations[at - 1]) if at else NONE
         subject, caller = self._suspect(row, other, at, late)
         return Judgement(Kind.INTERRUPTED_SEQUENCE, p, other, share, step, after, subject, caller)
 
@@ -322,11 +310,10 @@ class ChainSequence:
         if rows.size == 0:
             return no_findings()
         groups: dict[tuple[int, int, int], list[tuple[int, int, Judgement]]] = {}
-        for row in rows.tolist():
+        for row, of_flow, count in zip(rows.tolist(), flow[rows].tolist(), counts[rows].tolist(), strict=True):
             judgement = self._judgement(row, flags.NEW)
             if judgement.kind != NONE:
-                key = (int(flow[row]), judgement.kind, judgement.subject)
-                groups.setdefault(key, []).append((int(counts[row]), row, judgement))
+                groups.setdefault((of_flow, judgement.kind, judgement.subject), []).append((count, row, judgement))
         groups = {key: found for key, found in groups.items() if sum(c for c, _, _ in found) >= self.config.repeat_min}
         if not groups:
             return no_findings()
@@ -348,6 +335,8 @@ class ChainSequence:
         flow = self.known.view("flow")
         total, least = self.known.flow["total"], float(self.config.learn_chains_min)
         found = self.distribution.out_of_range(now_ns, self.share, flow, total, least)
+        if not found:
+            return no_findings()
         found = [excess for excess in found if excess.p < WINDOW_P]
         findings = no_findings(len(found))
         for i, excess in enumerate(found):

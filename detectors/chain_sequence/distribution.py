@@ -97,6 +97,7 @@ class Profile:
         self.slots_a_day = max(1, round(DAY_S / slice_s))
         self.mean = np.zeros((self.slots, 16), np.float32)
         self.visits = np.zeros(self.slots, np.int32)
+        self._asked: tuple[int, F64 | None] | None = None  # slot and answer of the last `expected`
 
     def reserve(self, size: int) -> None:
         """Room for `size` columns, PROFILED_MAX at most."""
@@ -104,6 +105,7 @@ class Profile:
         if size > self.mean.shape[1]:
             room = min(PROFILED_MAX, max(size, 2 * self.mean.shape[1]))
             self.mean = np.pad(self.mean, ((0, 0), (0, room - self.mean.shape[1])))
+            self._asked = None
 
     def update(self, slot: int, counts: F64) -> None:
         """Takes in the (cleaned) counts of a slice that ended."""
@@ -112,9 +114,15 @@ class Profile:
         self.mean[slot] *= 1.0 - weight
         self.mean[slot, :n] += (weight * counts[:n]).astype(np.float32)
         self.visits[slot] += 1
+        self._asked = None
 
     def expected(self, slot: int) -> F64 | None:
         """Mean counts at `slot`: of the week when seen twice, of the day when two days are known, else None."""
+        if self._asked is None or self._asked[0] != slot:
+            self._asked = slot, self._expected(slot)
+        return self._asked[1]
+
+    def _expected(self, slot: int) -> F64 | None:
         if self.visits[slot] >= 2:
             return np.asarray(self.mean[slot], np.float64)
         days = slice(slot % self.slots_a_day, None, self.slots_a_day)
@@ -126,12 +134,14 @@ class Profile:
     def keep(self, kept: I64) -> None:
         """Only the columns `kept`, in that order."""
         self.mean = np.ascontiguousarray(self.mean[:, kept[kept < self.mean.shape[1]]])
+        self._asked = None
 
     def snapshot(self) -> dict[str, Any]:
         return {"mean": self.mean.copy(), "visits": self.visits.copy()}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.mean, self.visits = np.array(state["mean"], np.float32), np.array(state["visits"], np.int32)
+        self._asked = None
 
 
 class Distribution:

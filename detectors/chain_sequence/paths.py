@@ -190,6 +190,15 @@ class PathTable:
             self.operations(row), self.pool, self.column["start"], self.column["length"], rows
         )
 
+    def holder(self, row: int, rows: I64, gap: float) -> tuple[int, int, float]:
+        """Kernel `holder`: which of `rows` the operations of `row` are a broken-off part of."""
+        column, known = self.column, self.familiarity.row
+        return kernels.holder(  # type: ignore[no-any-return]
+            *(self.operations(row), self.pool, column["start"], column["length"], rows, gap, column["key"]),
+            *(known["flow"], known["good"], self.familiarity.flow["total"], self.transition_start, self.transition),
+            *(self.transition_count, self.origin, self.origin_count),
+        )
+
     def flow_rows(self, flow: int) -> I64:
         """int64: the rows of `flow`."""
         return np.array(self.rows_of_flow.get(flow, ()), np.int64)

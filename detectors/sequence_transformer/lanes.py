@@ -202,8 +202,8 @@ class LaneTable:
         if rows.size == 0:
             return
         column = self.column
-        new = rows[column["counted"][rows] == 0]
-        self.counts.reserve(int((column["length"][rows] + 1).sum()))
+        new, places = kernels.uncounted(rows, column["counted"], column["length"])
+        self.counts.reserve(places)
         kernels.learn_lanes(
             *(rows, self.pool, column["start"], column["length"], column["head"], column["kind"], column["good"]),
             *(column["counted"], self.counts.keys, self.counts.count, self.counts.kinds, self.counts.used),
