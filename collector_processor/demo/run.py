@@ -22,6 +22,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from io import StringIO
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -242,11 +243,15 @@ def save_picture(scene: Scene, path: Path, width: int = 150) -> None:
 
 
 def write_past(folder: Path, config: JournalConfig, opened_ns: int, until_ns: int) -> None:
-    """What the platform sent from `opened_ns` to `until_ns`, into the journal in `folder`. Raises `OSError`."""
+    """What the platform sent from `opened_ns` to `until_ns`, into the journal in `folder`. Raises `OSError`.
+
+    What is under way at `until_ns` is told to its end there, for the process that plays on begins with new requests:
+    however long it takes to start, no request is torn in two."""
     journal = Journal.open(folder, config.model_copy(update={"durability": "os"}))
+    platform = story.platform(opened_ns)
     try:
-        for signal, data, sent_ns in story.platform(opened_ns).payloads(until_ns):
-            journal.append(Payload(signal, "default", data, sent_ns))
+        for signal, data, sent_ns in chain(platform.payloads(until_ns), platform.rest()):
+            journal.append(Payload(signal, "default", data, min(sent_ns, until_ns)))
     finally:
         journal.close()
 
@@ -306,7 +311,6 @@ def run_demo(
         stack.callback(service.stop, STOP_S)
         try:
             write_past(folder / config.journal.dir, config.journal, opened_ns, start_ns)
-            # Its ports are open before the platform goes on: what is open at `start_ns` must not wait for its rest.
             service.start()
         except (OSError, StartError) as error:
             console.print(str(error), style="red", highlight=False, markup=False)

@@ -52,7 +52,7 @@ def send(
     swing: Annotated[float, typer.Option(help="How much of the daily ups and downs is left, 0 to 1.")] = 1.0,
     interval: Annotated[float, typer.Option(help="Seconds between exports.")] = 1.0,
     start: Annotated[int, typer.Option(help="Unix time in nanoseconds at which the platform opens; 0 is now.")] = 0,
-    since: Annotated[int, typer.Option(help="Unix time in nanoseconds before which nothing is sent; 0 is start.")] = 0,
+    since: Annotated[int, typer.Option(help="Unix time in nanoseconds before which nothing arrives; 0 is start.")] = 0,
     opening: Annotated[str, typer.Option(help="Business time at that moment, ISO 8601; empty: the same time.")] = "",
     faults: Annotated[bool, typer.Option(help="Read faults from standard input.")] = False,
 ) -> None:

@@ -100,14 +100,25 @@ class Simulator:
     def payloads(self, until_ns: int) -> Iterator[tuple[Signal, bytes, int]]:
         """(signal, OTLP export request, time at which it is sent) for every tick that ends by `until_ns`, in order."""
         while (self._tick + 1) * self.interval_ns <= until_ns:
-            tick = self._tick
-            self._tick += 1
-            self._run(tick)
-            spans, logs = self._outbox.take(tick)
-            sent_ns = (tick + 1) * self.interval_ns
-            for signal, groups in ((Signal.TRACES, spans), (Signal.LOGS, logs)):
-                for data in self._requests(groups):
-                    yield signal, data, sent_ns
+            self._run(self._tick)
+            yield from self._exported()
+
+    def rest(self) -> Iterator[tuple[Signal, bytes, int]]:
+        """What is still under way, told to its end; nothing new arrives meanwhile."""
+        while not self._outbox.is_empty:
+            yield from self._exported()
+
+    def skip_to(self, time_ns: int) -> None:
+        """Goes on at `time_ns`. What arrives from then on is what would arrive anyway; what came before is not told."""
+        self._tick = max(self._tick, time_ns // self.interval_ns)
+
+    def _exported(self) -> Iterator[tuple[Signal, bytes, int]]:
+        """What leaves at the end of this tick."""
+        spans, logs = self._outbox.take(self._tick)
+        self._tick += 1
+        for signal, groups in ((Signal.TRACES, spans), (Signal.LOGS, logs)):
+            for data in self._requests(groups):
+                yield signal, data, self._tick * self.interval_ns
 
     def _requests(self, groups: list[list[bytes]]) -> Iterator[bytes]:
         """The records of one tick as export requests of at most RECORDS_MAX records."""

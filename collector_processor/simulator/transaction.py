@@ -99,6 +99,10 @@ class Outbox:
         """(spans, logs) per instance of what is exported at the end of `tick`, removed from here."""
         return self._ticks.pop(tick, ([], []))
 
+    @property
+    def is_empty(self) -> bool:
+        return not self._ticks
+
 
 class World:
     """What all transactions share: the instances, how busy they are, the endpoints by key, the outbox."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from itertools import pairwise
 
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from collector_processor.model import Signal
@@ -14,6 +15,17 @@ from collector_processor.simulator.simulator import RECORDS_MAX, Simulator
 from collector_processor.simulator.traffic import FLOWS, SECOND_NS, Calendar
 
 SKEW_NS = 1_000_000
+
+
+def spans_by_trace(payloads):
+    """Trace id -> the ids of its spans, sorted."""
+    found = defaultdict(list)
+    for signal, data, _ in payloads:
+        if signal == Signal.TRACES:
+            for group in ExportTraceServiceRequest.FromString(data).resource_spans:
+                for span in group.scope_spans[0].spans:
+                    found[span.trace_id].append(span.span_id)
+    return {trace_id: sorted(ids) for trace_id, ids in found.items()}
 
 
 def test_same_seed_same_bytes(start_ns, healthy, run_platform):
@@ -29,6 +41,19 @@ def test_how_time_is_cut_into_calls_changes_nothing(start_ns, healthy):
         for payload in simulator.payloads(start_ns + step)
     ]
     assert pieces == healthy.payloads
+
+
+def test_a_platform_that_another_takes_over_tears_no_request(start_ns):
+    """The first tells what is under way to its end, the second begins with new requests: together all is told once."""
+    middle_ns, end_ns = start_ns + 5 * SECOND_NS, start_ns + 10 * SECOND_NS
+    whole, first, second = (Simulator(1, start_ns, rate=20.0) for _ in range(3))
+    second.skip_to(middle_ns)
+    told = [[*first.payloads(middle_ns), *first.rest()], [*second.payloads(end_ns), *second.rest()]]
+    before, after = (spans_by_trace(payloads) for payloads in told)
+    assert before.keys().isdisjoint(after)
+    assert before | after == spans_by_trace([*whole.payloads(end_ns), *whole.rest()])
+    assert len(before) > 50
+    assert len(after) > 50
 
 
 def test_starting_between_ticks_gives_no_event_before_the_start(start_ns, run_platform):
