@@ -133,6 +133,7 @@ class Case:
     explanation: dict[str, Any] = field(default_factory=dict)
     _ranking: list[tuple[int, float]] = field(default_factory=list)  # as of the last element taken; empty: to be made
     _ordered: tuple[int, list[Element]] = (NONE, [])  # likewise, and the root it is for
+    release: bool | None = None  # what `incidents.is_release` says of it, likewise
 
     def takes(self, element: Element, nat: float) -> bool:
         """Whether what is said of `element` is worse than before, and there is room for it."""
@@ -143,7 +144,7 @@ class Case:
         self.nats[element] = nat
         self.rows[element] = row
         self.evidence[element] = evidence
-        self._ranking, self._ordered = [], (NONE, [])
+        self._ranking, self._ordered, self.release = [], (NONE, []), None
 
     def ranking(self) -> list[tuple[int, float]]:
         """(service, evidence) by how much of the case each explains when those before it are taken out."""

@@ -82,8 +82,10 @@ SEEN = np.dtype(
 
 def is_release(case: Case) -> bool:
     """Whether the incident is about other words for the same, with nothing broken: what comes with it may train."""
-    reworded = any(said.get("reworded") for said in case.evidence.values())
-    return reworded and not any(DAMAGE[element[0]] for element in case.nats)
+    if case.release is None:
+        reworded = any(said.get("reworded") for said in case.evidence.values())
+        case.release = reworded and not any(DAMAGE[element[0]] for element in case.nats)
+    return case.release
 
 
 def _about(element: Element) -> Element:

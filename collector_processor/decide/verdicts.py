@@ -181,7 +181,7 @@ class Decider:
         self._reserve()
         state = training["state"]
         clear: Bool = state == USUAL
-        if clear.all():
+        if np.count_nonzero(clear) == clear.size:
             return clear
         suspects = np.flatnonzero((state == NEW) | (state == BROKEN))
         if suspects.size:

@@ -153,17 +153,10 @@ class Topology:
 
     def _members(self, batch: ChainBatch, o: Observed, row: int, what: int) -> list[int]:
         """The events of the logs (0) or calls (1) of the span at `row`, in order, each at most twice."""
-        out: list[int] = []
-        child = int(o.last[row])
-        while child >= 0:
-            if (batch.kind[child] == 0) == (what == 0):
-                out.append(int(batch.event[o.callee[child]]))
-            child = int(o.sibling[child])
-        kept: list[int] = []
-        for event in reversed(out):
-            if kept.count(event) < 2:
-                kept.append(event)
-        return kept[:MEMBERS_MAX]
+        out = np.empty(MEMBERS_MAX, np.int32)
+        n = kernel.members(row, what == 0, batch.kind, batch.event, o.last, o.sibling, o.callee, out)
+        members: list[int] = out[:n].tolist()
+        return members
 
     def _unanswered(self, batch: ChainBatch, o: Observed, row: int) -> list[int]:
         """The events of the calls that the span at `row` made and of which no other service wrote anything."""

@@ -90,7 +90,7 @@ class SequenceTransformer:
 
     def learn(self, batch: ChainBatch, normal: Bool) -> None:
         judged = batch.outcome != EVICTED
-        if not judged.all():
+        if np.count_nonzero(judged) < judged.size:
             batch, normal = batch.take(judged), normal[judged]
         if len(batch) == 0:
             return
