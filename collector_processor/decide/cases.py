@@ -28,6 +28,7 @@ INSTANCE_CHAINS_MIN = 3
 
 EDGE, ERROR = int(Level.EDGE), int(Kind.ERROR)  # looked up once: elements are weighed thousands of times
 SOFT = frozenset((Kind.UNUSUAL_CALLS, Kind.NEW_SEQUENCE, Kind.UNUSUAL_CONTENT, Kind.UNLIKELY_SEQUENCE))
+PATHS = frozenset((Kind.INTERRUPTED_SEQUENCE, Kind.DISTRIBUTION_SURGE, Kind.DISTRIBUTION_DROP))  # of whole flows
 SYMPTOMS = SOFT | {Kind.MISSING_CALL}  # of trouble elsewhere as often as trouble itself
 SOFT_SHARE = 0.2  # of the evidence of soft kinds: they are the cause less often than a symptom
 UNANSWERED = frozenset((Kind.ERROR, Kind.UNUSUAL_CALLS, Kind.INTERRUPTED_SEQUENCE))  # about calls: a peer is not there

@@ -23,6 +23,7 @@ from collector_processor.config import DecideConfig
 from collector_processor.decide import explain
 from collector_processor.decide.cases import (
     FLOWS_MAX,
+    PATHS,
     SOFT,
     UNANSWERED,
     Case,
@@ -263,8 +264,9 @@ class Incidents:
 
     def _is_late(self, case: Case, element: Element) -> bool:
         """Whether the trouble with an element began when an incident about its services was no longer fresh: if it is
-        too strong for an echo, it is trouble of its own."""
-        return element[0] not in SOFT and self._age_s(case, element, case.detected_ns) >= self.config.merge_s
+        too strong for an echo, it is trouble of its own. The ways of whole flows are no trouble of their own here: they
+        are seen later than what turns the chains there."""
+        return element[0] not in SOFT | PATHS and self._age_s(case, element, case.detected_ns) >= self.config.merge_s
 
     def _touching(self, root: int, members: list[Element]) -> list[Case]:
         """Open incidents that a group may belong to, the likeliest first."""

@@ -193,6 +193,17 @@ def test_what_is_strong_and_began_late_is_trouble_of_its_own(
     assert all(incident.incident_id != first.incident_id for incident in opened)
 
 
+@pytest.mark.parametrize("kind", [Kind.DISTRIBUTION_DROP, Kind.INTERRUPTED_SEQUENCE])
+def test_the_ways_that_chains_go_are_told_with_the_trouble_that_turns_them_there(bench: Bench, kind: Kind) -> None:
+    """A share of a flow's paths is known at the end of a slice: long after the fault that it shows has begun."""
+    bench.judge(bench.slow("stock"), epochs=2)
+    bench.judge(bench.slow("stock"), epochs=12)
+    way = row(kind, Level.OPERATION, 60.0, service=bench.service("stock"), event=bench.event("send"))
+    told = bench.judge(bench.slow("stock"), way, epochs=2)
+    assert [incident.state for incident in told if incident.state == "opened"] == []
+    assert len(bench.incidents.open) == 1
+
+
 def test_what_grows_strong_is_not_taken_in_while_it_is_weak(bench: Bench) -> None:
     (first,) = bench.judge(bench.slow("stock"), epochs=2)
     bench.judge(bench.slow("stock"), epochs=12)
