@@ -264,7 +264,9 @@ class Topology:
 
     def _left_out(self, slot: int) -> bool:
         """Whether calls that the operation always made are made no more: another mix of requests leaves out some."""
-        w, example = self.windows, self.examples.get(slot, NO_EXAMPLE)
+        w, example = self.windows, self.examples.get(slot)
+        if example is None:  # it was seen a window ago, and what came since is less unusual
+            return False
         last = [(w.column - back) % w.columns for back in range(STOPPED_EPOCHS)]
         stopped = w.hits[slot, last].sum() >= max(STOPPED_SHARE * w.counts[slot, last].sum(), 1)
         return bool(stopped) and set(example.members) < set(self._usual(slot))

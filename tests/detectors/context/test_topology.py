@@ -206,6 +206,26 @@ def test_a_database_call_is_not_unanswered() -> None:
     assert rows["expected"][-1] < 0.01  # it was never left out before
 
 
+def test_without_an_example_nothing_is_said_to_be_left_out() -> None:
+    """The example of a window may be older than the window, when what came since is less unusual."""
+    bench = Bench()
+
+    def root(skip: bool) -> Node:
+        steps = [span("order:sql", 3, kind="client"), span("order:POST risk", 8, span("risk:assess", 6))]
+        return span("gateway:pay", 60, span("order:pay", 50, *steps[: 1 if skip else 2]))
+
+    for epoch in range(66):
+        batch = bench.batch([root(skip=epoch >= 60) for _ in range(PER_EPOCH)])
+        bench.detector.score(batch)
+        bench.epoch += 1
+        if epoch == 65:
+            bench.detector.examples.clear()
+        rows = bench.detector.advance(bench.epoch * EPOCH_S * NS)
+        bench.detector.learn(batch, np.full(len(batch), epoch < 60))
+    assert Kind.UNUSUAL_CALLS in rows["kind"]
+    assert Kind.MISSING_CALL not in rows["kind"]
+
+
 def test_several_calls_left_out_at_once_may_be_for_one_cause_below() -> None:
     bench = Bench()
 
