@@ -169,8 +169,8 @@ def silence(hours: float, tick_s: float | None, restored: Sequence[float] = ()) 
     """What is said, sorted, of traffic with so long a silence in it, when time is told every `tick_s` seconds in it or
     not at all, and the engine exchanged for a restored one at `restored`, shares of it; and a digest of the end."""
     engine, said = Engine(config()), Run()
-    seconds, silent_s = 240, int(hours * 3600)
-    for payload in traffic(seconds, broken_from=210):
+    seconds, silent_s = 150, int(hours * 3600)
+    for payload in traffic(seconds, broken_from=120):
         said.take(engine.process((payload,), payload.arrival_ns))
     begun = engine.now_ns
     ticks = np.arange(0, silent_s, tick_s or silent_s).tolist()

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -322,11 +323,17 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
         yield made(tmp_path, stack)
 
 
+@cache
+def said(number: int) -> tuple[VerdictBatch, list[Incident]]:
+    """What is exported as the batch `number`."""
+    return verdicts(4, 2, first_trace=1 + number * 10), [incident(number)]
+
+
 def give(exporter: Exporter, number: int, start: int = 0) -> tuple[set[int], float, list[Any]]:
     """Gives `number` batches; which ones, the longest call in seconds, and (batch, incidents) of each."""
     longest, given = 0.0, []
     for each in range(start, start + number):
-        batch, incidents = verdicts(4, 2, first_trace=1 + each * 10), [incident(each)]
+        batch, incidents = said(each)
         began = time.perf_counter()
         exporter.export(batch, incidents)
         longest = max(longest, time.perf_counter() - began)
@@ -444,7 +451,7 @@ def test_a_slow_exporter_slows_no_other(tmp_path: Path) -> None:
         given = []
         began = time.monotonic()
         for each in range(30):
-            batch, incidents = verdicts(4, 2, first_trace=1 + each * 10), [incident(each)]
+            batch, incidents = said(each)
             for one in (exporter, *rest):
                 one.export(batch, incidents)
             given.append((batch, incidents))
