@@ -63,14 +63,15 @@ demo: install ## a payment platform with faults, and spanchain naming each (Ctrl
 wanted-components:
 	@$(MAKE) components || test -z "$${CI:-}"
 
+# ARGS="-n 2" runs them on two cores; tests/conftest.py says which run one after the other even then.
 # Outside CI nobody waits for 5 GB: without `make train-extra` the tests of training skip and say so.
 test: ## all tests, with the real components
 	@$(MAKE) -j2 install wanted-components
 	@test -z "$${CI:-}" || $(MAKE) train-extra
 	$(call say,running all tests)
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest --durations=15 $(ARGS)
 
-check: install ## format, lint, types, fast tests: about a minute
+check: install ## format, lint, types, fast tests: less than a minute
 	$(call say,format)
 	@$(VENV)/bin/ruff format --check --quiet . || { echo "make format puts it right"; exit 1; }
 	$(call say,lint)
@@ -78,7 +79,7 @@ check: install ## format, lint, types, fast tests: about a minute
 	$(call say,types)
 	@$(VENV)/bin/mypy
 	$(call say,fast tests)
-	@$(PY) -m pytest -q -n 3 --dist loadscope --hypothesis-profile=quick -m "not slow and not e2e and not data" $(ARGS)
+	@$(PY) -m pytest -q -n 3 --hypothesis-profile=quick -m "not slow and not e2e and not data" $(ARGS)
 
 format: install ## formats and fixes what can be fixed without thinking
 	@$(VENV)/bin/ruff check --quiet --fix-only .

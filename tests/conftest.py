@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.e2e import components
 from tests.e2e.postgres import Postgres
@@ -23,6 +25,10 @@ ROOT = Path(__file__).parents[1]
 
 # What is imported and collected stays until the end: the collector of garbage need not look at it again and again.
 gc.disable()
+
+# Where tests start servers that fill a machine; and where each reads a recording or a set of its own for long.
+SERVERS = ("tests/e2e/", "tests/soak/", "tests/dashboards/test_queries.py", "tests/test_service_unit.py")
+APART = ("test_recordings_changed.py", "test_sequence_sets.py", "test_long_runs.py")
 
 # No deadline: a busy machine is no defect. `make check` takes the quick profile, `make test` the whole one.
 settings.register_profile("whole", deadline=None, print_blob=True)
@@ -45,9 +51,29 @@ def data_dir() -> Path:
     return folder
 
 
+def company(nodeid: str) -> str:
+    """The name of those whom a test runs together with, one after the other, where tests run on several cores."""
+    path = nodeid.partition("::")[0]
+    if path.startswith(SERVERS):
+        return "servers"
+    return nodeid if path.endswith(APART) else path
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Whoever is free takes the next company, in the order of collection."""
+
+    class Companies(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return company(nodeid)
+
+    config.option.loadscopereorder = False
+    return Companies(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests of training come last: they need PyTorch, which nothing else should have loaded beside it."""
-    items.sort(key=lambda item: item.path.name == "test_train.py")
+    """Servers come first, since they take longest. The tests of training come last: they need PyTorch, which nothing
+    else should have loaded beside it."""
+    items.sort(key=lambda item: (item.path.name == "test_train.py", not item.nodeid.startswith(SERVERS)))
 
 
 def pytest_collection_finish() -> None:

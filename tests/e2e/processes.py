@@ -7,7 +7,10 @@ ends the wait at once.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -20,17 +23,23 @@ from typing import Self, TypeVar
 
 T = TypeVar("T")
 
+PORTS = 1000  # for each worker of pytest
+FIRST_PORT = 16_000 + PORTS * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 16)
+"""Below the ports that Linux hands out (ip_local_port_range)."""
+
+_offsets = itertools.count(random.SystemRandom().randrange(PORTS))
+
 
 def free_ports(count: int) -> list[int]:
-    """`count` different loopback TCP ports that nobody listens on at this moment."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+    """`count` different loopback TCP ports that nobody listens on, and that nobody else is given: neither by the system
+    when asked for any free one, nor by another call or worker. So they are free until the program listens."""
+    ports: list[int] = []
+    while len(ports) < count:
+        port = FIRST_PORT + next(_offsets) % PORTS
+        with socket.socket() as tried, contextlib.suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            ports.append(port)
+    return ports
 
 
 def http_get(url: str, accept: str | None = None, timeout_s: float = 5.0) -> str:
