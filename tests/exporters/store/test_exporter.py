@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -92,13 +93,15 @@ def test_after_a_crash_old_states_are_told_again_and_change_nothing(tmp_path: Pa
     assert exporter.flush(5)
     assert eventually(lambda: kept(tmp_path, "SELECT chains FROM incidents") == [12])
     # Killed here: what is open at the last checkpoint is told once more, then the journal is replayed.
-    again = start(tmp_path)
+    left_behind = tmp_path / "left-behind"
+    shutil.copytree(tmp_path, left_behind)
+    exporter.shutdown(10)
+    again = start(left_behind)
     for state in (replace(opened, state="updated"), updated):
         again.export(verdicts(2, 1), [state])
     again.shutdown(10)
-    exporter.shutdown(10)
-    assert kept(tmp_path, "SELECT chains, resolved_unix_nano FROM incidents") == [(12, resolved.resolved_unix_nano)]
-    assert len(kept(tmp_path, "SELECT verdict_id FROM verdicts")) == 1
+    assert kept(left_behind, "SELECT chains, resolved_unix_nano FROM incidents") == [(12, resolved.resolved_unix_nano)]
+    assert len(kept(left_behind, "SELECT verdict_id FROM verdicts")) == 1
 
 
 def test_what_is_too_much_is_deleted_while_it_runs(tmp_path: Path) -> None:
