@@ -13,7 +13,7 @@ import math
 import numpy as np
 from numba import njit, uint64
 
-from collector_processor.kernels.table import find, slot_of
+from collector_processor.kernels.table import find, put, slot_of
 from collector_processor.kernels.wire import finish, mix
 
 EVICTED = 2  # model.Outcome
@@ -58,13 +58,17 @@ def bag_key(flow, event, level):
 
 
 @njit(cache=True, nogil=True)
-def known_bags(event, offsets, flow, counted, bag_keys, bag_rows, rows):
-    """Fills in the row of each chain's bag where `rows` has none yet and `bag_keys` know it; returns how many are left.
+def known_bags(first, event, offsets, flow, counted, bag_keys, bag_rows, keys, table_keys, table_rows, rows):
+    """Fills in the rows of chains from `first` on that have none in `rows` yet, up to one whose bag is new.
 
-    `counted` as in `bag`."""
+    A chain's row stands in the table under its key, else under that of its bag; what is found by that is entered. The
+    table has room. Gives the chain whose bag is new, -1 when there is none, and how many keys were entered. `counted`
+    as in `bag`."""
     distinct, level = np.empty(counted.size, np.int32), np.empty(counted.size, np.uint8)
-    left = 0
-    for c in range(rows.size):
+    entered = 0
+    for c in range(first, rows.size):
+        if rows[c] < 0:
+            rows[c] = find(table_keys, table_rows, keys[c])
         if rows[c] >= 0:
             continue
         n = _count(event[offsets[c] : offsets[c + 1]], counted, distinct)
@@ -72,8 +76,11 @@ def known_bags(event, offsets, flow, counted, bag_keys, bag_rows, rows):
             level[i] = _level(counted[distinct[i]])
             counted[distinct[i]] = 0
         rows[c] = find(bag_keys, bag_rows, bag_key(flow[c], distinct[:n], level[:n]))
-        left += rows[c] < 0
-    return left
+        if rows[c] < 0:
+            return c, entered
+        put(table_keys, table_rows, keys[c], rows[c])
+        entered += 1
+    return -1, entered
 
 
 @njit(cache=True, nogil=True)

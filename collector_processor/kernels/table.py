@@ -122,16 +122,17 @@ class LookupTable:
 
     def put(self, key: int, value: int) -> None:
         """Sets key -> value; key must not be 0 nor already there."""
-        self._make_room(1)
+        self.make_room(1)
         put(self.keys, self.values, np.uint64(key), value)
         self.used += 1
 
     def put_many(self, keys: npt.NDArray[np.uint64], values: npt.NDArray[np.int32]) -> None:
         """The same of several, none of them 0; see the kernel for those that are there or come twice."""
-        self._make_room(keys.size)
+        self.make_room(keys.size)
         self.used += put_many(self.keys, self.values, keys, values)
 
-    def _make_room(self, more: int) -> None:
+    def make_room(self, more: int) -> None:
+        """Sees to it that so many more keys fit."""
         if self.used + more > self.limit and self.used:
             self.emptied += 1
             self.clear()

@@ -64,20 +64,23 @@ class BagTable:
             self._reserve_events(len(self.symbols.events))
         keys = np.maximum(batch.sequence, np.uint64(1))
         rows = np.empty(len(batch), np.int32)
-        if find_many(self.of_sequence.keys, self.of_sequence.values, keys, rows):
-            self._fill_in(batch, keys, rows)
+        unseen = find_many(self.of_sequence.keys, self.of_sequence.values, keys, rows)
+        if unseen:
+            self._fill_in(batch, keys, rows, unseen)
         return rows
 
-    def _fill_in(self, batch: ChainBatch, keys: U64, rows: I32) -> None:
-        """The rows of chains whose sequence was not seen before; its bag may have been."""
-        unseen = np.flatnonzero(rows < 0)
-        bags = (self.ids.keys, self.ids.values)
-        if kernels.known_bags(batch.event, batch.offsets, batch.flow, self.counted, *bags, rows):
-            for chain in np.flatnonzero(rows < 0).tolist():
-                rows[chain] = self._row_on_sight(batch, chain)
-        found = rows[unseen]
-        self.of_sequence.put_many(keys[unseen], found)
-        rows[unseen] = found
+    def _fill_in(self, batch: ChainBatch, keys: U64, rows: I32, unseen: int) -> None:
+        """The rows of the chains whose sequence was not seen before; its bag may have been."""
+        table, chain = self.of_sequence, 0
+        table.make_room(unseen)
+        while True:
+            columns = (batch.event, batch.offsets, batch.flow, self.counted, self.ids.keys, self.ids.values)
+            chain, entered = kernels.known_bags(chain, *columns, keys, table.keys, table.values, rows)
+            table.used += entered
+            if chain < 0:
+                return
+            rows[chain] = self._row_on_sight(batch, chain)
+            table.put(int(keys[chain]), int(rows[chain]))
 
     def _reserve_events(self, events: int) -> None:
         known = self.weight.size
