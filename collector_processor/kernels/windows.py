@@ -1,11 +1,12 @@
 """Sums of surprises over a sliding window, per slot, and how improbable they are: what detectors of elements share.
 
 How it works. A slot belongs to one element (an operation, a call, a pool of several). Within an epoch its surprises are
-added to the current column of a ring. At each boundary `judge` asks how improbable every slot's ring is *without its
-greatest epoch*, so that one burst alone never alarms; then the next column, the oldest one, teaches the slot its mean
-and dispersion and is cleared. Slots in alarm teach nothing, for as long as what is known of them warrants: an alarm
-after a short acquaintance is more likely ignorance than trouble, so it holds learning up for the square of the
-acquaintance over PATIENCE_S: two minutes after two, a day after an hour.
+added to the current column of a ring. At each boundary `judge` asks how improbable every slot's ring is when what its
+greatest epoch has in excess is taken down to the *third greatest*: a burst within one epoch never alarms, of one that
+straddles a boundary the smaller part counts, and what lasts counts nearly in full, however thin the traffic. Then the
+next column, the oldest one, teaches the slot its mean and dispersion and is cleared. Slots in alarm teach nothing, for
+as long as what is known of them warrants: an alarm after a short acquaintance is more likely ignorance than trouble, so
+it holds learning up for the square of the acquaintance over PATIENCE_S: two minutes after two, a day after an hour.
 
 A sum of n surprises has mean n m and variance n d; d is larger than the variance of one surprise when they come in
 bursts. Bursts that outlast an epoch (a rare branch that comes in swarms, a service that stalls) add up within a window,
@@ -76,8 +77,8 @@ def judge_slots(
     used, sums, usual, counts, mean, dispersion, memory, prior, piece, hold, report, now_ns, window_ns, level, born_ns,
     since_ns, loud_ns, alarmed_ns,
 ):  # fmt: skip
-    """The exponents of the slots' windows, each without its greatest epoch: (int64[k] the slots from `report` on,
-    float64[k] theirs, the greatest of all).
+    """The exponents of the slots' windows, the greatest epoch of each taken down to the third: (int64[k] the slots from
+    `report` on, float64[k] theirs, the greatest of all).
 
     loud_ns: the last boundary beyond `hold`; since_ns: the first of them without a whole window of quiet in between;
     alarmed_ns: the last one at which the alarm still held learning up."""
@@ -94,23 +95,26 @@ def judge_slots(
         total = 0.0
         expected = 0.0
         worst = 0.0
-        at = 0
+        second = 0.0
+        third = 0.0
         for e in range(counts.shape[1]):
             total += sums[s, e]
             expected += usual[s, e]
             excess = sums[s, e] - max(counts[s, e] * mean[s], usual[s, e])
             if excess > worst:
+                third = second
+                second = worst
                 worst = excess
-                at = e
-        n -= counts[s, at]
-        total -= sums[s, at]
-        expected -= usual[s, at]
+            elif excess > second:
+                third = second
+                second = excess
+            elif excess > third:
+                third = excess
+        total -= worst - third
         burst = max(piece, memory[s, 4]) if piece > 0.0 else 0.0
         known = memory[s, 1] + prior[1]
-        size = np.float32(0.0)
-        if n > 0:
-            swing = prior[4] * min(mean[s], expected / n)
-            size = np.float32(exponent(total, n, max(mean[s], expected / n), dispersion[s], burst, known, swing))
+        swing = prior[4] * min(mean[s], expected / n)
+        size = np.float32(exponent(total, n, max(mean[s], expected / n), dispersion[s], burst, known, swing))
         level[s] = min(size, LEVEL_MAX)
         greatest = max(greatest, size)
         if size >= report:

@@ -94,6 +94,29 @@ def level(per_epoch: float, spans: int, swing: float, piece: float) -> float:
     return out
 
 
+def after_usual_times(excess: list[float]) -> float:
+    """-ln of how improbable a window is whose last epochs deviate by `excess`, after a long usual time."""
+    windows = Windows(8, 9, EPOCH_NS, PRIOR, 0.995, 5.0)
+    slot = windows.add(1, 0, -1)
+    for epoch, deviation in enumerate([0.0] * 60 + excess):
+        windows.turn((epoch + 1) * EPOCH_NS)
+        windows.sums[slot, windows.column] += SPANS + deviation
+        windows.counts[slot, windows.column] += SPANS
+    windows.judge((61 + len(excess)) * EPOCH_NS, 8.0, 8.0)
+    return float(windows.level[slot])
+
+
+def test_one_burst_is_no_alarm_and_what_lasts_counts_in_full() -> None:
+    assert after_usual_times([500.0]) == 0.0
+    assert after_usual_times([500.0, 30.0]) == after_usual_times([30.0, 30.0])
+    assert (
+        after_usual_times([500.0, 30.0, 30.0])
+        == after_usual_times([30.0, 30.0, 30.0])
+        > 2.0 * after_usual_times([30.0, 30.0])
+        > 0.0
+    )
+
+
 @pytest.mark.parametrize("piece", [0.0, 5.0])
 def test_no_number_of_observations_makes_what_is_slightly_more_than_usual_an_alarm(piece: float) -> None:
     assert level(0.8, 1000, 0.0, piece) > 50.0
