@@ -1,6 +1,9 @@
 """Every compiled kernel of the engine (numba). Short loops over bytes and columns; no policy, no I/O, no state of their
 own.
 
+A kernel that makes no array, nor copies one into another by slices, says `_nrt=False`: numba then counts no references
+to the arrays that pass through it, which is half of what a call costs.
+
 `NUMBA_DISABLE_JIT=1` runs them as plain Python, so that a debugger and coverage see them. `python -m
 collector_processor.warmup` compiles all of them into numba's on-disk cache.
 """

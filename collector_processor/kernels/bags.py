@@ -31,7 +31,7 @@ def bag(events, counted):
     return out, level
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def _count(events, counted, distinct):
     """Counts each of `events` in `counted`, and fills `distinct` with them, each once; gives their number."""
     n = 0
@@ -43,12 +43,12 @@ def _count(events, counted, distinct):
     return n
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def _level(count):
     return min(255, 1 + int(2.0 * math.log2(float(count))))
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def bag_key(flow, event, level):
     """Key of a bag of a flow, whatever the order of its events; never 0."""
     key = uint64(0)
@@ -83,7 +83,7 @@ def known_bags(first, event, offsets, flow, counted, bag_keys, bag_rows, keys, t
     return -1, entered
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def deviations(event, level, pool_event, pool_level, start, length, rows, weight, out):
     """out[r] = deviation of the bag (event, level) from each of `rows`."""
     for r in range(rows.size):
@@ -140,7 +140,7 @@ def nearest_rows(row, flow, good, bad, used, most, event, level, start, length, 
     return rows[np.argsort(deviation, kind="mergesort")[:few]]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def merged(a, a_end, b, b_end, event, level, both, mine, theirs):
     """Fills the events of two bags, ascending, and the level that each has in the one and the other; their number."""
     n = 0
@@ -189,7 +189,7 @@ def unembedded(row, rows, event, level, start, length, vector_of, out):
     return found
 
 
-@njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+@njit(cache=True, nogil=True, fastmath={"reassoc", "contract"}, _nrt=False)
 def likeness(vectors, a, b):
     """0-1: how alike two unit vectors are; 0 when one is missing."""
     if a < 0 or b < 0:
@@ -257,7 +257,7 @@ def closest(row, rows, event, level, start, length, weight, vectors, vector_of):
     return at, best
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def count_events(rows, normal, outcome, event, start, length, seen_in):
     """Adds 1 to `seen_in` of each event of the rows of normal chains that no cap cut short; gives how many they are."""
     counted = 0
@@ -282,7 +282,7 @@ def value_key(field, value):
     return mix(field, value) | uint64(1)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def score_values(
     chain, event, attribute, value, field_keys, count, fresh, value_keys, count_min, fresh_max, least, worst
 ):  # fmt: skip
@@ -304,7 +304,7 @@ def score_values(
             worst[chain[c]] = c
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def count_new(flow, normal, worst, chains, with_new, memory):
     """Per flow, decaying: normal chains, and those with a new value (`worst` >= 0)."""
     for c in range(flow.size):
@@ -314,7 +314,7 @@ def count_new(flow, normal, worst, chains, with_new, memory):
             with_new[f] = with_new[f] * (1.0 - 1.0 / memory) + (1.0 if worst[c] >= 0 else 0.0)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def learn_values(event, attribute, value, field_keys, count, fresh, value_keys, memory, fresh_max, used):
     """Counts values. used = [fields, values]; a table that is half full takes nothing new.
 

@@ -27,7 +27,7 @@ TAIL_POINTS_MIN = 10
 SCALE_MIN = 1.0  # least tail scale: scores are nats, and few equal ones do not make every other one impossible
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def lower_bound(ordered, n, x):
     """The number of values below x among the first n of ascending `ordered`."""
     low, high = 0, n
@@ -40,7 +40,7 @@ def lower_bound(ordered, n, x):
     return low
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def p_value(x, ordered, n, shape, scale, rank=1):
     """The p-value of x against the first n > 0 of ascending `ordered`, of which the tail goes on from the `rank`th
     greatest."""
@@ -54,7 +54,7 @@ def p_value(x, ordered, n, shape, scale, rank=1):
     return max((min(1.0, rank * survival) + expected) / (n + 1.0 + PRIOR), P_MIN)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def fit_tail(ordered, n, shape_max):
     """Shape (0 to shape_max) and scale of the tail beyond the greatest of the first n >= 2 of ascending `ordered`."""
     k = min(max(TAIL_POINTS_MIN, n // 10), n - 1)
@@ -157,7 +157,7 @@ def score_chains(
             p_fused[c] = 1.0
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def replace(ordered, n, old, new):
     """Takes one `old` out of the first n of ascending `ordered` and puts `new` in."""
     at = lower_bound(ordered, n, old)
@@ -172,7 +172,7 @@ def replace(ordered, n, old, new):
     ordered[at] = new
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def insert(arrived, ordered, count, head, row, column, x):
     """Puts x into one ring; a full ring forgets its oldest score."""
     size = arrived.shape[2]
@@ -255,7 +255,7 @@ def learn_chains(
                 tail[r, k, 0], tail[r, k, 1] = fit_tail(ordered[r, k], count[r, k], shape_max)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def spread_evenly(trace_hi, trace_lo, sequence, start_ns, out):
     """out[c] = a number in 0-1 by splitmix64 of what chain c is."""
     for c in range(out.size):

@@ -30,7 +30,7 @@ def holds(table, h):
     return table[slot_of(table, h)] != 0
 
 
-@njit(forceinline=True)
+@njit(forceinline=True, _nrt=False)
 def enter(table, held, generation, h):
     """Enters hash h. `held`: hashes in the table. Returns how many more there are now: none where it is there already,
     or where the table is three quarters full."""
@@ -43,7 +43,7 @@ def enter(table, held, generation, h):
     return 1
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, _nrt=False)
 def move(entries, table):
     """Enters what is in `entries` (zeros are passed) in `table`, with its generations."""
     for entry in entries:
@@ -51,7 +51,7 @@ def move(entries, table):
             table[slot_of(table, entry)] = entry
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, _nrt=False)
 def forget(table, generation):
     """Takes the hashes of one generation out. Returns how many that were."""
     mask = int64(table.size - 1)

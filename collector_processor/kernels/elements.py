@@ -43,7 +43,7 @@ SLOW_OPERATION, SLOW_CALL = 9, 10  # model.Kind
 OPERATION, EDGE, SERVICE = 1, 2, 4  # model.Level
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, _nrt=False)
 def call_key(caller, callee_event):
     """Key of the calls from service `caller` to `callee_event`. An operation's key is its event id + 1."""
     return uint64(CALL) | uint64(caller) << uint64(20) | uint64(callee_event)
@@ -112,7 +112,7 @@ def observe(
     return n
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, _nrt=False)
 def _waited(r, sibling, time_ns, duration):
     """Nanoseconds of the childless internal span r during which a later sibling ran.
 
@@ -132,7 +132,7 @@ def _waited(r, sibling, time_ns, duration):
     return np.float32(waited)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, _nrt=False)
 def _position(value):
     """Place of a duration in ns on the axis of bins, as a float in [0, BINS - 1]."""
     if value < 1e3:
@@ -140,7 +140,7 @@ def _position(value):
     return min((math.log(value) - LOWEST) / WIDTH, BINS - 1.0)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, _nrt=False)
 def _surprise(table, position):
     """-ln P(at least this long) by linear interpolation between bin edges."""
     b = int(position)
@@ -245,7 +245,7 @@ def score(
     return in_nats(parts), which, how
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, _nrt=False)
 def say(key, near, far, slot, out):
     """Fills in what a finding about an element or a pool is about: `out` is a row of FINDING."""
     kind = key & KIND
@@ -260,7 +260,7 @@ def say(key, near, far, slot, out):
     out["detail"] = slot
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, _nrt=False)
 def say_chains(which, instance, out):
     """Fills in what the findings `out` about observations are about; `which` as `score` gives it."""
     for i in range(out.size):
@@ -283,7 +283,7 @@ def say_windows(slots, keys, near, far, hits, counts, out):
     return surprising, observed
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, _nrt=False)
 def learn_chains(flow, start_ns, end_ns, allowed, histogram):
     """Adds chains' durations to `histogram` float32[flows, BINS]."""
     for c in range(flow.size):
@@ -291,7 +291,7 @@ def learn_chains(flow, start_ns, end_ns, allowed, histogram):
             histogram[max(flow[c], 0), int(_position(end_ns[c] - start_ns[c]))] += 1
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, _nrt=False)
 def medians(histogram, least, out):
     """Fills `out` float64[rows] with the median in ns of each histogram that holds `least`, the others with 0."""
     for row in range(histogram.shape[0]):
@@ -309,7 +309,7 @@ def medians(histogram, least, out):
         out[row] = math.exp(LOWEST + (b + 0.5) * WIDTH)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, _nrt=False)
 def count(
     n, slot, value, chain, group, allowed, alarmed_ns, closed_ns, histogram, seen, fresh, middle, residual, touched
 ):  # fmt: skip
@@ -375,7 +375,7 @@ def learn(
     return np.empty((0, 4), np.int64)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, _nrt=False)
 def survival(counts, prior, falling, out):
     """Fills `out` with the share of `counts` at or beyond each bin, its tail going on exponentially from 99 % on.
 
@@ -417,7 +417,7 @@ def survivals(counts, prior, out):
         survival(counts[row], prior, falling, out[row])
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, _nrt=False)
 def material(flow, start_ns, end_ns, flow_typical, share, least_ns, longest_ns, out):
     """out[c] = the delay in ns that matters to chain c: a share of its time, or of its flow's usual time if longer."""
     for c in range(out.size):

@@ -42,7 +42,7 @@ def continuation(buf, p, low, high):
     return low <= buf[p] <= high
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, _nrt=False)
 def is_utf8(buf, p, end):
     """Whether buf[p:end] is UTF-8 as RFC 3629 defines it: no overlong form, no surrogate, nothing above U+10FFFF."""
     while p < end:
@@ -160,7 +160,7 @@ def is_plain_pair(buf, p, end):
     return buf[value + 2] == 0x0A and value + 4 + int64(buf[value + 3]) == end
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, _nrt=False)
 def piece(buf, p, end, kind, depth, schema, span_type, log_type, pair_type, kinds, ends):
     """(why the message of type `kind` in buf[p:end], `depth` messages deep, cannot stay as it is, messages inside it).
 
@@ -210,7 +210,7 @@ def piece(buf, p, end, kind, depth, schema, span_type, log_type, pair_type, kind
             kind, end, p = what, p, body
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, _nrt=False)
 def names_scope(buf, p, end, own):
     """Whether the sound InstrumentationScope in buf[p:end] has the name `own` (uint8[k])."""
     while p < end:

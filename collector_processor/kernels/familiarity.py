@@ -19,7 +19,7 @@ def bucket(count):
     return min(BUCKETS - 1, int(2.0 * math.log2(count) + 16.0))
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def known_values(rows, outcome, young, trusted, flow, good, bad, ratio, mass, total, seen, value, state):
     """Per chain: -ln(share of the flow's chains on rows at most as frequent), and what is left to look at one by one.
 
@@ -60,7 +60,7 @@ def known_values(rows, outcome, young, trusted, flow, good, bad, ratio, mass, to
     return odd
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def learn_rows(
     rows,
     normal,

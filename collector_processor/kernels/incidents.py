@@ -29,7 +29,7 @@ def calls_of(offsets, path, event, parent, service, known_paths):
     return caller[:n], callee[:n]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def note(findings, severity, repeated, p_max, flow, hi, lo, seen):
     """Fills `seen` with the findings up to `p_max`, and gives their number. Of kinds that are `repeated` (bool[kinds])
     only those of chains with a severity count."""

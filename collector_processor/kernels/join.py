@@ -132,7 +132,7 @@ def find_slot(slots, chains, state, hi, lo):
         i = (i + uint64(1)) & mask
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, _nrt=False)
 def remove_slot(slots, chains, state, at):
     """Takes the entry at `at` out of the table, moving later ones of its run back (no tombstones)."""
     mask = int64(slots.size - 1)
@@ -147,7 +147,7 @@ def remove_slot(slots, chains, state, at):
     slots[hole] = 0
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, _nrt=False)
 def rebuild_slots(slots, chains, deadlines, state):
     """Enters every open chain in an empty table."""
     for s in range(state[CHAINS_TOP]):
@@ -155,7 +155,7 @@ def rebuild_slots(slots, chains, deadlines, state):
             slots[find_slot(slots, chains, state, chains[s].hi, chains[s].lo)] = s + 1
 
 
-@njit(forceinline=True)
+@njit(forceinline=True, _nrt=False)
 def open_chain(slots, chains, deadlines, state, at, hi, lo, tenant, now):
     """A new chain in slot `at`; the caller has made sure that a row is free."""
     s = state[CHAINS_FREE]
@@ -180,7 +180,7 @@ def open_chain(slots, chains, deadlines, state, at, hi, lo, tenant, now):
     return s
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, _nrt=False)
 def free_chain(slots, chains, deadlines, state, s):
     """Takes chain s out of the table and its row into the free list; its records are the caller's."""
     remove_slot(slots, chains, state, find_slot(slots, chains, state, chains[s].hi, chains[s].lo))
@@ -218,7 +218,7 @@ def store(pool, state, chains, s, rows, r):
     return k
 
 
-@njit(forceinline=True)
+@njit(forceinline=True, _nrt=False)
 def store_cell(cells, pool, state, k, key, number, value):
     """Keeps an attribute value of record k; dropped and counted when there is no room."""
     i = state[CELLS_FREE]
@@ -238,7 +238,7 @@ def store_cell(cells, pool, state, k, key, number, value):
     pool[k].cells = i
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, _nrt=False)
 def append(
     rows,
     n,
@@ -329,7 +329,7 @@ def append(
         deadlines[s] = min(chains[s].opened + age_max, now + wait)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, _nrt=False)
 def by_business_key(first, last, cell_key, cell_hash, n_business, salt, by_key, slots, chains, deadlines, state, now):
     """(hi, lo, parked): key of the open chain that a log without a trace id belongs to; else, where it names a business
     key by attribute, the key under which it waits for such a chain; else zeros."""
@@ -351,7 +351,7 @@ def by_business_key(first, last, cell_key, cell_hash, n_business, salt, by_key, 
     return uint64(0), wait_hash, True
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, _nrt=False)
 def claim(value, salt, s, by_key, slots, chains, deadlines, pool, state, now):
     """Chain s bears business key `value`: later logs find it, and those that were waiting for it are moved to it."""
     h = value ^ salt
@@ -375,7 +375,7 @@ def claim(value, salt, s, by_key, slots, chains, deadlines, pool, state, now):
     free_chain(slots, chains, deadlines, state, w)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, _nrt=False)
 def collect(deadlines, top, now, out):
     """Rows of the chains that are due at `now`, into out. Returns how many."""
     n = 0
@@ -386,7 +386,7 @@ def collect(deadlines, top, now, out):
     return n
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, _nrt=False)
 def sort_few(due, deadlines, chains, salts, tenant_hash):
     """Sorts a few chains in place by deadline, trace id and tenant. salts, tenant_hash uint64[tenants]."""
     for i in range(1, due.size):
@@ -409,7 +409,7 @@ def sort_few(due, deadlines, chains, salts, tenant_hash):
         due[j] = row
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, _nrt=False)
 def set_waits(gaps, seen, seen_min, slack, more, least, most, initial, waits):
     """The quiet time to wait for each root event: `slack` times twice the longest usual gap and `more` ns, within
     bounds; `initial` for one seen less often than `seen_min`. Arrays as in `learn_wait`; waits int64[events]."""
@@ -418,7 +418,7 @@ def set_waits(gaps, seen, seen_min, slack, more, least, most, initial, waits):
         waits[e] = int64(wait if seen[e] >= seen_min else initial)
 
 
-@njit(forceinline=True)
+@njit(forceinline=True, _nrt=False)
 def learn_wait(root, gap, estimate, seen):
     """Longest usual time between two arrivals of a flow, per root event: rises at once half way to a longer gap, sinks
     by 0.2 % a chain. root: event id (-1 skipped), gap ns; estimate float64, seen int64 [events]."""
@@ -431,7 +431,7 @@ def learn_wait(root, gap, estimate, seen):
         estimate[root] += 0.002 * (gap - estimate[root])
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def find_paths(hashes, flow, flow_hash, table_keys, table_values, keys, path):
     """Fills `keys` with what paths are looked up by, a hash within their flow, and `path` with their ids, -1 for a new
     one. Returns how many are new."""
@@ -440,7 +440,7 @@ def find_paths(hashes, flow, flow_hash, table_keys, table_values, keys, path):
     return find_many(table_keys, table_values, keys, path)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def fitting(due, first, chains, chains_max, records_max):
     """(end, records, longest chain): of the chains `due` as many from `first` on as a batch holds, at least one."""
     last, records, longest = first, 0, 0
@@ -581,7 +581,7 @@ def emit(
     return m, n_cells
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, _nrt=False)
 def free_records(pool, cells, state, head, n):
     """Puts a chain's list of n records, and their attribute values, back into the free lists."""
     if head < 0:
@@ -603,7 +603,7 @@ def free_records(pool, cells, state, head, n):
     state[RECORDS_OPEN] -= n
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, _nrt=False)
 def drop_parked(due, slots, chains, deadlines, pool, cells, state):
     """Takes the parked chains out of `due` (in place): their logs are orphans. Returns the number of chains that
     stay."""

@@ -81,7 +81,7 @@ def lanes_of(event, parent, kind, offsets, table_keys, table_lanes, most):
     return lane[:found], lane_offsets, unknown[:missing]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def key_of(events, head, kind):
     """The table key of a lane, as `lanes_of` makes it."""
     digest = uint64(0)
@@ -265,7 +265,7 @@ def learn_lanes(rows, pool, start, length, head, kind, good, counted, keys, coun
         counted[r] = good[r]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def surprisals(pool, start, length, head, kind, uniform, model, keys, count, kinds, out):
     """out[k] = -ln P(event k | what came before), with the end as the last event.
 
@@ -290,7 +290,7 @@ def surprisals(pool, start, length, head, kind, uniform, model, keys, count, kin
         before, last = last, event
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def value_lanes(rows, pool, start, length, head, kind, uniform, model, keys, count, kinds, value, worst, room):
     """The greatest surprisal of each of `rows` and where it is; `room` is scratch of the longest lane + 1."""
     for r in rows:
@@ -319,7 +319,7 @@ def rows_of_heads(rows, head, used, out):
     return n
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def rank(flow, value, histogram, width, young, p):
     """p[c] = share of the flow's histogram at or above each value; beyond the greatest it falls by the nat."""
     bins = histogram.shape[1]
@@ -353,7 +353,7 @@ def count_values(flow, value, normal, histogram, width, memory):
             histogram[flow[c], min(histogram.shape[1] - 1, int(value[c] / width))] += 1.0
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def fade_counts(keys, count, factor):
     """Forgets a little of the occurrences; what was ever seen to follow stays."""
     for i in range(keys.size):
@@ -361,7 +361,7 @@ def fade_counts(keys, count, factor):
             count[i] *= factor
 
 
-@njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+@njit(cache=True, nogil=True, fastmath={"reassoc", "contract"}, _nrt=False)
 def product(queries, k, vectors, row):
     """The scalar product of two rows, added up in whatever order the processor is fastest at."""
     total = 0.0

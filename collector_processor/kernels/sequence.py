@@ -52,7 +52,7 @@ def steps(event, parent, enters, asks):
     return out[0], out[1], out[2], silent[:quiet]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def collapse(events, callers, clients):
     """Removes, in place, every direct repetition of a run of up to REPEAT_MAX events (`a b c b c b c d` -> `a b c d`).
 
@@ -142,7 +142,7 @@ def holder(
     return best, prefix[best] if best >= 0 else 0, best_share
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def surprise(row, start, length, transition, transition_count, origin, origin_count):
     """(worst, at): greatest -ln P(next | step) over the transitions of `row`, and its position in the row.
 
@@ -162,7 +162,7 @@ def surprise(row, start, length, transition, transition_count, origin, origin_co
     return worst, at
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def count_transitions(rows, normal, outcome, start, length, transition, transition_count, origin, origin_count):
     """Adds the transitions of the rows of normal chains that no cap cut short."""
     for c in range(rows.size):
@@ -175,7 +175,7 @@ def count_transitions(rows, normal, outcome, start, length, transition, transiti
             origin_count[origin[t]] += 1.0
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def count_rootless(tenant, root, normal, chains, rootless):
     """Adds normal chains to float64[tenants] `chains`, and those whose root never came to `rootless`."""
     for c in range(tenant.size):
@@ -184,7 +184,7 @@ def count_rootless(tenant, root, normal, chains, rootless):
             rootless[tenant[c]] += root[c] < 0
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def residual(actual, expected, dispersion):
     """Signed root deviance of a count under a negative binomial of that mean and variance = mean * dispersion.
 
@@ -212,14 +212,14 @@ def nats_of(root):
     return 0.5 * size * size + math.log(size * math.sqrt(math.pi / 2.0))
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def shares(good, flow, total, ratio, out):
     """The share of its flow's chains that each row has now: normal chains of row and flow, times the time's ratio."""
     for row in range(out.size):
         out[row] = good[row] / max(total[flow[row]], 1.0) * ratio[row]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def turn(ring, sum_short, sum_long, at, short, epochs):
     """Moves a window on by `epochs` epochs, all of them empty yet. Returns the place of the last one."""
     size = ring.shape[0]
@@ -238,7 +238,7 @@ def turn(ring, sum_short, sum_long, at, short, epochs):
     return at
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def push(
     counts, flow, epochs, short, at, row_ring, row_short, row_long, flow_ring, flow_short, flow_long
 ):  # fmt: skip
@@ -278,7 +278,7 @@ def repeated(counts, flow, total, total_min, novel, good, bad):
     return out[:n]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def share_excess(
     rows_short, flows_short, rows_long, flows_long, share, dispersion, flow, total, total_min, slices, slices_min,
     difference_min, greatest, nats,
@@ -306,7 +306,7 @@ def share_excess(
     return most
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def rate_excess(
     short, long, rates, part, dispersion, slices, slices_min, profiled, away, before, before_min, rate, away_chains,
     difference_min, greatest, nats,

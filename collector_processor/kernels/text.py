@@ -37,7 +37,7 @@ def is_digit(byte):
     return 48 <= byte <= 57
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def word_end(text, i):
     """The end of the word that begins at `i`; `i` itself when none does.
 
@@ -59,12 +59,12 @@ def word_end(text, i):
     return j
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def crc_step(crc, byte):
     return CRC[(crc ^ uint32(byte)) & uint32(255)] ^ (crc >> uint32(8))
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def is_before(text, a, a_end, b, b_end):
     """Whether text[a:a_end] comes before text[b:b_end] in the order of bytes."""
     while a < a_end and b < b_end:
@@ -115,7 +115,7 @@ def grams(text, trigram_weight, hashes, weights):
     return n
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def sorted_words(text, start, end, hashes, weights):
     """Fills the hashes of the distinct words in order, with weight 1; their number. Shell sort: texts are short."""
     gap = start.size // 2

@@ -7,7 +7,7 @@ from numba import njit
 USUAL, NEW, BROKEN, FORBIDDEN = 0, 1, 2, 3  # states of a chain that is to be learned or not
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def judge(
     p, limit, suspect_max, inside, inside_max, prior, findings, damaging, damage_max, offsets, damage, unusual,
     posterior, state,

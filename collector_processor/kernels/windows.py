@@ -47,7 +47,7 @@ SHAKEN = 10.0  # exponent of an element from which on others may deviate for its
 NEVER = np.iinfo(np.int64).min
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, _nrt=False)
 def exponent(total, n, mean, dispersion, piece, known, swing):
     """-ln of the probability that n surprises sum up to `total`, where `known` surprises taught mean and dispersion.
 
@@ -65,7 +65,7 @@ def exponent(total, n, mean, dispersion, piece, known, swing):
     return variance / (piece * piece) * ((1.0 + x) * math.log1p(x) - x)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, _nrt=False)
 def patient(known_ns, since_ns, now_ns):
     """Whether an alarm since `since_ns` about what was known for `known_ns` still holds learning up at `now_ns`."""
     known_s = known_ns * 1e-9
@@ -129,7 +129,7 @@ def judge_slots(
     return slots[:found], exponents[:found], greatest
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, _nrt=False)
 def teach(
     used, column, sums, usual, counts, hits, hit_values, hit_usual, alarmed_ns, silent_ns, kept, linked, calm, prior,
     memory, mean, dispersion,
@@ -200,7 +200,7 @@ def in_nats(chain_value):
     return out
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, _nrt=False)
 def strongest(first, surprise, slot, level, least, hold, hit, most, out):
     """Fills `out` with the observations that are surprising by themselves, of each chain at most `most`, the strongest
     first; gives their number. Chain c has observations first[c] .. first[c + 1].

@@ -26,7 +26,7 @@ def header_size(descriptor):
     return (1 - single_segment) + dictionary_id + content_size
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, _nrt=False)
 def is_whole(buf):
     """Whether buf (uint8[n]) is frames from the first byte to the last."""
     p, end = 0, buf.size
