@@ -291,7 +291,17 @@ class Incidents:
             patience = self.config.restart_hold_s
         else:
             patience = self.config.soft_hold_s if element[0] in SOFT else self.config.hold_s
+        if SAME.get(element[0], element[0]) == Kind.UNUSUAL_LOG and element[1] == Level.OPERATION:
+            patience = max(patience, self._ignorance_s(self.since[element]))
         return nat >= self.threshold() and self.now_ns - self.since[element] >= patience * NS
+
+    def _ignorance_s(self, since_ns: int) -> float:
+        """How long other log lines than usual, which came at `since_ns`, must hold because so little was known then.
+
+        Lines come and go in swarms, which nothing but time tells of: as many windows as fit into what was learned, that
+        part of a window."""
+        known_s = (since_ns - self.first_ns) / NS - self.config.quarantine_s
+        return self.config.quarantine_s**2 / max(known_s, 1.0)
 
     def _opened(self, root: int, row: np.void) -> Case:
         tenant = int(self.symbols.services.column("tenant")[root])
