@@ -1,8 +1,8 @@
 """Slow elements: operations by their self time, calls by the time between caller and callee, pooled per service.
 
 How it works. `score` looks surprises up in tables frozen since the last boundary and adds them to the current epoch of
-a window per element (`kernels/windows.py`). `advance` judges the windows: an element whose sum is too improbable even
-without its greatest epoch becomes a finding. `learn` adds durations to the histograms (`history.py`) when the
+a window per element (`kernels/windows.py`). `advance` judges the windows: an element whose sum is too improbable,
+whatever its greatest epoch held, becomes a finding. `learn` adds durations to the histograms (`history.py`) when the
 quarantine is over, except where an alarm was about them. `slices.py` looks at flows as a whole, minute by minute.
 
 Keys of elements are packed: `kernels/elements.py`.
