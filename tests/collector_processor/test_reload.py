@@ -27,6 +27,8 @@ from collector_processor.training.registry import promote
 from detectors.sequence_transformer.promoted import SHIPPED
 from detectors.sequence_transformer.transformer import Lane
 
+pytestmark = pytest.mark.slow  # models are tried out in processes of their own
+
 SECOND = 1_000_000_000
 TRACES = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 

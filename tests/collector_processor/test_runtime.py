@@ -28,6 +28,8 @@ from collector_processor.model import Payload, Signal
 from collector_processor.runtime import Service, StartError
 from tests.e2e.processes import free_ports, http_get
 
+pytestmark = pytest.mark.slow  # each starts the whole service
+
 TRACES = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 LOGS = "/opentelemetry.proto.collector.logs.v1.LogsService/Export"
 

@@ -17,6 +17,8 @@ from collector_processor.evaluation.labels import NS
 from collector_processor.evaluation.worlds import BEGIN_NS, FAULTS, Chain, World, labels_of
 from collector_processor.model import Signal
 
+pytestmark = pytest.mark.slow  # systems are made up and run
+
 
 def test_the_same_seed_gives_the_same_bytes() -> None:
     def first_minute() -> list[bytes]:

@@ -22,6 +22,8 @@ from collector_processor.simulator.faults import (
 from collector_processor.simulator.platform import ENDPOINTS, ENTRIES
 from collector_processor.simulator.traffic import SECOND_NS
 
+pytestmark = pytest.mark.slow  # the platform runs once for each fault
+
 SERVER, CLIENT, PRODUCER, CONSUMER = 2, 3, 4, 5
 FROM_S, TO_S = 1, 10
 

@@ -18,6 +18,8 @@ from collector_processor.simulator.recording import HOLIDAYS, OPENING, day_fault
 from collector_processor.simulator.simulator import Simulator
 from collector_processor.simulator.traffic import SECOND_NS
 
+pytestmark = pytest.mark.slow  # a day is recorded
+
 START_NS = int(OPENING.timestamp()) * SECOND_NS
 MINUTES_5 = 1 / 12
 

@@ -14,6 +14,8 @@ from collector_processor.simulator.platform import COPIES, ENTRIES
 from collector_processor.simulator.simulator import RECORDS_MAX, Simulator
 from collector_processor.simulator.traffic import FLOWS, SECOND_NS, Calendar
 
+pytestmark = pytest.mark.slow  # the platform runs for a while, again and again
+
 SKEW_NS = 1_000_000
 
 
