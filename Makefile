@@ -79,7 +79,7 @@ check: install ## format, lint, types, fast tests: less than a minute
 	$(call say,types)
 	@$(VENV)/bin/mypy
 	$(call say,fast tests)
-	@$(PY) -m pytest -q -n 3 --hypothesis-profile=quick -m "not slow and not e2e and not data" $(ARGS)
+	@$(PY) -m pytest -q -n 4 --hypothesis-profile=quick -m "not slow and not e2e and not data" $(ARGS)
 
 format: install ## formats and fixes what can be fixed without thinking
 	@$(VENV)/bin/ruff check --quiet --fix-only .
