@@ -143,11 +143,14 @@ def told_otherwise(source: Path, target: Path, change: Change) -> Report:
 
 @pytest.mark.parametrize("name", [name for name in CHANGES if name != "no logs"])
 def test_what_is_told_otherwise_is_found_as_well(data_dir: Path, tmp_path: Path, name: str) -> None:
-    """Seven of ten, five with half of the traces: one of ten may fall to the limits of so few chains."""
+    """Seven of ten, five with half of the traces: one of ten may fall to the limits of so few chains.
+
+    Of those found one may come after an alarm about another service, which with other names is so."""
     report = told_otherwise(data_dir / "recordings" / "nezha_tt_0129_part", tmp_path, CHANGES[name]).faults
     assert report is not None
     assert report.found >= (5 if CHANGES[name].keep("01") is False else 7)
-    assert (report.named_first(3) or 0.0) >= 0.9
+    assert report.named_first(3) is not None
+    assert report.named_first(3) >= 1.0 - 1.0 / report.found
     assert len(report.false) <= 1
 
 
