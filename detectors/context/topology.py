@@ -17,6 +17,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
+from heapq import nlargest
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,7 @@ STOPPED_EPOCHS = 3  # the last ones, in which nearly all spans leave out what th
 STOPPED_SHARE = 0.9
 MANY = -2  # services are asked by the same operation
 EDIT_NATS = 3.0  # what one event more or less weighs, where the variant is sought that another one comes closest to
+COMPARED_MAX = 32  # variants among which it is sought
 MEMBERS_MAX = 16  # events of one variant that are kept
 CLIENT, PRODUCER = 4, 5  # span kinds in a ChainBatch
 P_MIN = 1e-300
@@ -225,12 +227,14 @@ class Topology:
         return [e for e in self.members[row].tolist() if e != NONE]
 
     def _differs(self, slot: int, seen: list[int]) -> tuple[Counter[int], Counter[int]]:
-        """The events that `seen` has more of, and less of, than the known variant that it comes closest to: the one
-        that needs the fewest nats to be described, its own rarity and EDIT_NATS for each event that differs."""
-        best, more, less = np.inf, Counter(seen), Counter[int]()
+        """The events that `seen` has more of, and less of, than the known variant that it comes closest to: of the most
+        frequent ones that which needs the fewest nats to be described, its own rarity and EDIT_NATS for each event that
+        differs."""
+        own = Counter(seen)
+        best, more, less = np.inf, own, Counter[int]()
         total = max(float(self.slots["seen"][slot]), 1.0)
-        for row in self._variants(slot):
-            known, own = Counter(self._events(row)), Counter(seen)
+        for row in nlargest(COMPARED_MAX, self._variants(slot), key=lambda row: float(self.rows["count"][row])):
+            known = Counter(self._events(row))
             differing = ((known - own) + (own - known)).total()
             nats = EDIT_NATS * differing - float(np.log((self.rows["count"][row] + 1e-9) / total))
             if differing and nats < best:
