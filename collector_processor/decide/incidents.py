@@ -57,7 +57,7 @@ NS = 1_000_000_000
 DAY_S = 86_400.0
 P_MIN = 1e-300
 P_SEEN = 0.05  # up to which a chain's finding counts as one of an incident's chains
-POOLS = 3  # independent subjects of a service: calls into it, itself, calls out of it
+POOLS = 5  # independent subjects of a service: calls into it, itself, calls out of it, what it writes, whom it asks
 CALLS_MAX = 65_536
 RECENT_MAX = 1_000_000  # chains' findings of one window, 28 bytes each; every epoch may hold an equal share
 MIX = np.uint64(0x9E3779B97F4A7C15)  # spreads ids, so that a sample of them is one whatever made them
@@ -283,6 +283,8 @@ class Incidents:
 
     def _opens(self, element: Element, nat: float, row: np.void) -> bool:
         """Whether the element is improbable enough, and has been for long enough, to open an incident."""
+        if nat < self.threshold():
+            return False
         if element[0] == Kind.RULE_VIOLATION:
             patience = 0.0
         elif element[0] == Kind.MISSING_CALL:
@@ -293,7 +295,7 @@ class Incidents:
             patience = self.config.soft_hold_s if element[0] in SOFT else self.config.hold_s
         if SAME.get(element[0], element[0]) == Kind.UNUSUAL_LOG and element[1] == Level.OPERATION:
             patience = max(patience, self._ignorance_s(self.since[element]))
-        return nat >= self.threshold() and self.now_ns - self.since[element] >= patience * NS
+        return self.now_ns - self.since[element] >= patience * NS
 
     def _ignorance_s(self, since_ns: int) -> float:
         """How long other log lines than usual, which came at `since_ns`, must hold because so little was known then.

@@ -31,6 +31,7 @@ QUEUE = 7
 SURPRISE_MAX = 15.0
 LEVELS = 16  # of what delay matters, by octaves from 1 ms
 STALE = 0.03  # share of a slot's observations that its table may lack
+MIDDLE_MIN = 10.0  # observations that make a middle
 YOUNG = 50.0  # observations below which an element learns even while it is in alarm
 
 CALL = 1 << 40
@@ -317,7 +318,7 @@ def count(
 
     A slot with few observations learns even then: what alarms about it is more likely its ignorance. `fresh`
     float32[slots] counts what the tables do not know yet; `touched` bool[slots] is set where it is time to `refresh`.
-
+    How far an observation is from the middle is only counted where the tables know a middle.
     """
     for i in range(n):
         s = slot[i]
@@ -325,7 +326,7 @@ def count(
             continue
         b = int(_position(value[i]))
         histogram[s, b] += 1
-        if seen[s] >= 10:
+        if seen[s] - fresh[s] >= MIDDLE_MIN:
             residual[group[i], min(max(b - middle[s] + BINS, 0), 2 * BINS - 1)] += 1
         seen[s] += 1
         fresh[s] += 1

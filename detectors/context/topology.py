@@ -56,6 +56,7 @@ STOPPED_SHARE = 0.9
 MANY = -2  # services are asked by the same operation
 EDIT_NATS = 3.0  # what one event more or less weighs, where the variant is sought that another one comes closest to
 COMPARED_MAX = 32  # variants among which it is sought
+ROOM = 4096  # for new variants of one epoch; with less, those of a large system's first epoch would only be counted
 MEMBERS_MAX = 16  # events of one variant that are kept
 CLIENT, PRODUCER = 4, 5  # span kinds in a ChainBatch
 P_MIN = 1e-300
@@ -101,10 +102,11 @@ class Topology:
         self.blamed = np.full(config.decode.services_max, NONE, np.int32)
         self.blamed_by = np.full(config.decode.services_max, NONE, np.int32)
         self.slots = {name: np.zeros(64, dtype) for name, dtype in SLOTS.items()}
-        self.rows = {name: np.zeros(64, dtype) for name, dtype in ROWS.items()}
+        room = min(ROOM, self.config.variants_max)
+        self.rows = {name: np.zeros(room, dtype) for name, dtype in ROWS.items()}
         self.rows_used = 0
-        self.variant_keys, self.variant_rows = np.zeros(1024, np.uint64), np.zeros(1024, np.int32)
-        self.members = np.full((64, MEMBERS_MAX), NONE, np.int32)
+        self.variant_keys, self.variant_rows = np.zeros(4 * room, np.uint64), np.zeros(4 * room, np.int32)
+        self.members = np.full((room, MEMBERS_MAX), NONE, np.int32)
         self.novelty = np.zeros(2)
         self.named = np.zeros(0, np.int32)
         self.examples: dict[int, Example] = {}  # by slot
@@ -470,9 +472,9 @@ class Topology:
         return slot
 
     def _grow_rows(self) -> None:
-        """Keeps room for as many new variants again, and the table at most a quarter full."""
+        """Keeps room for new variants, and the table at most a quarter full."""
         size = self.rows["count"].size
-        while 2 * self.rows_used > size and size < self.config.variants_max:
+        while self.rows_used + ROOM > size and size < self.config.variants_max:
             for name, array in self.rows.items():
                 self.rows[name] = np.concatenate([array, np.zeros_like(array)])
             self.members = np.concatenate([self.members, np.full_like(self.members, NONE)])
@@ -551,8 +553,8 @@ class Topology:
             self.slots[name] = np.zeros(size, dtype)
             self.slots[name][:used] = state["slots"].get(name, kernel.NOT_ASKING)
         self.rows_used = int(state["rows"]["count"].size)
-        size = 64
-        while size < 2 * self.rows_used:
+        size = min(ROOM, self.config.variants_max)
+        while size < self.rows_used:
             size *= 2
         for name, array in state["rows"].items():
             self.rows[name] = np.zeros(size, array.dtype)
@@ -561,6 +563,7 @@ class Topology:
         self.members[: self.rows_used] = state["members"]
         self.variant_keys = np.array(state["variant_keys"], np.uint64)
         self.variant_rows = np.array(state["variant_rows"], np.int32)
+        self._grow_rows()
         self.novelty = np.array(state["novelty"])
         self.examples = {int(slot): Example(*example) for slot, *example in state["examples"]}
         self.reworded = {int(slot): int(since) for slot, since in state["reworded"]}

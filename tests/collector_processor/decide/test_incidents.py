@@ -271,6 +271,14 @@ def test_of_a_system_just_met_other_log_lines_must_hold_longer(known_s: int, pat
     assert len(Bench(known_s).judge(bench.slow("gateway"), epochs=2)) == 1
 
 
+def test_in_a_large_system_what_is_hardly_unlikely_opens_nothing(bench: Bench) -> None:
+    for number in range(1000):
+        bench.symbols.services.add(number + 1, f"service {number}", tenant=0)
+    weak = bench.incidents.threshold() / 2 - 0.5
+    other = row(Kind.MISSING_LOG, Level.OPERATION, weak, service=bench.service("stock"))
+    assert bench.judge(other, epochs=30) == []
+
+
 @pytest.mark.parametrize(("usually", "epochs"), [(0.001, 2), (0.04, 2), (0.2, 10)])
 def test_a_call_that_was_hardly_ever_left_out_is_missed_at_once(bench: Bench, usually: float, epochs: int) -> None:
     missing = row(Kind.MISSING_CALL, Level.OPERATION, 20.0, service=bench.service("order"), event=bench.event("POST"))

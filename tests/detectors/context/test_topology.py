@@ -346,6 +346,17 @@ def test_beyond_the_limit_elements_are_counted() -> None:
     assert bench.detector.windows.overflowed > 0
 
 
+def test_all_that_a_large_system_shows_at_first_is_learned() -> None:
+    """Hundreds of operations in one epoch, each with logs and calls of its own."""
+    bench = Bench()
+    roots = [span(f"front:get {n}", 20, log(f"asked for {n}"), span(f"back:read {n}", 9)) for n in range(600)]
+    batch = bench.batch([*roots, *roots])
+    bench.detector.learn(batch, np.ones(len(batch), bool))
+    slots = bench.detector.snapshot()["slots"]
+    assert slots["seen"].sum() > 1000
+    assert not slots["excess"].any()
+
+
 def test_a_reworded_log_is_told_once_and_what_is_missing_then_is_seen_as_before(bench: Bench) -> None:
     release = bench.run(3, booked="account has been debited") + bench.run(12, booked="account has been debited")
     told = bench.worst(release)

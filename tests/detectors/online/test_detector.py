@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from collector_processor.config import Config
+from collector_processor.kernels import elements as kernel
 from collector_processor.model import NONE, ChainBatch, Findings, Kind, Level, Symbols
 from detectors.online import Online
 from tests.builders import NS, START_S, Node, chains, span
@@ -177,6 +178,21 @@ def test_grouping_of_chains_leaves_no_trace(bench: Bench) -> None:
     assert sum(part.findings.size for part in parts) == whole.findings.size
     apart = other.advance(bench.epoch * EPOCH_S * NS + EPOCH_S * NS)
     assert together.tobytes() == apart.tobytes()
+
+
+def test_how_far_times_are_from_the_middle_is_learned_where_a_middle_is_known() -> None:
+    """However many chains are learned at first, in which nothing is known yet."""
+    tails = []
+    for chains_at_first in (8, 80):
+        bench = Bench()
+        batch = bench.batch([order(np.random.default_rng(n)) for n in range(chains_at_first)])
+        bench.detector.learn(batch, np.ones(len(batch), bool))
+        for _ in range(10):
+            batch = bench.batch([order(bench.rng) for _ in range(PER_EPOCH)])
+            bench.detector.learn(batch, np.ones(len(batch), bool))
+        far = bench.detector.history.residual[:, kernel.BINS + 25 :]  # 150 times the middle
+        tails.append(float(far.sum()))
+    assert tails == [0.0, 0.0]
 
 
 def test_a_restored_detector_goes_on_as_if_nothing_had_happened(bench: Bench) -> None:
