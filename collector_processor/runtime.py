@@ -46,6 +46,7 @@ from collector_processor.model import Payload, Signal
 from collector_processor.redact import Masker
 from collector_processor.reload import Reloader, with_shipped_model
 from collector_processor.rows import Rows
+from detectors.registry import preload
 from detectors.sequence_transformer.promoted import folder_of
 from exporters.forwarding import Forwarding
 from exporters.prometheus.telemetry import Telemetry
@@ -243,6 +244,7 @@ class Service:
             self._restore()
             self._replay_journal()
             self._health.ready = True
+            threading.Thread(target=preload, args=(self.config,), name="preload", daemon=True).start()
             self._work()
         except Exception:
             LOG.exception("the engine failed; the service stops taking data")

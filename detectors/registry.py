@@ -13,6 +13,7 @@ from typing import Literal
 from collector_processor.config import Config
 from collector_processor.model import Symbols
 from detectors import chain_sequence, context, online, retrieval, sequence_transformer, shadow
+from detectors.online.slices import load_learners
 from detectors.protocol import Detector, Factory
 
 Component = Literal["rec", "seq", "ctx"]
@@ -43,6 +44,12 @@ def build(config: Config, symbols: Symbols) -> dict[str, Detector]:
         for name, registered in DETECTORS.items()
         if getattr(config.detectors, name).enabled
     }
+
+
+def preload(config: Config) -> None:
+    """Imports what the detectors need only minutes after a start, so that nobody waits for it then."""
+    if config.detectors.online.enabled:
+        load_learners()
 
 
 def components(names: list[str]) -> dict[str, Component]:

@@ -13,6 +13,7 @@ the trees' last turn but one, and from the p-values since ADWIN was made: those 
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +39,12 @@ GOLDEN = 0.6180339887498949  # multiples of it, modulo 1, are evenly spread at a
 Z_MAX = 6.0
 Z_FINDING = 4.0
 MEMORY = 1.0 / 120.0  # least weight of a new slice in mean and deviation
+
+
+def load_learners() -> None:
+    """Imports River, which takes about a second; otherwise the first slice that ends does."""
+    importlib.import_module("river.anomaly")
+    importlib.import_module("river.drift")
 
 
 def _trees() -> Any:

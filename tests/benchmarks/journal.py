@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
 import numpy as np
 
-from tests.benchmarks.service import METHODS, serving
+from tests.benchmarks.service import cpu_seconds, send, serving
 from tests.soak.load import Payments
 
 DURABILITIES = ("none", "os")
@@ -50,15 +48,3 @@ def cost(rounds: int = 20) -> Cost:
     none, os = np.diff(looks, axis=0).T / (ROUND * TURN * payments.records) * 1e6
     low, middle, high = np.quantile(os / none, (0.25, 0.5, 0.75))
     return Cost(float(middle), (float(low), float(high)), float(np.median(none)), float(np.median(os)))
-
-
-def send(address: str, batches: list[tuple[bytes, bytes]]) -> None:
-    """Sends each pair of requests, four pairs at a time; raises when one is refused."""
-    with grpc.insecure_channel(address) as channel, ThreadPoolExecutor(4) as pool:
-        calls = [channel.unary_unary(path) for path in METHODS.values()]
-        list(pool.map(lambda pair: [call(data, timeout=60) for call, data in zip(calls, pair, strict=True)], batches))
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time of process `pid`, from its clock, which is finer than /proc."""
-    return time.clock_gettime(~pid << 3 | 2)  # CPUCLOCK_SCHED of the process, as clock_getcpuclockid(3) makes it

@@ -1,7 +1,7 @@
 """What the benchmarks send: a payment mix made here, and the TrainTicket recording where it is to be had.
 
 The payment mix: 8 spans and 10 logs a trace, 6 attributes a span, one of them a payment id, 202 bytes a record, 50
-traces in a pair of requests; what a Collector with a batch processor sends.
+traces in a pair of requests unless said otherwise.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ from collector_processor.model import Payload, Signal
 T0 = 1_760_000_000_000_000_000
 SERVICES = ("gateway", "order", "risk", "account", "clearing", "settlement", "ledger", "notification")
 RECORDS_A_TRACE = 18
+METHODS = {
+    Signal.TRACES: "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
+    Signal.LOGS: "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
+}
 ROOT = Path(__file__).parents[2]
 
 

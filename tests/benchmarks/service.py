@@ -1,53 +1,45 @@
 """The service end to end over gRPC, per CPU second, against the Collector with `groupbytrace`, on the same requests.
 
-How it is measured. Each program runs alone as a process of its own, with what it ships as defaults; this process sends
-ready-made requests over one connection per signal, four at a time. CPU time is user plus system of the program, from
-/proc, from the first request until it has nothing more to do: spanchain has judged every chain, the Collector has
-released every trace (wait_duration 1 s). spanchain decodes spans and logs, joins them, runs all detectors and writes a
-journal; the Collector groups spans by trace id and drops them and the logs. They take turns, and of three rounds the
-middle one counts. The start is from exec to `/readyz`.
+How it is measured. Both programs run side by side, as processes of their own, with what they ship as defaults, and get
+the same requests in turns, a few at a time, so that whatever else the machine does meets both alike. A request holds
+4,096 spans, or the logs that go with them: as many as the shipped `otel-collector.yaml` has a Collector wait for; and
+once more 400, as from one with little to do. CPU time is user plus system, until the program has nothing more to do:
+spanchain has judged every chain, the Collector has released every trace (wait_duration 1 s). spanchain decodes spans
+and logs, joins them, runs all detectors and writes a journal, synced; the Collector groups spans by trace id and drops
+them and the logs. Each round gives one ratio; the one in the middle counts. The start is from exec to `/readyz`.
 """
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import grpc
 import yaml
 
 from collector_processor.model import Signal
-from tests.benchmarks.payloads import RECORDS_A_TRACE, Mix, payment_mix
+from tests.benchmarks.payloads import METHODS
 from tests.e2e import components
 from tests.e2e.processes import Process, Processes, free_ports, http_get
 from tests.e2e.site import SPANCHAIN
+from tests.soak.load import Payments
 
-METHODS = {
-    Signal.TRACES: "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
-    Signal.LOGS: "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
-}
-WARM_TRACES = 1000
+TRACES = {"4,096 spans": 512, "400 spans": 50}  # in a pair of requests
+TURN = 8192  # traces that one program gets before the other does
+ROUND = 4  # turns of each
+ROUNDS = 5
 WAIT_S = 2.0  # for further records of a chain, in these measurements
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """Records a CPU second of the program, and its greatest memory."""
-
-    records_cpu_s: float
-    peak_mib: float
-
-
 def cpu_seconds(pid: int) -> float:
-    """User and system time that process `pid` has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """User and system time of process `pid`, from its clock, which is finer than /proc."""
+    return time.clock_gettime(~pid << 3 | 2)  # CPUCLOCK_SCHED of the process, as clock_getcpuclockid(3) makes it
 
 
 def peak_mib(pid: int) -> float:
@@ -56,28 +48,11 @@ def peak_mib(pid: int) -> float:
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 
 
-def send(address: str, mix: Mix, records_s: float = float("inf")) -> None:
-    """Sends every request of `mix`, up to four at a time, not faster than `records_s`; raises when one is refused."""
-    begun, each_s = time.monotonic(), mix.records / len(mix.payloads) / records_s
+def send(address: str, batches: list[tuple[bytes, bytes]]) -> None:
+    """Sends each pair of requests, traces and logs, four pairs at a time; raises when one is refused."""
     with grpc.insecure_channel(address) as channel, ThreadPoolExecutor(4) as pool:
-        calls = {signal: channel.unary_unary(path) for signal, path in METHODS.items()}
-
-        def deliver(number: int) -> None:
-            time.sleep(max(0.0, begun + number * each_s - time.monotonic()))
-            payload = mix.payloads[number]
-            calls[payload.signal](payload.data, timeout=60)
-
-        list(pool.map(deliver, range(len(mix.payloads))))
-
-
-def measured(process: Process, address: str, mix: Mix, done: Callable[[], bool]) -> Measured:
-    """Sends `mix` and waits until it is `done`; before that a little of the same, so that all code is loaded."""
-    send(address, payment_mix(WARM_TRACES, seed=2, t0=time.time_ns()))
-    time.sleep(WAIT_S + 2.0)
-    before = cpu_seconds(process.pid)
-    send(address, mix)
-    process.wait_for("it to be done", done, 300.0, 0.5)
-    return Measured(mix.records / (cpu_seconds(process.pid) - before), peak_mib(process.pid))
+        calls = [channel.unary_unary(METHODS[signal]) for signal in (Signal.TRACES, Signal.LOGS)]
+        list(pool.map(lambda pair: [call(data, timeout=60) for call, data in zip(calls, pair, strict=True)], batches))
 
 
 @contextmanager
@@ -103,20 +78,14 @@ def serving(folder: Path, durability: str = "fsync") -> Iterator[tuple[Process, 
         yield process, f"127.0.0.1:{grpc_port}", f"http://127.0.0.1:{metrics}/metrics"
 
 
-def spanchain(folder: Path, mix: Mix, durability: str = "fsync") -> Measured:
-    """The service."""
-    with serving(folder, durability) as (process, address, url):
-        chains = mix.records / RECORDS_A_TRACE + WARM_TRACES
-        return measured(process, address, mix, lambda: total(http_get(url), "spanchain_chains_total") >= chains)
-
-
 def total(metrics: str, name: str) -> float:
     """Sum over all series of the counter `name`."""
     return sum(float(line.rsplit(" ", 1)[1]) for line in metrics.splitlines() if line.startswith(name + "{"))
 
 
-def collector(folder: Path, mix: Mix) -> Measured:
-    """The Collector with `groupbytrace` on the spans."""
+@contextmanager
+def collecting(folder: Path) -> Iterator[tuple[Process, str]]:
+    """The Collector with `groupbytrace` on the spans; with the address of its receiver."""
     (port,) = free_ports(1)
     config = {
         "receivers": {"otlp": {"protocols": {"grpc": {"endpoint": f"127.0.0.1:{port}"}}}},
@@ -137,8 +106,7 @@ def collector(folder: Path, mix: Mix) -> Measured:
     with Processes(folder) as processes:
         process = processes.start("collector", binary, f"--config={path}")
         process.wait_for("its port", lambda: _connects(port))
-        idle = _Idle(process.pid)
-        return measured(process, f"127.0.0.1:{port}", mix, idle)
+        yield process, f"127.0.0.1:{port}"
 
 
 def _connects(port: int) -> bool:
@@ -172,19 +140,46 @@ def start_s(rounds: int = 3) -> float:
     return min(found)
 
 
-def compare(traces: int = 40_000, rounds: int = 3) -> dict[str, float]:
-    """Both programs in turns, on the same payments: the round whose ratio is the middle one."""
-    mix = payment_mix(traces, t0=time.time_ns())
-    found = []
-    for _ in range(rounds):
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            found.append((spanchain(folder / "spanchain", mix), collector(folder, mix)))
-    ours, theirs = sorted(found, key=lambda pair: pair[0].records_cpu_s / pair[1].records_cpu_s)[rounds // 2]
-    return {
-        "spanchain_records_cpu_s": ours.records_cpu_s,
-        "collector_records_cpu_s": theirs.records_cpu_s,
-        "ratio": ours.records_cpu_s / theirs.records_cpu_s,
-        "spanchain_peak_mib": ours.peak_mib,
-        "collector_peak_mib": theirs.peak_mib,
-    }
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Records a CPU second of both in the round whose ratio is in the middle, and their greatest memory."""
+
+    ours: float
+    theirs: float
+    our_mib: float
+    their_mib: float
+
+    @property
+    def ratio(self) -> float:
+        """Ours over theirs."""
+        return self.ours / self.theirs
+
+
+def compare(traces_a_request: int, rounds: int = ROUNDS) -> Compared:
+    """Both programs, after a round that is not counted."""
+    payments = Payments(traces_a_request, every_us=1e6 * WAIT_S / TURN)
+    rates, sent = [], 0
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        (Path(name) / "collector").mkdir()
+        ours, our_address, url = stack.enter_context(serving(Path(name) / "spanchain"))
+        theirs, their_address = stack.enter_context(collecting(Path(name) / "collector"))
+        for _ in range(rounds + 1):
+            before = [cpu_seconds(process.pid) for process in (ours, theirs)]
+            for turn in range(ROUND):
+                count = TURN // traces_a_request
+                batches = [payments.batch(sent + number, time.time_ns()) for number in range(count)]
+                sent += count
+                for address in (our_address, their_address)[:: 1 if turn % 2 else -1]:
+                    send(address, batches)
+            judged = partial(_has_judged, url, sent * traces_a_request)
+            ours.wait_for("all chains", judged, 300.0, 0.5)
+            theirs.wait_for("it to be done", _Idle(theirs.pid), 300.0, 0.5)
+            used = [cpu_seconds(process.pid) for process in (ours, theirs)]
+            records = ROUND * count * payments.records
+            rates.append([records / (after - then) for after, then in zip(used, before, strict=True)])
+        middle = sorted(rates[1:], key=lambda pair: pair[0] / pair[1])[rounds // 2]
+        return Compared(*middle, peak_mib(ours.pid), peak_mib(theirs.pid))
+
+
+def _has_judged(url: str, chains: int) -> bool:
+    return total(http_get(url), "spanchain_chains_total") >= chains

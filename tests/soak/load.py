@@ -22,8 +22,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from collector_processor.model import Signal
-from tests.benchmarks.payloads import RECORDS_A_TRACE, T0, payment_mix
-from tests.benchmarks.service import METHODS
+from tests.benchmarks.payloads import METHODS, RECORDS_A_TRACE, T0, payment_mix
 
 LOGS_A_TRACE = 10
 RETRYABLE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED}
