@@ -14,7 +14,7 @@ import importlib
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import islice
 from typing import Any
 
@@ -137,7 +137,8 @@ def main() -> None:
     started = time.monotonic()
     keep_bytecode()
     with ProcessPoolExecutor(2) as pool:
-        for half in [pool.submit(judge), pool.submit(second_half)]:
+        halves: list[Future[Any]] = [pool.submit(judge), pool.submit(second_half)]
+        for half in halves:
             half.result()
     print(f"kernels ready after {time.monotonic() - started:.0f} s")  # noqa: T201 (a command's output)
 
