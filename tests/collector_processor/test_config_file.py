@@ -128,6 +128,7 @@ def test_the_text_of_the_error_is_what_an_editor_can_jump_to() -> None:
         loads("join:\n  idle: 3\n", "spanchain.yaml")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [

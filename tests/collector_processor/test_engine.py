@@ -100,6 +100,7 @@ def test_two_runs_give_the_same_bytes_whatever_the_seed() -> None:
     assert run(payloads, seed=99) == first
 
 
+@pytest.mark.slow
 def test_how_often_anybody_ticks_changes_no_verdict() -> None:
     payloads = traffic(90, broken_from=60)
     assert sorted(run(payloads, tick_s=0.3)) == sorted(run(payloads))
@@ -185,7 +186,7 @@ def silence(hours: float, tick_s: float | None, restored: Sequence[float] = ()) 
     return sorted(line.decode() for line in said.lines), digest(engine.snapshot())
 
 
-@pytest.mark.parametrize("hours", [0.1, 0.9, 1.5])  # an engine sleeps after one
+@pytest.mark.parametrize("hours", [0.1, pytest.param(0.9, marks=pytest.mark.slow), 1.5])  # it sleeps after one
 def test_how_time_is_told_in_a_silence_changes_nothing(hours: float) -> None:
     """Neither what is said nor what is known: told every second or ten, not at all, or to engines restored in it."""
     lines, state = silence(hours, None)

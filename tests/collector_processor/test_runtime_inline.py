@@ -103,6 +103,7 @@ def inline(sink: GrpcSink, rules: Path, **sections: Any) -> Config:
     return config(**(base | sections))
 
 
+@pytest.mark.slow
 def test_what_is_acknowledged_goes_on_with_the_event_on_the_span_and_nothing_else_changed(tmp_path: Path) -> None:
     with GrpcSink() as sink, running(tmp_path / "data", inline(sink, tmp_path / "rules.yaml")) as service:
         with sender(port_of(service)) as send:

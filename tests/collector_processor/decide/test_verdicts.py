@@ -126,6 +126,7 @@ def gateway(bench: Bench) -> int:
     return bench.symbols.services.text.index("gateway")
 
 
+@pytest.mark.slow
 def test_trouble_that_lasts_is_not_learned_while_its_incident_is_open() -> None:
     bench = Bench().train()
     bench.troubled = [gateway(bench)]

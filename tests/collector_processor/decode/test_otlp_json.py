@@ -339,6 +339,7 @@ def test_lengths_of_every_size_are_written_right() -> None:
         assert span_of(f'{{"status":{status}, "name":"after"}}').status.message == "m" * size
 
 
+@pytest.mark.slow
 def test_a_name_is_known_in_its_own_scope_only() -> None:
     """Every name of the schema, with its first byte changed in every way, in every message of a trace request."""
     table = otlp_json.tables()

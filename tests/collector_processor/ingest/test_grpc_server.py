@@ -179,6 +179,7 @@ def test_our_own_output_is_not_taken_in_again(served: Served) -> None:
     assert served.counters.get("records_rejected_total", signal="traces", reason="own") == 1
 
 
+@pytest.mark.slow
 def test_senders_that_never_finish_do_not_keep_others_out() -> None:
     stalled = threading.Event()
 

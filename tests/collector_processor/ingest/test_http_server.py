@@ -237,6 +237,7 @@ def test_a_connection_is_used_again_after_a_refusal(served: Served) -> None:
     assert len(served.payloads) == 2
 
 
+@pytest.mark.slow
 def test_a_sender_that_never_finishes_loses_its_connection() -> None:
     with serving(http={"request_timeout_s": 0.3}) as served:
         for begun in (b"", b"POST /v1/tra", b"POST /v1/traces HTTP/1.1\r\nhost: x\r\n"):

@@ -123,6 +123,7 @@ def test_it_takes_no_more_memory_than_what_it_remembers() -> None:
     assert memory.closed.table.size == SLOTS_MIN
 
 
+@pytest.mark.slow
 def test_of_many_chains_whose_records_come_minutes_late_none_is_told_again() -> None:
     join = JoinConfig(chains_max=40_000, records_max=80_000, closed_remembered_max=50_000)
     symbols = Symbols()

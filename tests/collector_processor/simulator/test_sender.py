@@ -81,6 +81,7 @@ def test_permanent_refusal_and_too_many_are_given_up(sender, receiver):
     assert sender.sent.failed == 2
 
 
+@pytest.mark.slow
 def test_live_telemetry_carries_the_time_on_the_wall(sender, receiver):
     start_ns = time.time_ns()
     simulator = Simulator(1, start_ns, rate=40.0, swing=0.0, interval_s=0.1)

@@ -79,6 +79,7 @@ def test_a_flow_that_came_back_after_hours_may_go_again() -> None:
     assert worst(bench.pass_slice(0), "flow") == 0.0
 
 
+@pytest.mark.slow
 def test_a_session_that_stays_away_is_a_drop_once_its_hours_are_known() -> None:
     bench = Bench()
     day = 288

@@ -278,6 +278,7 @@ def test_the_cause_below_discounts_the_effect_above() -> None:
     assert set(np.concatenate(found)["service"].tolist()) == {bench.service("account")}
 
 
+@pytest.mark.slow
 def test_who_has_never_failed_is_not_to_blame_for_failing_with_the_one_below() -> None:
     """order has a longer history than account, so that its first failures are the rarer ones."""
     bench = Bench()

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from collector_processor.config import Config
 from collector_processor.decide import explain
@@ -84,6 +85,7 @@ def test_errors_that_creep_up_are_told() -> None:
     assert "fails in" in bench.detector.evidence(found[0])["text"]
 
 
+@pytest.mark.slow
 def test_day_and_night_and_a_year_of_noise_are_no_drift() -> None:
     assert Bench().run(24 * 60) == []
 

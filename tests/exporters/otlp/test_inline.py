@@ -234,6 +234,7 @@ def test_a_span_that_has_been_judged_by_another_spanchain_is_left_as_it_is(
     assert not eventually(lambda: len(forwarded(sink)) > 1, 0.3)
 
 
+@pytest.mark.slow
 def test_a_receiver_that_is_down_costs_nothing_and_the_journal_keeps_what_waits(
     make: Make, journal: Journal, sink: GrpcSink
 ) -> None:
@@ -395,6 +396,7 @@ def test_a_disk_that_fails_does_not_stop_forwarding(
     assert eventually(lambda: forwarded(sink) == [payment(1), payment(2)])
 
 
+@pytest.mark.slow
 def test_a_fault_of_ours_loses_nothing(
     make: Make, journal: Journal, sink: GrpcSink, monkeypatch: pytest.MonkeyPatch
 ) -> None:

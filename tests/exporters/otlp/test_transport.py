@@ -98,6 +98,7 @@ def test_http_answers(status: int) -> None:
         assert elsewhere.tried == 0, "no redirect is followed"
 
 
+@pytest.mark.slow
 def test_a_receiver_that_hangs_or_is_gone_is_tried_again(sink: Sink, transport: Transport) -> None:
     sink.hang()
     with pytest.raises(RetryLater):
