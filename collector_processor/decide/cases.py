@@ -35,21 +35,24 @@ UNANSWERED = frozenset((Kind.ERROR, Kind.UNUSUAL_CALLS, Kind.INTERRUPTED_SEQUENC
 CALLER_SHARE = 0.5  # of a call's evidence that speaks for its caller
 EXPLAINED_SHARE = 0.5  # of what a service's pool of calls says, when single calls explain it
 
-Element = tuple[int, int, int, int, int, int]  # kind, level, service, event, caller, rule
+Element = tuple[int, int, int, int, int, int]  # kind, level, service, event, caller, rule or instance
 Nats = Mapping[Element, float]
 
 
 def elements_of(found: Findings, symbols: Symbols) -> list[Element]:
-    """What each row is about. A finding about a flow is about the operation that the flow enters by."""
+    """What each row is about: kind, level, service, operation, caller, and which rule, or one more than which instance.
+    A finding about a flow is about the operation that the flow enters by."""
     if not found.size:
         return []
     out = []
-    columns = (found[name].tolist() for name in ("kind", "level", "service", "event", "caller", "flow", "detail"))
-    for kind, level, service, event, caller, flow, detail in zip(*columns, strict=True):
+    columns = (found[n].tolist() for n in ("kind", "level", "service", "event", "caller", "flow", "detail", "instance"))
+    for kind, level, service, event, caller, flow, detail, instance in zip(*columns, strict=True):
         if service == NONE and caller == NONE and flow != NONE:
             event = int(symbols.flows.column("event")[flow])
             service = int(symbols.events.column("service")[event])
-        out.append((kind, level, service, event, caller, detail if kind == Kind.RULE_VIOLATION else 0))
+        pooled = kind == Kind.SLOW_OPERATION and level == Level.SERVICE
+        which = detail if kind == Kind.RULE_VIOLATION else instance + 1 if pooled else 0
+        out.append((kind, level, service, event, caller, which))
     return out
 
 

@@ -135,7 +135,8 @@ class Incidents:
 
     def threshold(self) -> float:
         """-ln p from which on an element opens an incident."""
-        looks = DAY_S * NS / self.window_ns * POOLS * len(self.symbols.services)
+        services, instances = len(self.symbols.services), len(self.symbols.instances)
+        looks = DAY_S * NS / self.window_ns * (POOLS * services + max(0, instances - services))
         return math.log(looks / self.config.alerts_per_day)
 
     def observe(self, verdicts: VerdictBatch) -> None:

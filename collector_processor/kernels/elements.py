@@ -38,7 +38,8 @@ CALL = 1 << 40
 INTO = 2 << 40
 WITHIN = 3 << 40
 OUT_OF = 4 << 40
-KIND = 7 << 40  # mask of the four above
+INSTANCE = 5 << 40
+KIND = 7 << 40  # mask of the five above
 EVENT = (1 << 20) - 1  # mask of the callee in the key of a call
 SLOW_OPERATION, SLOW_CALL = 9, 10  # model.Kind
 OPERATION, EDGE, SERVICE = 1, 2, 4  # model.Level
@@ -153,14 +154,15 @@ def _surprise(table, position):
 
 @njit(nogil=True, cache=True)
 def judge(
-    n, key, value, chain, group, near, far, material_ns, column, table_keys, table_slots, pools, table, usual_surprise,
-    typical, seen, seen_min, level, sums, usual_sums, counts, hits, hit_values, hit_usual, hit, chain_value, surprise,
-    slot,
+    n, key, value, row, chain, group, near, far, material_ns, instance, column, table_keys, table_slots, pools,
+    instances, table, usual_surprise, typical, seen, seen_min, level, sums, usual_sums, counts, hits, hit_values,
+    hit_usual, hit, chain_value, surprise, slot,
 ):  # fmt: skip
     """Surprise and slot of observations 0..n-1, added to `column` of the windows; per chain three parts of its value.
 
     `material_ns` float64[chains]: the delay from which on a surprise counts in full.
-    `pools` int32[3, services]: slots of the calls into, the own operations of, the calls out of a service.
+    `pools` int32[3, services]: slots of the calls into, the own operations of, the calls out of a service; `instances`
+    int32[instances]: of the own operations of one of several instances of a service.
     `chain_value` float64[chains, 3]: greatest surprise, number of observations, greatest level of an element passed.
     """
     octaves = np.empty(material_ns.size, np.int64)
@@ -188,8 +190,10 @@ def judge(
                 e = s
             elif k == 1:
                 e = pools[0 if called else 1, near[i]]
+            elif called:
+                e = pools[2, far[i]]
             else:
-                e = pools[2, far[i]] if called else -1
+                e = instances[instance[row[i]]]
             if e < 0:
                 continue
             sums[e, column] += u
@@ -205,9 +209,9 @@ def judge(
 
 @njit(nogil=True, cache=True)
 def score(
-    offsets, event, kind, parent, time_ns, duration, self_time, flow, start_ns, end_ns, service, flow_typical, share,
-    least_ns, longest_ns, column, table_keys, table_slots, pools, table, usual_surprise, typical, seen, seen_min, level,
-    sums, usual_sums, counts, hits, hit_values, hit_usual, hit, least, hold, most,
+    offsets, event, kind, parent, time_ns, duration, self_time, flow, start_ns, end_ns, service, instance, flow_typical,
+    share, least_ns, longest_ns, column, table_keys, table_slots, pools, instances, table, usual_surprise, typical,
+    seen, seen_min, level, sums, usual_sums, counts, hits, hit_values, hit_usual, hit, least, hold, most,
 ):  # fmt: skip
     """All that is said of a batch of chains: `observe`, `material`, `judge`, and what is surprising by itself.
 
@@ -226,9 +230,9 @@ def score(
     material_ns, parts = np.empty(chains), np.zeros((chains, 3))
     material(flow, start_ns, end_ns, flow_typical, share, least_ns, longest_ns, material_ns)
     judge(
-        n, key, value, chain, group, near, far, material_ns, column, table_keys, table_slots, pools, table,
-        usual_surprise, typical, seen, seen_min, level, sums, usual_sums, counts, hits, hit_values, hit_usual, hit,
-        parts, surprise, slot,
+        n, key, value, row, chain, group, near, far, material_ns, instance, column, table_keys, table_slots, pools,
+        instances, table, usual_surprise, typical, seen, seen_min, level, sums, usual_sums, counts, hits, hit_values,
+        hit_usual, hit, parts, surprise, slot,
     )  # fmt: skip
     first = np.zeros(chains + 1, np.int64)
     for i in range(n):
@@ -258,6 +262,8 @@ def say(key, near, far, slot, out):
         out["event"] = key & EVENT
     elif kind == 0:
         out["event"] = key - 1
+    elif kind == INSTANCE:
+        out["instance"] = key & ~KIND
     out["detail"] = slot
 
 

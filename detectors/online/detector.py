@@ -1,4 +1,5 @@
-"""Slow elements: operations by their self time, calls by the time between caller and callee, pooled per service.
+"""Slow elements: operations by their self time, calls by the time between caller and callee, pooled per service and
+per instance of it.
 
 How it works. `score` looks surprises up in tables frozen since the last boundary and adds them to the current epoch of
 a window per element (`kernels/windows.py`). `advance` judges the windows: an element whose sum is too improbable,
@@ -38,6 +39,7 @@ from detectors.protocol import Scores, sampled
 NS = 1_000_000_000
 CHAIN_NS_MAX = 10e9  # a chain may take hours and yet be late by seconds
 PRIOR = (0.6, 20.0, 0.6, 150.0, 0.5, 5.0)  # of surprises; see `windows.teach`
+INSTANCES_SHARE = 8  # one in so many slots may be that of an instance: they come and go with every release
 POOLS = {kernel.INTO: 0, kernel.WITHIN: 1, kernel.OUT_OF: 2}
 P_MIN = 1e-300
 # As plain numbers: numpy is ten times slower with members of an enum.
@@ -58,6 +60,7 @@ class Online:
         self.history = History(self.config)
         self.slices = Slices(self.config.slice_s)
         self.pools = np.full((3, config.decode.services_max), NONE, np.int32)
+        self.instances = np.full(config.decode.instances_max, NONE, np.int32)
         self.facts: dict[int, tuple[int, int]] = {}  # slow ones and all, of the windows last reported, by slot
 
     def score(self, batch: ChainBatch) -> Scores:
@@ -66,9 +69,10 @@ class Online:
         config, w, h = self.config, self.windows, self.history
         h.reserve_flows(len(self.symbols.flows))
         nats, which, how = kernel.score(
-            *self._columns(batch),
+            *(*self._columns(batch), batch.instance),
             *(h.flow_typical, config.material_share, config.material_ms * 1e6, CHAIN_NS_MAX, w.column),
-            *(w.lookup.keys, w.lookup.values, self.pools, h.table, h.usual, h.typical, h.seen, config.learn_min),
+            *(w.lookup.keys, w.lookup.values, self.pools, self.instances, h.table, h.usual, h.typical, h.seen),
+            config.learn_min,
             *(w.level, w.sums, w.usual, w.counts, w.hits, w.hit_values, w.hit_usual),
             *(config.hit, config.chain_surprise, config.hold, config.findings_max),
         )
@@ -99,6 +103,9 @@ class Online:
     def _window_findings(self, slots: I64, exponent: F64) -> Findings:
         w = self.windows
         self.facts = {}
+        if slots.size:
+            told = self._stands_out(slots, exponent)
+            slots, exponent = slots[told], exponent[told]
         if not slots.size:
             return no_findings()
         rows = no_findings(slots.size)
@@ -109,6 +116,16 @@ class Online:
         self.facts = dict(zip(slots.tolist(), zip(hits.tolist(), counts.tolist(), strict=True), strict=True))
         return rows
 
+    def _stands_out(self, slots: I64, exponent: F64) -> Bool:
+        """bool[k]: all slots but those of instances that are no more unusual than their service as a whole."""
+        told = np.ones(slots.size, np.bool_)
+        instances = np.flatnonzero(self.windows.key[slots] & np.uint64(kernel.KIND) == kernel.INSTANCE)
+        if instances.size:
+            whole = dict(zip(slots.tolist(), exponent.tolist(), strict=True))
+            pools = self.pools[POOLS[kernel.WITHIN], self.windows.near[slots[instances]]]
+            told[instances] = exponent[instances] > [whole.get(pool, 0.0) for pool in pools.tolist()]
+        return told
+
     def learn(self, batch: ChainBatch, normal: Bool) -> None:
         batch, normal = sampled(batch, normal)
         self.history.reserve_flows(len(self.symbols.flows))
@@ -116,6 +133,7 @@ class Online:
         if len(new):
             self._new_slots(new)
             self._learn(batch, normal, every=False)
+        self._new_instances(batch)
 
     def _learn(self, batch: ChainBatch, normal: Bool, *, every: bool) -> I64:
         """Learns, unless elements have no slot and `every` one should; gives those. See `kernels.elements.learn`."""
@@ -156,6 +174,18 @@ class Online:
                 kind | service, NONE if out_of else service, service if out_of else NONE, 0
             )
 
+    def _new_instances(self, batch: ChainBatch) -> None:
+        """Slots for instances of services that have several."""
+        met = np.unique(batch.instance)
+        met = met[self.instances[met] == NONE]
+        if not met.size:
+            return
+        service_of = self.symbols.instances.column("service")
+        several = np.bincount(np.maximum(service_of, 0))[service_of[met]] > 1
+        used = np.count_nonzero(self.instances != NONE)
+        for instance in met[several][: max(0, self.config.elements_max // INSTANCES_SHARE - used)].tolist():
+            self.instances[instance] = self._add(kernel.INSTANCE | instance, int(service_of[instance]), NONE, 0)
+
     def evidence(self, finding: np.void) -> dict[str, Any]:
         slot = int(finding["detail"])
         if int(finding["level"]) == FLOW:
@@ -178,6 +208,8 @@ class Online:
         way = " on the way"
         if int(finding["kind"]) == SLOW_OPERATION:
             what, way = f"{f'{operation} in' if operation else 'Operations of'} {services[callee]}", " by themselves"
+            if not operation and (instance := int(finding["instance"])) != NONE:
+                what += f" on {self.symbols.instances.text[instance]}"
         elif callee == NONE:
             what = f"Calls out of {services[caller]}"
         elif caller == NONE:
@@ -209,10 +241,12 @@ class Online:
         self.history.restore(state["history"])
         self.slices.restore(state["slices"])
         self.facts = {int(slot): (int(slow), int(count)) for slot, slow, count in state["facts"]}
-        self.pools[:] = NONE
+        self.pools[:] = self.instances[:] = NONE
         for slot, key in enumerate(self.windows.key[: self.windows.used].astype(np.int64).tolist()):
             pool = POOLS.get(key & kernel.KIND)
-            if pool is not None:
+            if key & kernel.KIND == kernel.INSTANCE:
+                self.instances[key & ~kernel.KIND] = slot
+            elif pool is not None:
                 self.pools[pool, key & ~kernel.KIND] = slot
 
 

@@ -316,6 +316,14 @@ def test_one_instance_is_named_when_nearly_all_happens_there(bench: Bench) -> No
     assert incident.subject["instance"] == "stock-2"
 
 
+def test_an_instance_that_stands_out_is_evidence_beside_its_service(bench: Bench) -> None:
+    stock = {"service": bench.service("stock")}
+    whole = row(Kind.SLOW_OPERATION, Level.SERVICE, 12.0, **stock)
+    one = row(Kind.SLOW_OPERATION, Level.SERVICE, 30.0, **stock, instance=0)
+    assert len(bench.judge(whole, one, epochs=2)) == 1
+    assert sorted(bench.incidents.open[0].nats.values()) == pytest.approx([12.0, 30.0])
+
+
 def test_a_critical_rule_pages_at_its_first_violation_with_its_own_words(bench: Bench) -> None:
     said = {"rule": "debit-equals-credit", "severity": "critical", "category": "compliance", "actions": ["Stop."]}
     violation = {"kind": Kind.RULE_VIOLATION, "level": Level.SERVICE, "service": bench.service("stock"), "detail": 3}

@@ -147,6 +147,33 @@ def test_a_chain_through_an_element_in_alarm_scores_higher(bench: Bench) -> None
     assert bench.detector.score(usual).value[0] > before + 5
 
 
+@pytest.mark.parametrize("slow", [("pod-2",), ("pod-0", "pod-1", "pod-2", "pod-3")])
+def test_one_slow_instance_of_several_is_named_and_all_of_them_are_the_service(slow: tuple[str, ...]) -> None:
+    bench = Bench()
+
+    def epoch(ms: float) -> Findings:
+        roots = []
+        for number in range(PER_EPOCH):
+            pod = f"pod-{number % 4}"
+            work = float(10 * bench.rng.lognormal(0.0, 0.3)) + (ms if pod in slow else 0.0)
+            roots.append(span("gateway:buy", work + 20, span("stock:reserve", work, instance=pod)))
+        bench.detector.score(batch := bench.batch(roots))
+        return bench.end(batch)
+
+    assert not np.concatenate([epoch(0.0) for _ in range(40)]).size
+    state = bench.detector.snapshot()
+    found = [epoch(300.0) for _ in range(4)][-1]
+    assert set(found["service"].tolist()) == {bench.service("stock")}
+    named = [bench.symbols.instances.text[i] for i in found["instance"].tolist() if i != NONE]
+    assert named == (["pod-2"] if len(slow) == 1 else [])
+    if named:
+        row = found[found["instance"] != NONE][0]
+        assert bench.detector.evidence(row)["text"].startswith("Operations of stock on pod-2: ")
+    other = Online(Config(), bench.symbols)
+    other.restore(state)
+    assert other.instances.tolist() == bench.detector.instances.tolist()
+
+
 def test_asynchronous_frameworks_do_not_make_a_handler_slow(bench: Bench) -> None:
     """A handler whose call hangs beside it, not below it, only waits."""
 
