@@ -177,11 +177,11 @@ class Online:
     def _new_instances(self, batch: ChainBatch) -> None:
         """Slots for instances of services that have several."""
         met = np.unique(batch.instance)
-        met = met[self.instances[met] == NONE]
+        met = met[(met > 0) & (self.instances[met] == NONE)]  # 0 is all those beyond the limit
         if not met.size:
             return
         service_of = self.symbols.instances.column("service")
-        several = np.bincount(np.maximum(service_of, 0))[service_of[met]] > 1
+        several = np.bincount(service_of)[service_of[met]] > 1
         used = np.count_nonzero(self.instances != NONE)
         for instance in met[several][: max(0, self.config.elements_max // INSTANCES_SHARE - used)].tolist():
             self.instances[instance] = self._add(kernel.INSTANCE | instance, int(service_of[instance]), NONE, 0)

@@ -26,6 +26,24 @@ def test_a_start_loads_nothing_that_the_config_does_not_ask_for() -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
+LOADED_AHEAD = """
+import sys
+from collector_processor.config import Config
+from collector_processor.runtime import preload
+preload(Config.model_validate({"detectors": {"online": {"enabled": %s}}}))
+print("river" in sys.modules)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("enabled", [True, False])
+def test_what_is_needed_minutes_later_is_loaded_ahead(enabled: bool) -> None:
+    """By a thread of the service that serves already; else the end of the first slice would wait for it."""
+    command = [sys.executable, "-c", LOADED_AHEAD % enabled]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == str(enabled), done.stderr
+
+
 COMPILED = """
 from importlib.machinery import SourceFileLoader
 compiled, compile_source = [], SourceFileLoader.source_to_code
