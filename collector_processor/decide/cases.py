@@ -198,6 +198,11 @@ class Case:
         for row in seen[first[: EXAMPLES_MAX - len(self.examples)]]:
             self.examples.append(f"{int(row['hi']):016x}{int(row['lo']):016x}")
 
+    def traces(self) -> list[str]:
+        """Ids of traces to look at: of chains with something unusual, else those that the evidence names."""
+        named = (said.get("trace_id") for said in self.evidence.values())
+        return list(self.examples) or [trace for trace in dict.fromkeys(named) if trace][:EXAMPLES_MAX]
+
     def instance(self, symbols: Symbols) -> int:
         """The instance that nearly all of it happens at, if the first suspect has several; else NONE."""
         own = symbols.instances.column("service")

@@ -410,7 +410,7 @@ class Incidents:
             detected_unix_nano=case.detected_ns,
             resolved_unix_nano=resolved_ns,
             chains=case.chains,
-            example_trace_ids=list(case.examples),
+            example_trace_ids=case.traces(),
             explanation=case.explanation,
             state=state,
             changed_unix_nano=self.now_ns,

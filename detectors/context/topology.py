@@ -85,6 +85,7 @@ class Example:
     variant: int = 0
     begun: int = 0  # the boundary since which it has been seen in every epoch
     nats: float = 0.0  # its surprise
+    trace: str = ""  # the trace that it was in
 
 
 NO_EXAMPLE = Example(0, [], [], NONE, broken=False)
@@ -182,7 +183,10 @@ class Topology:
         unanswered = self._unanswered(batch, o, row) if what == 1 else []
         calm = what == 0 and self._is_calm(batch, o, row)
         asked = self._asked(batch, o, row) if what == 1 and o.callee[row] == row else NONE
-        return Example(since, self._members(batch, o, row, what), unanswered, asked, broken, calm, variant, since, nats)
+        chain = int(np.searchsorted(batch.offsets, row, side="right")) - 1
+        trace = f"{int(batch.trace_hi[chain]):016x}{int(batch.trace_lo[chain]):016x}"
+        members = self._members(batch, o, row, what)
+        return Example(since, members, unanswered, asked, broken, calm, variant, since, nats, trace)
 
     def _asked(self, batch: ChainBatch, o: Observed, row: int) -> int:
         """The event that the call at `row`, which got no answer, was for: its usual one, or one its caller lacks."""
@@ -508,6 +512,8 @@ class Topology:
             out |= {"unusual": unusual, "count": count, "window_s": self.config.window_s}
             if slot in self.reworded:
                 out["reworded"] = True
+            if trace := self.examples.get(slot, NO_EXAMPLE).trace:
+                out["trace_id"] = trace
             said = Said(template, fewer, unusual, count, self.config.window_s)
             out["text"] = sentence(self.symbols, finding, said)
         return out

@@ -305,6 +305,15 @@ def test_chains_flows_and_examples_are_those_with_findings_about_the_suspect(ben
     assert incident.explanation["trigger"].startswith("20 chains in ")
 
 
+def test_where_no_chain_is_unusual_by_itself_the_traces_are_those_of_the_evidence(bench: Bench) -> None:
+    found = bench.judge(bench.slow("stock"), epochs=2)[0]
+    assert found.example_trace_ids == []
+    bench = Bench()
+    bench.incidents.sources[0].evidence = lambda finding: {"text": "slow", "trace_id": "ab" * 16}  # type: ignore[method-assign]
+    found = bench.judge(bench.slow("stock"), epochs=2)[0]
+    assert found.example_trace_ids == ["ab" * 16]
+
+
 def test_one_instance_is_named_when_nearly_all_happens_there(bench: Bench) -> None:
     stock = bench.service("stock")
     other = bench.symbols.instances.add(4711, "stock-2", service=stock)

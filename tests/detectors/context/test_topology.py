@@ -100,6 +100,7 @@ def test_a_missing_log_is_told_with_its_template(bench: Bench) -> None:
         "(32 of 80", f"({told['unusual']} of {told['count']}"
     )
     assert told["unusual"] == 4 * PER_EPOCH
+    assert int(told["trace_id"], 16) in range(bench.trace - 4 * PER_EPOCH, bench.trace)
 
 
 def test_an_error_never_seen_is_an_error_of_its_service(bench: Bench) -> None:
