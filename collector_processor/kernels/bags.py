@@ -11,15 +11,23 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit, uint64
+from numba import uint64
 
+from collector_processor.kernels.jit import (
+    allocating_helper,
+    allocating_kernel,
+    expanded,
+    helper,
+    kernel,
+    summing_kernel,
+)
 from collector_processor.kernels.table import find, put, slot_of
 from collector_processor.kernels.wire import finish, mix
 
 EVICTED = 2  # model.Outcome
 
 
-@njit(cache=True, nogil=True)
+@allocating_kernel
 def bag(events, counted):
     """(distinct events ascending, level of each) of one chain's events; `counted` is zero for all, and again after."""
     distinct = np.empty(events.size, np.int32)
@@ -31,7 +39,7 @@ def bag(events, counted):
     return out, level
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@kernel
 def _count(events, counted, distinct):
     """Counts each of `events` in `counted`, and fills `distinct` with them, each once; gives their number."""
     n = 0
@@ -43,12 +51,12 @@ def _count(events, counted, distinct):
     return n
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@helper
 def _level(count):
     return min(255, 1 + int(2.0 * math.log2(float(count))))
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@kernel
 def bag_key(flow, event, level):
     """Key of a bag of a flow, whatever the order of its events; never 0."""
     key = uint64(0)
@@ -57,7 +65,7 @@ def bag_key(flow, event, level):
     return mix(key, uint64(flow + 1)) | uint64(1)
 
 
-@njit(cache=True, nogil=True)
+@allocating_kernel
 def known_bags(first, event, offsets, flow, counted, bag_keys, bag_rows, keys, table_keys, table_rows, rows):
     """Fills in the rows of chains from `first` on that have none in `rows` yet, up to one whose bag is new.
 
@@ -83,7 +91,7 @@ def known_bags(first, event, offsets, flow, counted, bag_keys, bag_rows, keys, t
     return -1, entered
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@kernel
 def deviations(event, level, pool_event, pool_level, start, length, rows, weight, out):
     """out[r] = deviation of the bag (event, level) from each of `rows`."""
     for r in range(rows.size):
@@ -113,7 +121,7 @@ def deviations(event, level, pool_event, pool_level, start, length, rows, weight
         out[r] = apart / math.sqrt(together) if together > 0.0 else 0.0
 
 
-@njit(cache=True, nogil=True)
+@allocating_helper
 def compared_rows(row, flow, good, bad, used, most, out):
     """Fills `out` with the known rows of the same flow but `row` itself, the most frequent ones when there are more
     than `most`; gives their number."""
@@ -123,13 +131,14 @@ def compared_rows(row, flow, good, bad, used, most, out):
             out[n] = r
             n += 1
     if n > most:
-        frequent = np.argsort(-good[out[:n]], kind="mergesort")[:most]
-        out[:most] = out[:n][frequent]
+        frequent = out[np.argsort(-good[out[:n]], kind="mergesort")[:most]]
+        for i in range(most):
+            out[i] = frequent[i]
         n = most
     return n
 
 
-@njit(cache=True, nogil=True)
+@allocating_kernel
 def nearest_rows(row, flow, good, bad, used, most, event, level, start, length, weight, few):
     """The `few` of `compared_rows` whose bags deviate least from that of `row`, the nearest first."""
     rows = np.empty(used, np.int64)
@@ -140,7 +149,7 @@ def nearest_rows(row, flow, good, bad, used, most, event, level, start, length, 
     return rows[np.argsort(deviation, kind="mergesort")[:few]]
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@kernel
 def merged(a, a_end, b, b_end, event, level, both, mine, theirs):
     """Fills the events of two bags, ascending, and the level that each has in the one and the other; their number."""
     n = 0
@@ -156,7 +165,7 @@ def merged(a, a_end, b, b_end, event, level, both, mine, theirs):
     return n
 
 
-@njit(cache=True, nogil=True)
+@allocating_kernel
 def unembedded(row, rows, event, level, start, length, vector_of, out):
     """Fills `out` with the events that `compare` needs vectors of and that have none; gives their number."""
     size = 0
@@ -189,7 +198,7 @@ def unembedded(row, rows, event, level, start, length, vector_of, out):
     return found
 
 
-@njit(cache=True, nogil=True, fastmath={"reassoc", "contract"}, _nrt=False)
+@summing_kernel
 def likeness(vectors, a, b):
     """0-1: how alike two unit vectors are; 0 when one is missing."""
     if a < 0 or b < 0:
@@ -200,7 +209,7 @@ def likeness(vectors, a, b):
     return min(max(float(total), 0.0), 1.0)
 
 
-@njit(cache=True, nogil=True)
+@allocating_helper
 def soften(n, both, mine, theirs, vectors, vector_of, cost):
     """Multiplies the cost of an event that only one bag has by how unlike the most similar one is that only the other
     has."""
@@ -216,7 +225,7 @@ def soften(n, both, mine, theirs, vectors, vector_of, cost):
         cost[i] *= 1.0 - near[i]
 
 
-@njit(cache=True, nogil=True)
+@allocating_kernel
 def compare(row, other, event, level, start, length, weight, vectors, vector_of):
     """(distance, deviation, event farthest apart, whether `row` has more of it) of two bags; -1 for no event."""
     size = length[row] + length[other]
@@ -244,7 +253,7 @@ def compare(row, other, event, level, start, length, weight, vectors, vector_of)
     return apart / total, apart / math.sqrt(total), both[worst], mine[worst] > theirs[worst]
 
 
-@njit(cache=True, nogil=True)
+@allocating_kernel
 def closest(row, rows, event, level, start, length, weight, vectors, vector_of):
     """(the one of `rows` that `compare` finds least deviating from `row`, and what it says of it)."""
     best = compare(row, rows[0], event, level, start, length, weight, vectors, vector_of)
@@ -257,7 +266,7 @@ def closest(row, rows, event, level, start, length, weight, vectors, vector_of):
     return at, best
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@kernel
 def count_events(rows, normal, outcome, event, start, length, seen_in):
     """Adds 1 to `seen_in` of each event of the rows of normal chains that no cap cut short; gives how many they are."""
     counted = 0
@@ -270,19 +279,19 @@ def count_events(rows, normal, outcome, event, start, length, seen_in):
     return counted
 
 
-@njit(inline="always")
+@expanded
 def field_key(event, attribute):
     """Key of an attribute of an event; never 0."""
     return (uint64(event) << uint64(8) | uint64(attribute)) + uint64(1)
 
 
-@njit(inline="always")
+@expanded
 def value_key(field, value):
     """Key of a value of that attribute; never 0."""
     return mix(field, value) | uint64(1)
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@kernel
 def score_values(
     chain, event, attribute, value, field_keys, count, fresh, value_keys, count_min, fresh_max, least, worst
 ):  # fmt: skip
@@ -304,7 +313,7 @@ def score_values(
             worst[chain[c]] = c
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@kernel
 def count_new(flow, normal, worst, chains, with_new, memory):
     """Per flow, decaying: normal chains, and those with a new value (`worst` >= 0)."""
     for c in range(flow.size):
@@ -314,7 +323,7 @@ def count_new(flow, normal, worst, chains, with_new, memory):
             with_new[f] = with_new[f] * (1.0 - 1.0 / memory) + (1.0 if worst[c] >= 0 else 0.0)
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@kernel
 def learn_values(event, attribute, value, field_keys, count, fresh, value_keys, memory, fresh_max, used):
     """Counts values. used = [fields, values]; a table that is half full takes nothing new.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from numba import njit
+from collector_processor.kernels.jit import kernel
 
 DAY_S = 86_400.0
 MEMORY_S = 3600.0
@@ -14,7 +14,7 @@ LIMIT_FIRST = 1e-4  # until a flow's rate is known
 PRIOR_S = 60.0  # how long the first chain of a flow counts as observed: one chain is no rate
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@kernel
 def count(flow, unusual, pending):
     """Adds chains to `pending` int64[flows, 2]: all, and those that are `unusual` (not 0)."""
     for c in range(flow.size):
@@ -22,7 +22,7 @@ def count(flow, unusual, pending):
         pending[flow[c], 1] += unusual[c] != 0
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@kernel
 def fold_epoch(pending, chains, seconds, share, limit, elapsed_s, alerts_per_day, most):
     """Folds `pending` int64[flows, 2] (chains, unusual ones) of the last `elapsed_s` in, and zeroes it."""
     fade = math.exp(-elapsed_s / MEMORY_S)
@@ -40,7 +40,7 @@ def fold_epoch(pending, chains, seconds, share, limit, elapsed_s, alerts_per_day
     set_limits(chains, seconds, alerts_per_day, most, limit)
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@kernel
 def set_limits(chains, seconds, alerts_per_day, most, limit):
     """Spreads the budget over the chains a day of each flow that has been seen."""
     for f in range(chains.size):

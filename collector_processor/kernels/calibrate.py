@@ -14,7 +14,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit, uint64
+from numba import uint64
+
+from collector_processor.kernels.jit import allocating_helper, allocating_kernel, helper, kernel
 
 P_MIN = 1e-30  # smallest p-value; keeps -ln p and its sums finite
 COLD, POOLED, OWN = 0, 1, 2  # what a fused p-value rests on: nothing, the tenant's pool, the flow's own history
@@ -27,7 +29,7 @@ TAIL_POINTS_MIN = 10
 SCALE_MIN = 1.0  # least tail scale: scores are nats, and few equal ones do not make every other one impossible
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@helper
 def lower_bound(ordered, n, x):
     """The number of values below x among the first n of ascending `ordered`."""
     low, high = 0, n
@@ -40,7 +42,7 @@ def lower_bound(ordered, n, x):
     return low
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@kernel
 def p_value(x, ordered, n, shape, scale, rank=1):
     """The p-value of x against the first n > 0 of ascending `ordered`, of which the tail goes on from the `rank`th
     greatest."""
@@ -54,7 +56,7 @@ def p_value(x, ordered, n, shape, scale, rank=1):
     return max((min(1.0, rank * survival) + expected) / (n + 1.0 + PRIOR), P_MIN)
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@kernel
 def fit_tail(ordered, n, shape_max):
     """Shape (0 to shape_max) and scale of the tail beyond the greatest of the first n >= 2 of ascending `ordered`."""
     k = min(max(TAIL_POINTS_MIN, n // 10), n - 1)
@@ -76,7 +78,7 @@ def fit_tail(ordered, n, shape_max):
     return shape, max(scale, SCALE_MIN)
 
 
-@njit(cache=True, nogil=True)
+@allocating_kernel
 def score_chains(
     values,
     flow,
@@ -157,7 +159,7 @@ def score_chains(
             p_fused[c] = 1.0
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@kernel
 def replace(ordered, n, old, new):
     """Takes one `old` out of the first n of ascending `ordered` and puts `new` in."""
     at = lower_bound(ordered, n, old)
@@ -172,7 +174,7 @@ def replace(ordered, n, old, new):
     ordered[at] = new
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@kernel
 def insert(arrived, ordered, count, head, row, column, x):
     """Puts x into one ring; a full ring forgets its oldest score."""
     size = arrived.shape[2]
@@ -188,7 +190,7 @@ def insert(arrived, ordered, count, head, row, column, x):
     head[row, column] = (at + 1) % size
 
 
-@njit(cache=True, nogil=True)
+@allocating_helper
 def refill_fused(arrived, ordered, count, head, row, part, weights, history_min, totals):
     """Gives an empty fused ring the fused scores that the detectors' rings imply, once those are long enough.
 
@@ -219,7 +221,7 @@ def refill_fused(arrived, ordered, count, head, row, part, weights, history_min,
         insert(arrived, ordered, count, head, row, detectors, totals[(first + i) % n])
 
 
-@njit(cache=True, nogil=True)
+@allocating_kernel
 def learn_chains(
     values,
     row,
@@ -255,7 +257,7 @@ def learn_chains(
                 tail[r, k, 0], tail[r, k, 1] = fit_tail(ordered[r, k], count[r, k], shape_max)
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@kernel
 def spread_evenly(trace_hi, trace_lo, sequence, start_ns, out):
     """out[c] = a number in 0-1 by splitmix64 of what chain c is."""
     for c in range(out.size):
@@ -266,7 +268,7 @@ def spread_evenly(trace_hi, trace_lo, sequence, start_ns, out):
         out[c] = float((x ^ (x >> uint64(31))) >> uint64(11)) / 2.0**53
 
 
-@njit(cache=True, nogil=True)
+@allocating_kernel
 def share_kept(row, take, uniform, count, size, per_call):
     """Which of the taken chains stay when each row takes about `per_call` a call, or more while it fills up; [n].
 
@@ -285,7 +287,7 @@ def share_kept(row, take, uniform, count, size, per_call):
     return kept
 
 
-@njit(cache=True, nogil=True)
+@allocating_kernel
 def best_findings(findings, chains):
     """The row of the least p-value of each chain among `findings` sorted by chain, -1 for a chain without; [chains]."""
     best = np.full(chains, -1, np.int64)
@@ -296,7 +298,7 @@ def best_findings(findings, chains):
     return best
 
 
-@njit(cache=True, nogil=True)
+@allocating_kernel
 def goes_through(offsets, event, service, services, out):
     """out[c] = whether chain c has an event of one of `services` (not empty, ascending)."""
     first = services[0]

@@ -7,14 +7,16 @@ in one pass over the table, which moves later hashes of a run back, so that no t
 
 from __future__ import annotations
 
-from numba import int64, njit, uint64
+from numba import int64, uint64
+
+from collector_processor.kernels.jit import expanded, kernel
 
 GENERATION_BITS = 3
 GENERATIONS = (1 << GENERATION_BITS) - 1
 GENERATION_MASK = GENERATIONS
 
 
-@njit(inline="always")
+@expanded
 def slot_of(table, h):
     """The slot of hash h, or the empty one in which it would be entered. There is an empty slot."""
     mask = uint64(table.size - 1)
@@ -24,13 +26,13 @@ def slot_of(table, h):
     return i
 
 
-@njit(inline="always")
+@expanded
 def holds(table, h):
     """Whether hash h was entered and not forgotten."""
     return table[slot_of(table, h)] != 0
 
 
-@njit(forceinline=True, _nrt=False)
+@expanded
 def enter(table, held, generation, h):
     """Enters hash h. `held`: hashes in the table. Returns how many more there are now: none where it is there already,
     or where the table is three quarters full."""
@@ -43,7 +45,7 @@ def enter(table, held, generation, h):
     return 1
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def move(entries, table):
     """Enters what is in `entries` (zeros are passed) in `table`, with its generations."""
     for entry in entries:
@@ -51,7 +53,7 @@ def move(entries, table):
             table[slot_of(table, entry)] = entry
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def forget(table, generation):
     """Takes the hashes of one generation out. Returns how many that were."""
     mask = int64(table.size - 1)

@@ -13,8 +13,9 @@ helpers took half of the time.
 from __future__ import annotations
 
 import numpy as np
-from numba import int64, njit, uint64
+from numba import int64, uint64
 
+from collector_processor.kernels.jit import allocating_kernel, helper, inlined, kernel
 from collector_processor.kernels.redact import find_card, has_stars, is_card, is_card_number
 from collector_processor.kernels.wire import (
     big64,
@@ -56,7 +57,7 @@ OWN_SCOPE = np.frombuffer(b"spanchain", np.uint8).copy()
 WORD_MIN = 6  # shorter words are never taken for a business key
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def is_own_scope(buf, p, end, own):
     """Whether the InstrumentationScope at buf[p:end] bears our own name (loop guard)."""
     while p < end:
@@ -77,7 +78,7 @@ def is_own_scope(buf, p, end, own):
     return False
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def attribute(buf, a, b, seed, wanted, lengths):
     """(index in wanted or -1, value start, value end) of the KeyValue buf[a:b]. Value end -1: malformed."""
     if a < b and buf[uint64(a)] == 10:
@@ -94,7 +95,7 @@ def attribute(buf, a, b, seed, wanted, lengths):
     return -1, int64(0), int64(0)
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def read_status(buf, p, end):
     """Status code of a span's Status message; -1 when malformed."""
     code = int64(0)
@@ -112,7 +113,7 @@ def read_status(buf, p, end):
     return code
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def read_span(buf, p, end, out, row, seed, wanted, lengths, cells, n_cells):
     """Reads the Span buf[p:end] into `out`, row number `row`. Returns the number of cells used, UNUSUAL or FULL."""
     seen_trace = False
@@ -190,7 +191,7 @@ def read_span(buf, p, end, out, row, seed, wanted, lengths, cells, n_cells):
     return n_cells
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def read_log(buf, p, end, out, row, seed, wanted, lengths, links, cells, n_cells, classes, body_max):
     """Reads the LogRecord buf[p:end] into `out`, row number `row`. Returns the number of cells used, UNUSUAL or FULL.
 
@@ -291,7 +292,7 @@ def read_log(buf, p, end, out, row, seed, wanted, lengths, links, cells, n_cells
     return kept
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def link(buf, s, e, which, out):
     """Takes a trace or span id from an attribute's text: hex digits, or a W3C traceparent."""
     if which <= 1 and e - s == 32:
@@ -315,7 +316,7 @@ def link(buf, s, e, which, out):
             out[SPAN] = span
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def words(buf, p, end, out, row, seed, classes, cells, n_cells):
     """Looks through the body of a log without a trace id: 32 hex digits in a row are its trace id; else each word that
     holds a digit (up to 8, of at least WORD_MIN bytes, `-` inside a word allowed) becomes a BODY_WORD cell."""
@@ -347,7 +348,7 @@ def words(buf, p, end, out, row, seed, classes, cells, n_cells):
     return n_cells
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def scan(buf, is_log, rows, seed, wanted, lengths, links, cells, resources, classes, own, body_max):
     """Reads one Export{Trace,Logs}ServiceRequest into `rows`.
 
@@ -442,7 +443,7 @@ def scan(buf, is_log, rows, seed, wanted, lengths, links, cells, resources, clas
     return row, n_cells, resource + 1, own_records
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def resolve_resources(buf, spans, n, salt, keys, values, ids):
     """Instance ids of the n Resources that stand at spans int64[n, 2], into ids int32[n]; -1 for one that the table of
     keyed hashes (keys uint64[t], values int32[t]) does not hold. Returns how many those are."""
@@ -458,13 +459,13 @@ def resolve_resources(buf, spans, n, salt, keys, values, ids):
     return missing
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def resource_key(buf, start, end, salt):
     """Key of a serialised Resource in the lookup table; salt tells tenants apart. Never 0."""
     return hash_bytes(buf, start, end, salt) | uint64(1)
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def resolve(rows, todo, n_todo, instances, service_of, keys, values, unknown, unknown_keys):
     """Turns resource indices into instance ids and event hashes into event ids, for the rows todo[:n_todo].
 
@@ -491,7 +492,7 @@ def resolve(rows, todo, n_todo, instances, service_of, keys, values, unknown, un
     return missing
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@helper
 def resolve_all(
     buf, spans, salt, instances, resource_keys, resource_values, service_of, keys, values, rows, unknown, unknown_keys
 ):  # fmt: skip
@@ -503,7 +504,7 @@ def resolve_all(
     return resolve(rows, unknown, rows.shape[0], instances, service_of, keys, values, unknown, unknown_keys)
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def read(
     buf, is_log, rows, seed, wanted, lengths, links, cells, resources, classes, own, body_max, salt, instances,
     resource_keys, resource_values, service_of, keys, values, unknown, unknown_keys,
@@ -521,13 +522,13 @@ def read(
     return n, n_cells, n_resources, skipped, missing
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def event_key(event, service, kind):
     """Key of the table from first-sight hash to event id; never 0."""
     return mix(mix(event, uint64(service) + uint64(1)), kind) | uint64(1)
 
 
-@njit(nogil=True, cache=True)
+@allocating_kernel
 def read_cells(buf, cells, n, seed, no_cards, is_masked, numbers, hashes):
     """Values of the cells: numbers float64[n] (NaN when not a number), hashes uint64[n] (keyed, of the text or the raw
     value, so that equal values have equal hashes whatever record they stand in). With `no_cards`, card numbers are no
@@ -567,7 +568,7 @@ def read_cells(buf, cells, n, seed, no_cards, is_masked, numbers, hashes):
             hashes[c] = hash_bytes(buf, v, ve, seed) | uint64(1)
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def decimal(buf, p, end):
     """A plain decimal number (sign, digits, point); NaN for any other text or more than 18 digits."""
     if end - p > 20 or p >= end:

@@ -18,8 +18,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit, uint64
+from numba import uint64
 
+from collector_processor.kernels.jit import allocating_kernel, helper, kernel
 from collector_processor.kernels.table import find
 from collector_processor.kernels.windows import in_nats, strongest
 
@@ -45,13 +46,13 @@ SLOW_OPERATION, SLOW_CALL = 9, 10  # model.Kind
 OPERATION, EDGE, SERVICE = 1, 2, 4  # model.Level
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@helper
 def call_key(caller, callee_event):
     """Key of the calls from service `caller` to `callee_event`. An operation's key is its event id + 1."""
     return uint64(CALL) | uint64(caller) << uint64(20) | uint64(callee_event)
 
 
-@njit(nogil=True, cache=True)
+@allocating_kernel
 def observe(
     offsets, event, kind, parent, time_ns, duration, self_time, service, key, value, row, chain, group, near, far
 ):  # fmt: skip
@@ -114,7 +115,7 @@ def observe(
     return n
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@helper
 def _waited(r, sibling, time_ns, duration):
     """Nanoseconds of the childless internal span r during which a later sibling ran.
 
@@ -134,7 +135,7 @@ def _waited(r, sibling, time_ns, duration):
     return np.float32(waited)
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def _position(value):
     """Place of a duration in ns on the axis of bins, as a float in [0, BINS - 1]."""
     if value < 1e3:
@@ -142,7 +143,7 @@ def _position(value):
     return min((math.log(value) - LOWEST) / WIDTH, BINS - 1.0)
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@helper
 def _surprise(table, position):
     """-ln P(at least this long) by linear interpolation between bin edges."""
     b = int(position)
@@ -152,7 +153,7 @@ def _surprise(table, position):
     return low
 
 
-@njit(nogil=True, cache=True)
+@allocating_kernel
 def judge(
     n, key, value, row, chain, group, near, far, material_ns, instance, column, table_keys, table_slots, pools,
     instances, table, usual_surprise, typical, seen, seen_min, level, sums, usual_sums, counts, hits, hit_values,
@@ -207,7 +208,7 @@ def judge(
                 chain_value[c, 2] = max(chain_value[c, 2], level[e])
 
 
-@njit(nogil=True, cache=True)
+@allocating_kernel
 def score(
     offsets, event, kind, parent, time_ns, duration, self_time, flow, start_ns, end_ns, service, instance, flow_typical,
     share, least_ns, longest_ns, column, table_keys, table_slots, pools, instances, table, usual_surprise, typical,
@@ -250,7 +251,7 @@ def score(
     return in_nats(parts), which, how
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def say(key, near, far, slot, out):
     """Fills in what a finding about an element or a pool is about: `out` is a row of FINDING."""
     kind = key & KIND
@@ -267,7 +268,7 @@ def say(key, near, far, slot, out):
     out["detail"] = slot
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def say_chains(which, instance, out):
     """Fills in what the findings `out` about observations are about; `which` as `score` gives it."""
     for i in range(out.size):
@@ -276,7 +277,7 @@ def say_chains(which, instance, out):
         out[i]["instance"] = instance[which[i, 4]]
 
 
-@njit(nogil=True, cache=True)
+@allocating_kernel
 def say_windows(slots, keys, near, far, hits, counts, out):
     """Fills in what the findings `out` about windows are about. Gives int64[k] surprising ones and int64[k] all in
     each."""
@@ -290,7 +291,7 @@ def say_windows(slots, keys, near, far, hits, counts, out):
     return surprising, observed
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def learn_chains(flow, start_ns, end_ns, allowed, histogram):
     """Adds chains' durations to `histogram` float32[flows, BINS]."""
     for c in range(flow.size):
@@ -298,7 +299,7 @@ def learn_chains(flow, start_ns, end_ns, allowed, histogram):
             histogram[max(flow[c], 0), int(_position(end_ns[c] - start_ns[c]))] += 1
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def medians(histogram, least, out):
     """Fills `out` float64[rows] with the median in ns of each histogram that holds `least`, the others with 0."""
     for row in range(histogram.shape[0]):
@@ -316,7 +317,7 @@ def medians(histogram, least, out):
         out[row] = math.exp(LOWEST + (b + 0.5) * WIDTH)
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def count(
     n, slot, value, chain, group, allowed, alarmed_ns, closed_ns, histogram, seen, fresh, middle, residual, touched
 ):  # fmt: skip
@@ -339,7 +340,7 @@ def count(
         touched[s] = fresh[s] >= STALE * seen[s]
 
 
-@njit(nogil=True, cache=True)
+@allocating_kernel
 def learn(
     offsets, event, kind, parent, time_ns, duration, self_time, flow, start_ns, end_ns, closed_ns, service, allowed,
     every, table_keys, table_slots, alarmed_ns, histogram, seen, fresh, middle, group, typical, table, usual_surprise,
@@ -382,7 +383,7 @@ def learn(
     return np.empty((0, 4), np.int64)
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def survival(counts, prior, falling, out):
     """Fills `out` with the share of `counts` at or beyond each bin, its tail going on exponentially from 99 % on.
 
@@ -413,7 +414,7 @@ def survival(counts, prior, falling, out):
         out[i] = max(out[i], tail)
 
 
-@njit(nogil=True, cache=True)
+@allocating_kernel
 def survivals(counts, prior, out):
     """`survival` of every row; what is believed beforehand falls off by e every 0.7 nats above the middle."""
     size = counts.shape[1]
@@ -424,7 +425,7 @@ def survivals(counts, prior, out):
         survival(counts[row], prior, falling, out[row])
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@helper
 def material(flow, start_ns, end_ns, flow_typical, share, least_ns, longest_ns, out):
     """out[c] = the delay in ns that matters to chain c: a share of its time, or of its flow's usual time if longer."""
     for c in range(out.size):
@@ -432,7 +433,7 @@ def material(flow, start_ns, end_ns, flow_typical, share, least_ns, longest_ns, 
         out[c] = max(share * max(flow_typical[max(flow[c], 0)], own), least_ns)
 
 
-@njit(nogil=True, cache=True)
+@allocating_kernel
 def refresh(slots, histogram, seen, group, share, shrink, fresh, middle, typical, table, usual_surprise):
     """Recomputes median and surprise table of `slots` from their histograms and the residuals of their groups.
 

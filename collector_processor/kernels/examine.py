@@ -12,8 +12,9 @@ and nothing more.
 from __future__ import annotations
 
 import numpy as np
-from numba import int64, njit, uint64
+from numba import int64, uint64
 
+from collector_processor.kernels.jit import allocating_kernel, expanded, helper, kernel
 from collector_processor.kernels.wire import fixed64, varint
 
 # What a field is, in the schema table. Values from FIRST_TYPE on are message types, numbered by the maker of the table.
@@ -36,13 +37,13 @@ DEPTH_MAX = 100  # nested messages that protobuf accepts (upb, and the C++ and G
 RECORD_DEPTH = 3  # resource group, scope group, record
 
 
-@njit(inline="always")
+@expanded
 def continuation(buf, p, low, high):
     """Whether the byte at p is a continuation byte between low and high."""
     return low <= buf[p] <= high
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def is_utf8(buf, p, end):
     """Whether buf[p:end] is UTF-8 as RFC 3629 defines it: no overlong form, no surrogate, nothing above U+10FFFF."""
     while p < end:
@@ -78,7 +79,7 @@ def is_utf8(buf, p, end):
     return True
 
 
-@njit(inline="always")
+@expanded
 def is_id(buf, p, end, size):
     """Whether buf[p:end] is an id: `size` bytes that are not all zero."""
     if end - p != size:
@@ -89,7 +90,7 @@ def is_id(buf, p, end, size):
     return some != 0
 
 
-@njit(inline="always")
+@expanded
 def read_tag(buf, p, end):
     """(field number, wire type, next position); position -1 where no field can begin."""
     if p < end and 8 <= buf[p] < 128:
@@ -100,7 +101,7 @@ def read_tag(buf, p, end):
     return int64(tag >> uint64(3)), int64(tag & uint64(7)), p
 
 
-@njit(inline="always")
+@expanded
 def after_scalar(buf, p, end, wire):
     """Position after a varint or fixed field; -1 when it does not fit, or is a group or no wire type at all."""
     if wire == 0:
@@ -115,7 +116,7 @@ def after_scalar(buf, p, end, wire):
     return p if p <= end else int64(-1)
 
 
-@njit(inline="always")
+@expanded
 def id_reason(buf, body, stop, field, is_span):
     """What is wrong with the id field of a span or a log, SOUND when nothing is or it is no id."""
     if is_span:
@@ -133,7 +134,7 @@ def id_reason(buf, body, stop, field, is_span):
     return SOUND
 
 
-@njit(inline="always")
+@expanded
 def is_ascii(buf, p, end):
     """Whether no byte of buf[p:end] is above 127."""
     high = uint64(0)
@@ -146,7 +147,7 @@ def is_ascii(buf, p, end):
     return high & uint64(0x8080808080808080) == 0
 
 
-@njit(inline="always")
+@expanded
 def is_plain_pair(buf, p, end):
     """Whether buf[p:end] is a KeyValue as nearly all are: a key and then a text, all ASCII and shorter than 128 bytes.
 
@@ -160,7 +161,7 @@ def is_plain_pair(buf, p, end):
     return buf[value + 2] == 0x0A and value + 4 + int64(buf[value + 3]) == end
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def piece(buf, p, end, kind, depth, schema, span_type, log_type, pair_type, kinds, ends):
     """(why the message of type `kind` in buf[p:end], `depth` messages deep, cannot stay as it is, messages inside it).
 
@@ -210,7 +211,7 @@ def piece(buf, p, end, kind, depth, schema, span_type, log_type, pair_type, kind
             kind, end, p = what, p, body
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@helper
 def names_scope(buf, p, end, own):
     """Whether the sound InstrumentationScope in buf[p:end] has the name `own` (uint8[k])."""
     while p < end:
@@ -229,7 +230,7 @@ def names_scope(buf, p, end, own):
     return False
 
 
-@njit(inline="always")
+@expanded
 def note(edits, totals, start, body, stop, reason, level, kind, records, around):
     """Adds a row to `edits` when there is room; counts it in any case."""
     row = totals[EDITS]
@@ -241,7 +242,7 @@ def note(edits, totals, start, body, stop, reason, level, kind, records, around)
             edits[row, GROUP + i] = around[1 + i // 3, i % 3] if i < 3 * level else -1
 
 
-@njit(inline="always")
+@expanded
 def exceeded(totals, records_max, elements_max):
     """Which limit the counts so far exceed, 0 for none."""
     if totals[SEEN] > records_max:
@@ -249,7 +250,7 @@ def exceeded(totals, records_max, elements_max):
     return TOO_MANY_ELEMENTS if totals[ELEMENTS] > elements_max else 0
 
 
-@njit(nogil=True, cache=True)
+@allocating_kernel
 def examine(buf, schema, types, own, records_max, elements_max, edits, totals):
     """Walks the request in buf (uint8[n]); the damage comes out in `edits`, the counts in `totals`.
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 
-from numba import njit
+from collector_processor.kernels.jit import expanded, kernel
 
 BUCKETS = 64  # half-octaves of an effective count, from 2**-8
 KNOWN, NEW, COLD, TIMED_OUT = 0, 1, 2, 4  # flags of `known_values`; TIMED_OUT is added to one of the others
 TIMEOUT, EVICTED = 1, 2  # model.Outcome
 
 
-@njit(inline="always")
+@expanded
 def bucket(count):
     """The half-octave of an effective count, 0..BUCKETS - 1."""
     if count <= 0.00390625:
@@ -19,7 +19,7 @@ def bucket(count):
     return min(BUCKETS - 1, int(2.0 * math.log2(count) + 16.0))
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@kernel
 def known_values(rows, outcome, young, trusted, flow, good, bad, ratio, mass, total, seen, value, state):
     """Per chain: -ln(share of the flow's chains on rows at most as frequent), and what is left to look at one by one.
 
@@ -60,7 +60,7 @@ def known_values(rows, outcome, young, trusted, flow, good, bad, ratio, mass, to
     return odd
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@kernel
 def learn_rows(
     rows,
     normal,

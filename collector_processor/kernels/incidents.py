@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from collector_processor.kernels.jit import allocating_kernel, kernel
 
 
-@njit(cache=True, nogil=True)
+@allocating_kernel
 def calls_of(offsets, path, event, parent, service, known_paths):
     """(int64[k], int64[k]): caller and callee, both services, of the calls between services in chains that go a way
     not seen before. Marks the ways in `known_paths` bool[paths]."""
@@ -29,7 +30,7 @@ def calls_of(offsets, path, event, parent, service, known_paths):
     return caller[:n], callee[:n]
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@kernel
 def note(findings, severity, repeated, p_max, flow, hi, lo, seen):
     """Fills `seen` with the findings up to `p_max`, and gives their number. Of kinds that are `repeated` (bool[kinds])
     only those of chains with a severity count."""
@@ -43,7 +44,7 @@ def note(findings, severity, repeated, p_max, flow, hi, lo, seen):
     return n
 
 
-@njit(cache=True, nogil=True)
+@allocating_kernel
 def about(seen, services, root):
     """(int64[k], int64[l]): of the rows of `seen` that are about one of `services`, the first one of each chain, whose
     rows are neighbours; and those about an instance of the service `root`."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import config, int64, njit, uint64
+from numba import config, int64, uint64
 
 from collector_processor.kernels.closed import enter, holds
 from collector_processor.kernels.decode import (
@@ -29,6 +29,7 @@ from collector_processor.kernels.decode import (
     TRACE_HI,
     TRACE_LO,
 )
+from collector_processor.kernels.jit import allocating_kernel, expanded, helper, inlined, kernel
 from collector_processor.kernels.table import find_many
 from collector_processor.kernels.tree import (
     EVENT_BITS,
@@ -108,19 +109,19 @@ def rows_of(kind: np.dtype[Any], n: int) -> Any:
     return rows.view(np.recarray) if config.DISABLE_JIT else rows
 
 
-@njit(inline="always")
+@expanded
 def hash_of(state, hi, lo):
     """A key's hash, in both tables, that of open and that of closed chains."""
     return finish(mix(mix(uint64(state[SEED]), hi), lo))
 
 
-@njit(inline="always")
+@expanded
 def home_of(slots, state, hi, lo):
     """Index in `slots` at which the search for a key begins."""
     return hash_of(state, hi, lo) & uint64(slots.size - 1)
 
 
-@njit(inline="always")
+@expanded
 def find_slot(slots, chains, state, hi, lo):
     """Index in `slots` at which the key stands, or at which it would be entered (slots hold row + 1, 0 empty)."""
     mask = uint64(slots.size - 1)
@@ -132,7 +133,7 @@ def find_slot(slots, chains, state, hi, lo):
         i = (i + uint64(1)) & mask
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@helper
 def remove_slot(slots, chains, state, at):
     """Takes the entry at `at` out of the table, moving later ones of its run back (no tombstones)."""
     mask = int64(slots.size - 1)
@@ -147,7 +148,7 @@ def remove_slot(slots, chains, state, at):
     slots[hole] = 0
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def rebuild_slots(slots, chains, deadlines, state):
     """Enters every open chain in an empty table."""
     for s in range(state[CHAINS_TOP]):
@@ -155,7 +156,7 @@ def rebuild_slots(slots, chains, deadlines, state):
             slots[find_slot(slots, chains, state, chains[s].hi, chains[s].lo)] = s + 1
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def open_chain(slots, chains, deadlines, state, at, hi, lo, tenant, now):
     """A new chain in slot `at`; the caller has made sure that a row is free."""
     s = state[CHAINS_FREE]
@@ -180,7 +181,7 @@ def open_chain(slots, chains, deadlines, state, at, hi, lo, tenant, now):
     return s
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@helper
 def free_chain(slots, chains, deadlines, state, s):
     """Takes chain s out of the table and its row into the free list; its records are the caller's."""
     remove_slot(slots, chains, state, find_slot(slots, chains, state, chains[s].hi, chains[s].lo))
@@ -192,7 +193,7 @@ def free_chain(slots, chains, deadlines, state, s):
     deadlines[s] = FREE
 
 
-@njit(inline="always")
+@expanded
 def store(pool, state, chains, s, rows, r):
     """Copies row r to the pool and links it to chain s; the caller has made sure that a record is free."""
     k = state[POOL_FREE]
@@ -218,7 +219,7 @@ def store(pool, state, chains, s, rows, r):
     return k
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def store_cell(cells, pool, state, k, key, number, value):
     """Keeps an attribute value of record k; dropped and counted when there is no room."""
     i = state[CELLS_FREE]
@@ -238,7 +239,7 @@ def store_cell(cells, pool, state, k, key, number, value):
     pool[k].cells = i
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def append(
     rows,
     n,
@@ -329,7 +330,7 @@ def append(
         deadlines[s] = min(chains[s].opened + age_max, now + wait)
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@helper
 def by_business_key(first, last, cell_key, cell_hash, n_business, salt, by_key, slots, chains, deadlines, state, now):
     """(hi, lo, parked): key of the open chain that a log without a trace id belongs to; else, where it names a business
     key by attribute, the key under which it waits for such a chain; else zeros."""
@@ -351,7 +352,7 @@ def by_business_key(first, last, cell_key, cell_hash, n_business, salt, by_key, 
     return uint64(0), wait_hash, True
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def claim(value, salt, s, by_key, slots, chains, deadlines, pool, state, now):
     """Chain s bears business key `value`: later logs find it, and those that were waiting for it are moved to it."""
     h = value ^ salt
@@ -375,7 +376,7 @@ def claim(value, salt, s, by_key, slots, chains, deadlines, pool, state, now):
     free_chain(slots, chains, deadlines, state, w)
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def collect(deadlines, top, now, out):
     """Rows of the chains that are due at `now`, into out. Returns how many."""
     n = 0
@@ -386,7 +387,7 @@ def collect(deadlines, top, now, out):
     return n
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def sort_few(due, deadlines, chains, salts, tenant_hash):
     """Sorts a few chains in place by deadline, trace id and tenant. salts, tenant_hash uint64[tenants]."""
     for i in range(1, due.size):
@@ -409,7 +410,7 @@ def sort_few(due, deadlines, chains, salts, tenant_hash):
         due[j] = row
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def set_waits(gaps, seen, seen_min, slack, more, least, most, initial, waits):
     """The quiet time to wait for each root event: `slack` times twice the longest usual gap and `more` ns, within
     bounds; `initial` for one seen less often than `seen_min`. Arrays as in `learn_wait`; waits int64[events]."""
@@ -418,7 +419,7 @@ def set_waits(gaps, seen, seen_min, slack, more, least, most, initial, waits):
         waits[e] = int64(wait if seen[e] >= seen_min else initial)
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def learn_wait(root, gap, estimate, seen):
     """Longest usual time between two arrivals of a flow, per root event: rises at once half way to a longer gap, sinks
     by 0.2 % a chain. root: event id (-1 skipped), gap ns; estimate float64, seen int64 [events]."""
@@ -431,7 +432,7 @@ def learn_wait(root, gap, estimate, seen):
         estimate[root] += 0.002 * (gap - estimate[root])
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@kernel
 def find_paths(hashes, flow, flow_hash, table_keys, table_values, keys, path):
     """Fills `keys` with what paths are looked up by, a hash within their flow, and `path` with their ids, -1 for a new
     one. Returns how many are new."""
@@ -440,7 +441,7 @@ def find_paths(hashes, flow, flow_hash, table_keys, table_values, keys, path):
     return find_many(table_keys, table_values, keys, path)
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@kernel
 def fitting(due, first, chains, chains_max, records_max):
     """(end, records, longest chain): of the chains `due` as many from `first` on as a batch holds, at least one."""
     last, records, longest = first, 0, 0
@@ -454,7 +455,7 @@ def fitting(due, first, chains, chains_max, records_max):
     return last, records, longest
 
 
-@njit(nogil=True, cache=True)
+@allocating_kernel
 def emit(
     due, evicted, hashes, event_service, salts, age_max, slots, chains, deadlines, pool, cells, closed, state, gaps,
     seen, outlier, tenant, root_row, entry_event, chain_time, chain_hash, outcome, offsets, record_int, record_time,
@@ -581,7 +582,7 @@ def emit(
     return m, n_cells
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@helper
 def free_records(pool, cells, state, head, n):
     """Puts a chain's list of n records, and their attribute values, back into the free lists."""
     if head < 0:
@@ -603,7 +604,7 @@ def free_records(pool, cells, state, head, n):
     state[RECORDS_OPEN] -= n
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def drop_parked(due, slots, chains, deadlines, pool, cells, state):
     """Takes the parked chains out of `due` (in place): their logs are orphans. Returns the number of chains that
     stay."""

@@ -15,8 +15,9 @@ helpers took three quarters of the time.
 from __future__ import annotations
 
 import numpy as np
-from numba import int64, njit, uint8, uint64
+from numba import int64, uint8, uint64
 
+from collector_processor.kernels.jit import helper, inlined, kernel
 from collector_processor.kernels.json_numbers import read_double, read_integer
 from collector_processor.kernels.json_text import (
     byte_at,
@@ -58,7 +59,7 @@ INFINITY = np.frombuffer(b'"Infinity"', np.uint8).copy()
 MINUS_INFINITY = np.frombuffer(b'"-Infinity"', np.uint8).copy()
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def blank(buf, p):
     """Position of the next byte that is no white space."""
     while p < buf.size:
@@ -69,7 +70,7 @@ def blank(buf, p):
     return p
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def write_varint(out, o, value):
     """Writes the uint64 `value`; returns the position after it."""
     while value >= uint64(128):
@@ -80,7 +81,7 @@ def write_varint(out, o, value):
     return o + 1
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def varint_size(value):
     """Bytes that the varint of a non-negative int64 takes."""
     size = 1
@@ -90,7 +91,7 @@ def varint_size(value):
     return size
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def same(buf, p, text):
     """Whether the bytes `text` stand at p."""
     if p + text.size > buf.size:
@@ -101,7 +102,7 @@ def same(buf, p, text):
     return True
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def hash_name(buf, a, b, scope):
     """Hash of the name buf[a:b] in `scope`.
 
@@ -122,7 +123,7 @@ def hash_name(buf, a, b, scope):
     return finish(mix(h, tail))
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def look_up(buf, a, b, scope, slots, targets):
     """What the name buf[a:b] means in `scope`, -1 when it is not known there."""
     h = hash_name(buf, a, b, scope)
@@ -135,13 +136,13 @@ def look_up(buf, a, b, scope, slots, targets):
     return int64(targets[i])
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def name_hash(name, scope):
     """The hash that `look_up` looks for: for Python, to fill the table."""
     return hash_name(name, 0, name.size, scope)
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def settle(out, o, room, done):
     """Puts the length of out[o + room:done] before it, where `room` bytes were left for it. Returns the new end."""
     n = done - o - room
@@ -153,7 +154,7 @@ def settle(out, o, room, done):
     return o + size + n
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def write_string(buf, p, out, o):
     """Writes length and UTF-8 of the string whose inside starts at p. Returns (position after the quote, new end)."""
     e = string_end(buf, p)
@@ -179,7 +180,7 @@ def write_string(buf, p, out, o):
     return e, int64(BAD_CONTROL)
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def write_bytes(buf, p, out, o, kind):
     """Writes length and bytes of the HEX or BASE64 string whose inside starts at p. Returns as `write_string` does."""
     e = string_end(buf, p)
@@ -194,7 +195,7 @@ def write_bytes(buf, p, out, o, kind):
     return e + 1, settle(out, o, room, done)
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@helper
 def write_integer(buf, p, out, o, kind, tag, bits):
     """Writes tag and value of the integer at p, plain or in quotes. Returns (position after it, new end)."""
     first = p
@@ -225,7 +226,7 @@ def write_integer(buf, p, out, o, kind, tag, bits):
     return p, write_varint(out, o, value)
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@helper
 def write_double(buf, p, out, o, tag, powers):
     """Writes tag and value of the number at p, plain or in quotes, or NaN or an infinity in quotes."""
     first = p
@@ -249,7 +250,7 @@ def write_double(buf, p, out, o, tag, powers):
     return p, write_fixed(out, o, bits, 8)
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def write_scalar(buf, p, out, o, fields, field, slots, targets, powers):
     """Writes the value at p of `field`, tag and all. Returns (position after it, new end); a
     position below zero is -1 - the position of the fault, with its status in place of the end."""
@@ -285,7 +286,7 @@ def write_scalar(buf, p, out, o, fields, field, slots, targets, powers):
     return write_integer(buf, p, out, o, kind, tag, 32 if kind == ENUM else fields[field, CHILD])
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@helper
 def skip_scalar(buf, p):
     """Position after the string, number or literal at p that nobody reads; below zero: -1 - the fault's position."""
     c = byte_at(buf, p)
@@ -303,7 +304,7 @@ def skip_scalar(buf, p):
     return p if p > first else -1 - p
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def read_key(buf, p, scope, slots, targets):
     """(position of the value, field or UNKNOWN) of the member at p; faults as in `write_scalar`."""
     if byte_at(buf, p) != 0x22:
@@ -322,7 +323,7 @@ def read_key(buf, p, scope, slots, targets):
     return blank(buf, p + 1), field
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def close(out, o, start, depth):
     """Puts the length of out[start:o], the message closed at `depth`, before it. Returns the new end, -1 when full."""
     n = o - start
@@ -346,7 +347,7 @@ def close(out, o, start, depth):
     return o + more
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def push(stack, depth, frame, field, start):
     """Opens a frame at `depth`."""
     stack[depth, FRAME] = frame
@@ -355,7 +356,7 @@ def push(stack, depth, frame, field, start):
     stack[depth, STATE] = FRESH
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def value(buf, p, out, o, field, in_object, depth, fields, slots, targets, powers, stack):
     """The value of `field` at p: scalars are written, objects and arrays opened. Returns (position, new end, depth);
     faults as in `write_scalar`."""
@@ -387,7 +388,7 @@ def value(buf, p, out, o, field, in_object, depth, fields, slots, targets, power
     return p + 1, o, depth + 1
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def transcode(buf, root, out, fields, slots, targets, powers, stack):
     """Writes the OTLP request of message type `root` that the JSON text `buf` holds into `out` as protobuf.
 

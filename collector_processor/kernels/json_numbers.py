@@ -7,8 +7,9 @@ one of the few doubles whose rounding takes more than 128 bits. `_nrt=False` as 
 from __future__ import annotations
 
 import numpy as np
-from numba import int64, njit, uint64
+from numba import int64, uint64
 
+from collector_processor.kernels.jit import helper, inlined, kernel
 from collector_processor.kernels.json_text import byte_at
 
 MIN_EXPONENT = -348
@@ -34,7 +35,7 @@ def powers_of_ten() -> np.ndarray:
 POWERS = powers_of_ten()
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def read_integer(buf, p):
     """(magnitude, negative, next position) of a decimal integer at p; position -1 when it is none that fits 64 bits."""
     negative = byte_at(buf, p) == 45
@@ -58,7 +59,7 @@ def read_integer(buf, p):
     return value, negative, p
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def high_product(a, b):
     """(high, low) half of the 128-bit product of two uint64."""
     mask = uint64(0xFFFFFFFF)
@@ -71,7 +72,7 @@ def high_product(a, b):
     return high, a * b
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def double_bits(mantissa, exponent, powers):
     """(bits, ok) of the double nearest to mantissa * 10**exponent (Eisel and Lemire, 'Number parsing at a gigabyte per
     second', 2021, as in Go's strconv). Not ok: the few cases that 128 bits do not decide, subnormals and overflow."""
@@ -110,7 +111,7 @@ def double_bits(mantissa, exponent, powers):
     return (uint64(binary) << uint64(52)) | (kept & uint64(0x000FFFFFFFFFFFFF)), True
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@helper
 def read_double(buf, p, powers):
     """(bits, next position) of a JSON number at p; position -1 when it is none, or its rounding cannot be decided here.
 
@@ -163,7 +164,7 @@ def read_double(buf, p, powers):
     return bits | (uint64(negative) << uint64(63)), p
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def read_integer_digits(buf, p):
     """(value, too large, next position) of the decimal digits at p; position -1 when there are none."""
     first = p

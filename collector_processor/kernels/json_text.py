@@ -7,8 +7,9 @@ longer than it was in JSON. `_nrt=False` as in `json.py`.
 from __future__ import annotations
 
 import numpy as np
-from numba import int64, njit, uint8, uint64
+from numba import int64, uint8, uint64
 
+from collector_processor.kernels.jit import helper, inlined
 from collector_processor.kernels.wire import fixed64, hex_digit
 
 HEX_DIGITS = np.full(256, 255, np.uint8)
@@ -19,7 +20,7 @@ ONES = 0x0101010101010101
 HIGHS = 0x8080808080808080
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def byte_at(buf, p):
     """The byte at p, 0 beyond the end: a byte that no rule below accepts."""
     if p < buf.size:
@@ -27,7 +28,7 @@ def byte_at(buf, p):
     return uint8(0)
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def write_fixed(out, o, value, width):
     """Writes the low `width` bytes of the uint64 `value`, little-endian."""
     for i in range(width):
@@ -35,7 +36,7 @@ def write_fixed(out, o, value, width):
     return o + width
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def string_end(buf, p):
     """Position of the first quote, backslash or control character from p on; the size of `buf` when there is none."""
     end = buf.size
@@ -57,7 +58,7 @@ def string_end(buf, p):
     return p
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def copy(buf, p, out, o, n):
     """Copies buf[p:p + n] to out[o:]; may write up to seven bytes more, which the caller has room for."""
     i = 0
@@ -69,7 +70,7 @@ def copy(buf, p, out, o, n):
         i += 1
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def quoted_end(buf, p):
     """Position of the closing quote of the string whose inside starts at p; below zero: -1 - the fault's position."""
     while True:
@@ -82,7 +83,7 @@ def quoted_end(buf, p):
         p += 2
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def hex4(buf, p):
     """Value of the four hexadecimal digits at p, -1 when there are none."""
     value = int64(0)
@@ -94,7 +95,7 @@ def hex4(buf, p):
     return value
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@helper
 def unescape(buf, p, end, out, o):
     """Writes the string inside buf[p:end], which holds escapes, as UTF-8; a lone surrogate becomes U+FFFD.
 
@@ -140,7 +141,7 @@ def unescape(buf, p, end, out, o):
     return o
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def write_utf8(out, o, code):
     """Writes the code point `code`; returns the position after it."""
     if code < 0x80:
@@ -162,7 +163,7 @@ def write_utf8(out, o, code):
     return o + 4
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def base64_digit(c):
     """Value of a base64 digit of either alphabet, -1 for any other byte."""
     if 65 <= c <= 90:
@@ -178,7 +179,7 @@ def base64_digit(c):
     return int64(-1)
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@helper
 def write_base64(buf, p, end, out, o):
     """Writes what the base64 text buf[p:end] encodes, padding optional. Returns the new end, -1 when it is none."""
     while end > p and buf[uint64(end - 1)] == 61:
@@ -201,7 +202,7 @@ def write_base64(buf, p, end, out, o):
     return o
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def write_id(buf, p, end, out, o):
     """Writes the bytes of the hexadecimal id buf[p:end]; returns the new end.
 

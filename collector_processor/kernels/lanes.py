@@ -15,8 +15,16 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit, uint64
+from numba import uint64
 
+from collector_processor.kernels.jit import (
+    allocating_helper,
+    allocating_kernel,
+    expanded,
+    helper,
+    kernel,
+    summing_kernel,
+)
 from collector_processor.kernels.sequence import collapse
 from collector_processor.kernels.table import slot_of
 from collector_processor.kernels.wire import mix
@@ -31,7 +39,7 @@ EVICTED = 2  # model.Outcome
 _SALTS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD6E8FEB86659FD93, 0xA0761D6478BD642F)
 
 
-@njit(cache=True, nogil=True)
+@allocating_kernel
 def lanes_of(event, parent, kind, offsets, table_keys, table_lanes, most):
     """The lanes of every chain, int32: lane[lane_offsets[c] : lane_offsets[c + 1]], -1 where it is unknown.
 
@@ -81,7 +89,7 @@ def lanes_of(event, parent, kind, offsets, table_keys, table_lanes, most):
     return lane[:found], lane_offsets, unknown[:missing]
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@helper
 def key_of(events, head, kind):
     """The table key of a lane, as `lanes_of` makes it."""
     digest = uint64(0)
@@ -93,7 +101,7 @@ def key_of(events, head, kind):
     return mix(digest, uint64(2 * (head + 2) + kind)) | uint64(1)
 
 
-@njit(cache=True, nogil=True)
+@allocating_kernel
 def lanes_at(event, parent, kind, offsets, unknown, most):
     """The unknown lanes that `lanes_of` found: table key uint64[n], head int32[n], where the events of each begin,
     int64[n + 1], and its events one after the other, int32, with loops collapsed, at most `most`."""
@@ -119,12 +127,13 @@ def lanes_at(event, parent, kind, offsets, unknown, most):
         n = min(collapse(events[:n], spare[0, :n], spare[1, :n]), most)
         if start[i] + n > pool.size:
             pool = np.concatenate((pool, np.empty(pool.size, np.int32)))
-        pool[start[i] : start[i] + n] = events[:n]
+        for j in range(n):
+            pool[start[i] + j] = events[j]
         start.append(start[i] + n)
     return keys, head, np.array(start), pool[: start[-1]]
 
 
-@njit(cache=True, nogil=True)
+@allocating_kernel
 def append_lanes(
     new, head, kind, times, start, events, row, used, heads, kinds, first_seen, starts, lengths, pool, model
 ):  # fmt: skip
@@ -134,13 +143,14 @@ def append_lanes(
         n = start[i + 1] - start[i]
         heads[row], kinds[row], first_seen[row] = head[i], kind[i], times[i]
         starts[row], lengths[row] = used, n
-        pool[used : used + n] = events[start[i] : start[i + 1]]
+        for j in range(n):
+            pool[used + j] = events[start[i] + j]
         model[used : used + n + 1] = -1.0
         used += n + 1
         row += 1
 
 
-@njit(cache=True, nogil=True)
+@allocating_kernel
 def greatest(lane, lane_offsets, lane_value):
     """Per chain the greatest value of its lanes, float64, and the lane that has it, int32 (-1: no lane)."""
     value, worst = np.empty(lane_offsets.size - 1), np.empty(lane_offsets.size - 1, np.int32)
@@ -154,7 +164,7 @@ def greatest(lane, lane_offsets, lane_value):
     return value, worst
 
 
-@njit(cache=True, nogil=True)
+@allocating_kernel
 def score(lane, lane_offsets, lane_value, outcome, flow, histogram, width, young, p_max, value_min):
     """`greatest` per chain, 0 for one that a cap cut short, and its `rank` p; and the chains, int64, that are unusual
     by both."""
@@ -167,7 +177,7 @@ def score(lane, lane_offsets, lane_value, outcome, flow, histogram, width, young
     return value, worst, p, np.flatnonzero((p <= p_max) & (value >= value_min))
 
 
-@njit(cache=True, nogil=True)
+@allocating_kernel
 def count_lanes(lane, lane_offsets, normal, times, good, bad, seen, counted, portion):
     """Adds the lanes of each chain to `good` (normal chains) or `bad`, and notes when each was last seen.
 
@@ -187,7 +197,7 @@ def count_lanes(lane, lane_offsets, normal, times, good, bad, seen, counted, por
     return np.flatnonzero(due)
 
 
-@njit(inline="always")
+@expanded
 def context(order, head, kind, before, last):
     """Key of a context; orders from the most to the least specific. Never 0; bit 1 marks what counts occurrences."""
     if order == 0:
@@ -203,13 +213,13 @@ def context(order, head, kind, before, last):
     return (mix(h, uint64(kind + 1)) & ~uint64(3)) | (uint64(3) if order == 0 else uint64(1))
 
 
-@njit(inline="always")
+@expanded
 def follower(key, event):
     """Key of `event` in the context `key`."""
     return (mix(key, uint64(event + 4)) & ~uint64(3)) | (key & uint64(3))
 
 
-@njit(cache=True, nogil=True)
+@allocating_kernel
 def learn_lane(pool, start, length, head, kind, weight, keys, count, kinds, used):
     """Adds a lane `weight` times. `count` of a context: its occurrences, or the contexts above it in which something
     followed; `kinds`: how many different events followed.
@@ -245,7 +255,7 @@ def learn_lane(pool, start, length, head, kind, weight, keys, count, kinds, used
         before, last = last, event
 
 
-@njit(cache=True, nogil=True)
+@allocating_kernel
 def uncounted(rows, counted, length):
     """(Those of `rows` of which nothing is `counted` yet, int64; how many events all of `rows` have, ends included)."""
     new, n, places = np.empty(rows.size, np.int64), 0, 0
@@ -257,7 +267,7 @@ def uncounted(rows, counted, length):
     return new[:n], places
 
 
-@njit(cache=True, nogil=True)
+@allocating_kernel
 def learn_lanes(rows, pool, start, length, head, kind, good, counted, keys, count, kinds, used):
     """Adds what each of `rows` was seen more often than was counted so far."""
     for r in rows:
@@ -265,7 +275,7 @@ def learn_lanes(rows, pool, start, length, head, kind, good, counted, keys, coun
         counted[r] = good[r]
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@kernel
 def surprisals(pool, start, length, head, kind, uniform, model, keys, count, kinds, out):
     """out[k] = -ln P(event k | what came before), with the end as the last event.
 
@@ -290,7 +300,7 @@ def surprisals(pool, start, length, head, kind, uniform, model, keys, count, kin
         before, last = last, event
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@kernel
 def value_lanes(rows, pool, start, length, head, kind, uniform, model, keys, count, kinds, value, worst, room):
     """The greatest surprisal of each of `rows` and where it is; `room` is scratch of the longest lane + 1."""
     for r in rows:
@@ -302,7 +312,7 @@ def value_lanes(rows, pool, start, length, head, kind, uniform, model, keys, cou
         value[r] = room[worst[r]]
 
 
-@njit(cache=True, nogil=True)
+@allocating_kernel
 def rows_of_heads(rows, head, used, out):
     """Fills `out` with all rows < used that have the same head as one of `rows`; gives their number."""
     greatest = 0
@@ -319,7 +329,7 @@ def rows_of_heads(rows, head, used, out):
     return n
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@kernel
 def rank(flow, value, histogram, width, young, p):
     """p[c] = share of the flow's histogram at or above each value; beyond the greatest it falls by the nat."""
     bins = histogram.shape[1]
@@ -338,7 +348,7 @@ def rank(flow, value, histogram, width, young, p):
         p[c] = min(1.0, (above + 0.5) / (total + 1.0) * math.exp(-excess)) if total >= young else 1.0
 
 
-@njit(cache=True, nogil=True)
+@allocating_kernel
 def count_values(flow, value, normal, histogram, width, memory):
     """Adds the values of normal chains to their flows' histograms, of which a little fades with each epoch's chains."""
     came = np.zeros(histogram.shape[0])
@@ -353,7 +363,7 @@ def count_values(flow, value, normal, histogram, width, memory):
             histogram[flow[c], min(histogram.shape[1] - 1, int(value[c] / width))] += 1.0
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@kernel
 def fade_counts(keys, count, factor):
     """Forgets a little of the occurrences; what was ever seen to follow stays."""
     for i in range(keys.size):
@@ -361,7 +371,7 @@ def fade_counts(keys, count, factor):
             count[i] *= factor
 
 
-@njit(cache=True, nogil=True, fastmath={"reassoc", "contract"}, _nrt=False)
+@summing_kernel
 def product(queries, k, vectors, row):
     """The scalar product of two rows, added up in whatever order the processor is fastest at."""
     total = 0.0
@@ -370,7 +380,7 @@ def product(queries, k, vectors, row):
     return total
 
 
-@njit(cache=True, nogil=True)
+@allocating_kernel
 def tokens_of(parts, head, kind, start, pool, features, is_head, of_calls, tokens):
     """Fills `tokens` float32[n, length, features] with what the Transformer reads of each of `parts` int64[k, 4] (lane,
     first event, end, what counts): the head's features, marked as such in the columns `is_head` and `of_calls`, and
@@ -385,7 +395,7 @@ def tokens_of(parts, head, kind, start, pool, features, is_head, of_calls, token
             tokens[k, 1 + i - first] = features[pool[start[lane] + i]]
 
 
-@njit(cache=True, nogil=True)
+@allocating_kernel
 def chances_of(parts, queries, vectors, vocabulary, start, pool, out):
     """`chances` for the counted positions of each of `parts`, whose answers are `queries` float32[n, length, D]. `out`
     has a place for each event of the lanes and for each end."""
@@ -397,7 +407,7 @@ def chances_of(parts, queries, vectors, vocabulary, start, pool, out):
         chances(queries[k], first, vectors, vocabulary, events, counted, last, out[place : place + events.size + 1])
 
 
-@njit(cache=True, nogil=True)
+@allocating_helper
 def chances(queries, base, vectors, vocabulary, events, first, last, out):
     """out[first:last] = P of each of `events` and, after them, of the end, by a softmax of products with `queries`.
 

@@ -8,8 +8,9 @@ tells spans, log records and metrics apart. The time is the median over the samp
 from __future__ import annotations
 
 import numpy as np
-from numba import int64, njit, uint64
+from numba import int64, uint64
 
+from collector_processor.kernels.jit import inlined, kernel
 from collector_processor.kernels.wire import find_chunk, fixed64, skip, varint
 
 SAMPLE = 64
@@ -24,12 +25,12 @@ LOG = np.array([ANY, 1, 0, 2, ANY, 2, 2, 0, 5, 2, 2, 1, 2, ANY, ANY, ANY, ANY], 
 METRIC = np.array([ANY, 2, 2, 2, ANY, 2, ANY, 2, ANY, 2, 2, 2, 2, ANY, ANY, ANY, ANY], np.int8)
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def bit(seen, field):
     return (seen >> uint64(field)) & uint64(1) == uint64(1)
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def is_text(buf, p, end):
     """Whether buf[p:end] is printable ASCII, as a metric's name may be and an id is not."""
     while p < end and 32 <= buf[uint64(p)] < 127:
@@ -37,7 +38,7 @@ def is_text(buf, p, end):
     return p == end
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def examine(buf, p, end, votes):
     """Adds to `votes` (int64[3]: spans, logs, metrics) what the record buf[p:end] looks like, the surest signs most.
     Returns its time if it is a span, and if it is a log record; 0 when it has none."""
@@ -90,7 +91,7 @@ def examine(buf, p, end, votes):
     return stop if stop > uint64(0) else start, first if first > uint64(0) else observed
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def walk(buf, stride, votes, times):
     """Counts the records of the request `buf`; every `stride`-th is examined (none when 0), its times put into `times`
     (int64[2, SAMPLE]). Returns (records, times found as span, as log). Stops where the bytes are malformed; then, when
@@ -127,7 +128,7 @@ def walk(buf, stride, votes, times):
     return (-1 if p < 0 and records == 0 else records), spans, logs
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def median(times, row, n):
     """The lower median of times[row, :n], which is sorted in place; -1 when there is none."""
     for i in range(1, n):
@@ -140,7 +141,7 @@ def median(times, row, n):
     return times[row, (n - 1) // 2] if n > 0 else int64(-1)
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def peek(buf, votes, times):
     """(signal, records, time) of the request in the uint8 array `buf`.
 

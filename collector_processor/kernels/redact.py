@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from numba import int64, njit, uint64
+from numba import int64, uint64
 
+from collector_processor.kernels.jit import helper, inlined, kernel
 from collector_processor.kernels.wire import chunk, fixed64, skip, varint
 
 DIGITS_MIN, DIGITS_MAX = 13, 19
@@ -54,7 +55,7 @@ SPANS_TABLE, LOGS_TABLE = _table(SPAN), _table(LOG)
 DEPTH = 256
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def separator(buf, p, end):
     """Bytes of the separator that stands at p, 0 when none does."""
     c = buf[uint64(p)]
@@ -70,13 +71,13 @@ def separator(buf, p, end):
     return 0
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def is_issued(first, digits):
     """Whether a card number may begin so: 1 is of airlines and old JCB cards only, which have 15 digits."""
     return first > 1 or (first == 1 and digits == 15)
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@helper
 def card_from(buf, p, end):
     """End of the longest card number whose first digit stands at p, where a group begins; -1 for none."""
     first = int64(buf[uint64(p)]) - 48
@@ -107,7 +108,7 @@ def card_from(buf, p, end):
             return found
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def find_card(buf, p, end):
     """(start, end) of the first card number in the text buf[p:end]; start -1 when there is none."""
     while p < end:
@@ -122,7 +123,7 @@ def find_card(buf, p, end):
     return int64(-1), int64(-1)
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def is_card(value):
     """Whether an integer, uint64, is a card number."""
     if value < uint64(10**12):
@@ -142,7 +143,7 @@ def is_card(value):
     return digits <= DIGITS_MAX and odd % uint64(10) == uint64(0) and is_issued(int64(digit), digits)
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def is_card_number(bits):
     """Whether a double, given as its bits, is a card number."""
     exponent = int64(bits >> uint64(52)) - 1023  # of a negative number it is too large
@@ -156,7 +157,7 @@ def is_card_number(bits):
     return whole << shift == mantissa and is_card(whole)
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def has_stars(buf, p, end):
     """Whether the text buf[p:end] holds as many stars as `mask` leaves of a card number at least."""
     stars = 0
@@ -165,7 +166,7 @@ def has_stars(buf, p, end):
     return stars >= DIGITS_MIN
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def cover(buf, p, end):
     """Overwrites buf[p:end] with stars. Returns 1, or 0 when it is empty."""
     for i in range(p, end):
@@ -173,7 +174,7 @@ def cover(buf, p, end):
     return int64(end > p)
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@helper
 def cover_cards(buf, p, end):
     """Overwrites the digits of every card number in the text buf[p:end]. Returns how many there were."""
     n = 0
@@ -188,7 +189,7 @@ def cover_cards(buf, p, end):
     return n
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def name_hash(buf, p, end):
     """Hash of an attribute's name, whichever case it is written in, and with `-` or `_` (FNV-1a)."""
     h = uint64(0xCBF29CE484222325)
@@ -202,7 +203,7 @@ def name_hash(buf, p, end):
     return h
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@helper
 def has_name(buf, p, end, names):
     """Whether the KeyValue buf[p:end] has one of `names`, uint64[n] of `name_hash`, or ends in one behind a dot."""
     while p < end:
@@ -228,13 +229,13 @@ def has_name(buf, p, end, names):
     return False
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def place_of_hint(four):
     """Where four bytes stand in the table of hints, of 4096."""
     return ((four * uint64(0x9E3779B1)) & uint64(0xFFFFFFFF)) >> uint64(20)
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@helper
 def has_hint(buf, p, end, table, hints):
     """Whether any four characters in a row, quotes and blanks left out and in lower case, are one of `hints` uint64[n]
     (big-endian), or an `@` stands behind `://`. table uint8[4096]: at which `place_of_hint` there is a hint."""
@@ -257,7 +258,7 @@ def has_hint(buf, p, end, table, hints):
     return False
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def cover_varint(buf, p, end):
     """Makes the varint buf[p:end] a zero of the same length: protobuf reads it as 0, and `read_cells` knows it."""
     for i in range(p, end - 1):
@@ -266,7 +267,7 @@ def cover_varint(buf, p, end):
     return int64(1)
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def cover_double(buf, p):
     """Makes the double at p a NaN."""
     for i in range(6):
@@ -276,7 +277,7 @@ def cover_double(buf, p):
     return int64(1)
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def mask(buf, table, names, cards, hint_table, hints, flagged, stack):
     """Masks an export request in place: the values of attributes that have one of `names` (uint64[n], `name_hash`), and
     with `cards` the card numbers in every text and number of an attribute or a body.

@@ -10,7 +10,8 @@ decided (an attribute that is not there) neither violates a rule nor makes it ap
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from collector_processor.kernels.jit import helper, inlined, kernel
 
 # Columns of `atoms` (int64) and of `bounds` (float64).
 ROLE, OP, LEFT, RIGHT, LEAST, MOST, REFERENCE = range(7)
@@ -28,7 +29,7 @@ TIMES, ROW, FIRST_NS = range(3)
 LONGEST = 0
 
 
-@njit(forceinline=True, _nrt=False)
+@kernel
 def matches(step, kind, status, step_kinds, step_status):
     """Whether a record of this kind and status meets what `step` asks beyond its names."""
     if not (step_kinds[step] >> np.int64(kind)) & 1:
@@ -40,7 +41,7 @@ def matches(step, kind, status, step_kinds, step_status):
     return is_error == (wanted == ONLY_ERROR)
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@helper
 def note_steps(first, last, records, steps, notes, longest):
     """Notes the steps among records first:last in `notes` (int64[s, 3]) and `longest` (float64[s], ns)."""
     event, kind, status, time_ns, duration = records
@@ -61,7 +62,7 @@ def note_steps(first, last, records, steps, notes, longest):
             longest[step] = max(longest[step], np.float64(duration[r]))
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def has_step(r, step, records, steps):
     """Whether record r is an occurrence of `step`; any record is one of step -1."""
     event, kind, status, _, _ = records
@@ -74,7 +75,7 @@ def has_step(r, step, records, steps):
     return False
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@helper
 def note_operands(first, last, records, steps, cells, operands, values, rows, hashes):
     """Notes the operands among the cells first:last. values: float64[o, 6] by SUM..NUMBER, rows: int64[o], the record
     of the first value, hashes: uint64[o], of the first value."""
@@ -97,7 +98,7 @@ def note_operands(first, last, records, steps, cells, operands, values, rows, ha
             values[o, NUMBER] += 1.0
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@helper
 def note_calls(first, last, event, kind, parent, service, call_from, call_to, calls):
     """Counts for each call pattern the spans first:last whose parent is of another service, as the pattern has it.
     calls: int64[c, 2], number and first record. call_from, call_to: uint8[c, services]."""
@@ -117,7 +118,7 @@ def note_calls(first, last, event, kind, parent, service, call_from, call_to, ca
                 calls[c, 0] += 1
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def compare(atom, bound, operands, values, rows, hashes):
     """(state, expected, actual, record) of a comparison of two operands, or of one with a number."""
     left = atom[LEFT]
@@ -156,7 +157,7 @@ def compare(atom, bound, operands, values, rows, hashes):
     return (HOLDS if holds else FAILS), b, a, row
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def follows(atom, bound, first, last, records, steps, notes):
     """(state, expected, actual, record): whether RIGHT comes within HIGH ns of the first LEFT; seconds."""
     left = atom[LEFT]
@@ -178,7 +179,7 @@ def follows(atom, bound, first, last, records, steps, notes):
     return (HOLDS if waited <= within else FAILS), min(within, 1e18) * 1e-9, waited * 1e-9, best
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def decide(atom, bound, chain_ns, notes, longest, calls):
     """(state, expected, actual, record) of a condition on counts, order, duration or calls."""
     op = atom[OP]
@@ -210,7 +211,7 @@ def decide(atom, bound, chain_ns, notes, longest, calls):
     return (HOLDS if made > 0 else FAILS), 0.0, np.float64(made), calls[left, 1]
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def judge(
     chains, records, parent, service, steps, cells, calls_of, operands, applies, rules, atoms, bounds, scratch, out
 ):

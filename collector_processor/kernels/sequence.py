@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
+
+from collector_processor.kernels.jit import allocating_kernel, expanded, kernel
 
 REPEAT_MAX = 64  # longest loop body that is collapsed
 EVICTED = 2  # model.Outcome
 
 
-@njit(cache=True, nogil=True)
+@allocating_kernel
 def steps(event, parent, enters, asks):
     """Module entries of one chain: (event, entry above it or -1, client span that called it or -1, unanswered calls).
 
@@ -52,7 +53,7 @@ def steps(event, parent, enters, asks):
     return out[0], out[1], out[2], silent[:quiet]
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@kernel
 def collapse(events, callers, clients):
     """Removes, in place, every direct repetition of a run of up to REPEAT_MAX events (`a b c b c b c d` -> `a b c d`).
 
@@ -77,7 +78,7 @@ def collapse(events, callers, clients):
     return n
 
 
-@njit(cache=True, nogil=True)
+@allocating_kernel
 def containing(query, pool, start, length, rows):
     """Per row: (is `query` a proper subsequence of it, number of gaps in the leftmost match, common prefix)."""
     inside = np.zeros(rows.size, np.bool_)
@@ -112,7 +113,7 @@ def containing(query, pool, start, length, rows):
     return inside, gaps, prefix
 
 
-@njit(cache=True, nogil=True)
+@allocating_kernel
 def holder(
     query, pool, start, length, rows, gap, key, flow, good, total, transition_start, transition, transition_count,
     origin, origin_count,
@@ -142,7 +143,7 @@ def holder(
     return best, prefix[best] if best >= 0 else 0, best_share
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@kernel
 def surprise(row, start, length, transition, transition_count, origin, origin_count):
     """(worst, at): greatest -ln P(next | step) over the transitions of `row`, and its position in the row.
 
@@ -162,7 +163,7 @@ def surprise(row, start, length, transition, transition_count, origin, origin_co
     return worst, at
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@kernel
 def count_transitions(rows, normal, outcome, start, length, transition, transition_count, origin, origin_count):
     """Adds the transitions of the rows of normal chains that no cap cut short."""
     for c in range(rows.size):
@@ -175,7 +176,7 @@ def count_transitions(rows, normal, outcome, start, length, transition, transiti
             origin_count[origin[t]] += 1.0
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@kernel
 def count_rootless(tenant, root, normal, chains, rootless):
     """Adds normal chains to float64[tenants] `chains`, and those whose root never came to `rootless`."""
     for c in range(tenant.size):
@@ -184,7 +185,7 @@ def count_rootless(tenant, root, normal, chains, rootless):
             rootless[tenant[c]] += root[c] < 0
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@kernel
 def residual(actual, expected, dispersion):
     """Signed root deviance of a count under a negative binomial of that mean and variance = mean * dispersion.
 
@@ -203,7 +204,7 @@ def residual(actual, expected, dispersion):
     return root if y > mean else -root
 
 
-@njit(inline="always")
+@expanded
 def nats_of(root):
     """-ln of the two-sided tail of a standard normal beyond `root`."""
     size = abs(root)
@@ -212,14 +213,14 @@ def nats_of(root):
     return 0.5 * size * size + math.log(size * math.sqrt(math.pi / 2.0))
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@kernel
 def shares(good, flow, total, ratio, out):
     """The share of its flow's chains that each row has now: normal chains of row and flow, times the time's ratio."""
     for row in range(out.size):
         out[row] = good[row] / max(total[flow[row]], 1.0) * ratio[row]
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@kernel
 def turn(ring, sum_short, sum_long, at, short, epochs):
     """Moves a window on by `epochs` epochs, all of them empty yet. Returns the place of the last one."""
     size = ring.shape[0]
@@ -238,7 +239,7 @@ def turn(ring, sum_short, sum_long, at, short, epochs):
     return at
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@kernel
 def push(
     counts, flow, epochs, short, at, row_ring, row_short, row_long, flow_ring, flow_short, flow_long
 ):  # fmt: skip
@@ -265,7 +266,7 @@ def push(
     return at
 
 
-@njit(cache=True, nogil=True)
+@allocating_kernel
 def repeated(counts, flow, total, total_min, novel, good, bad):
     """Rows that came within the slice, first came when their flow had `total_min` chains, and are not known yet."""
     out = np.empty(flow.size, np.int64)
@@ -278,7 +279,7 @@ def repeated(counts, flow, total, total_min, novel, good, bad):
     return out[:n]
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@kernel
 def share_excess(
     rows_short, flows_short, rows_long, flows_long, share, dispersion, flow, total, total_min, slices, slices_min,
     difference_min, greatest, nats,
@@ -306,7 +307,7 @@ def share_excess(
     return most
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@kernel
 def rate_excess(
     short, long, rates, part, dispersion, slices, slices_min, profiled, away, before, before_min, rate, away_chains,
     difference_min, greatest, nats,
@@ -338,7 +339,7 @@ def rate_excess(
     return most
 
 
-@njit(cache=True, nogil=True)
+@allocating_kernel
 def candidates(row, rows, signature, length, good, bad):
     """Those of `rows` that hold every operation of `row` (by signature) and more steps, and were normal before."""
     out = np.empty(rows.size, np.int64)

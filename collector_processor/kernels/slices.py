@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 
-from numba import njit
+from collector_processor.kernels.jit import allocating_kernel, kernel
 
 SPAN_ERROR = 2  # status of a span from which on it is an error
 LOG_ERROR = 17  # severity number of a log line from which on it is one
 FINE = 1e6  # integer units of a sum
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@kernel
 def sum_flows(offsets, kind, status, flow, start_ns, end_ns, nats, sums):
     """Adds chains to `sums` int64[flows, 5]: chains, then in units of 1 / FINE those with an error, ln of the duration
     in ns, log lines, and `nats` float64[chains]. Integers, so that their order leaves no trace."""
@@ -30,7 +30,7 @@ def sum_flows(offsets, kind, status, flow, start_ns, end_ns, nats, sums):
         sums[f, 4] += round(nats[c] * FINE)
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@kernel
 def sum_operations(offsets, kind, status, event, self_time, normal, shortest_ns, longest_ns, sums):
     """Adds the spans of normal chains to `sums` float64[events, 4]: spans, sum and squares of ln of self times in ns,
     errors."""
@@ -47,7 +47,7 @@ def sum_operations(offsets, kind, status, event, self_time, normal, shortest_ns,
                 sums[e, 3] += status[r] == SPAN_ERROR
 
 
-@njit(cache=True, nogil=True)
+@allocating_kernel
 def creep(sums, now_ns, memory_ns, reference_ns, learn_min, first_ns, last_ns, frozen, then, now):
     """Adds the `sums` of one epoch to both baselines of each operation, and zeroes them.
 

@@ -9,8 +9,9 @@ over; what cannot be read ends its group.
 from __future__ import annotations
 
 import numpy as np
-from numba import int64, njit, uint64
+from numba import int64, uint64
 
+from collector_processor.kernels.jit import helper, inlined, kernel
 from collector_processor.kernels.wire import big64, chunk, skip, varint
 
 # Columns of a row. *_TAG, *_BODY, *_END: where the field begins, its content begins, and it ends.
@@ -20,7 +21,7 @@ COLUMNS = 13
 INNER = (1, 2, 2)  # number of the repeated field in a request, a group, a scope
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def inner(buf, p, end, wanted):
     """(tag, body, end) of the next length-delimited field `wanted` of the message that goes on at p; -1 for none."""
     while p < end:
@@ -43,7 +44,7 @@ def inner(buf, p, end, wanted):
     return int64(-1), int64(-1), int64(-1)
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@helper
 def read_ids(buf, p, end, row):
     """Writes trace id, span id and kind of the span buf[p:end] to the first columns of `row`; the last of each wins."""
     while p < end:
@@ -69,7 +70,7 @@ def read_ids(buf, p, end, row):
             return
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def locate(buf, rows):
     """Fills the first rows (zeroed uint64[n, COLUMNS]) with the records of the request, in its order; how many there
     are, which may be more than there are rows."""

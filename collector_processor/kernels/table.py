@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit, uint64
+from numba import uint64
 
+from collector_processor.kernels.jit import kernel
 from collector_processor.kernels.wire import finish
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@kernel
 def slot_of(keys, key):
     """Index of `key` in an open-addressing table, or of the empty slot where it would go."""
     mask = uint64(keys.size - 1)
@@ -24,7 +25,7 @@ def slot_of(keys, key):
     return i
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def put(keys, values, key, value):
     """Sets key -> value."""
     i = slot_of(keys, key)
@@ -32,14 +33,14 @@ def put(keys, values, key, value):
     values[i] = value
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def find(keys, values, key):
     """Value of `key` (int32), -1 when it is not there."""
     i = slot_of(keys, key)
     return values[i] if keys[i] != 0 else np.int32(-1)
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def find_many(keys, values, wanted, out):
     """out[i] = values of wanted[i], -1 where it is not in the table. Returns how many are not."""
     missing = 0
@@ -53,7 +54,7 @@ def find_many(keys, values, wanted, out):
     return missing
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def take(values, index, out):
     """out[i] = values[index[i]]. Returns how many of them are negative."""
     negative = 0
@@ -63,7 +64,7 @@ def take(values, index, out):
     return negative
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def put_many(keys, values, new_keys, new_values):
     """Sets new_keys[i] -> new_values[i]; a key that is there keeps its value, which new_values[i] becomes. Returns how
     many were not there."""
@@ -79,7 +80,7 @@ def put_many(keys, values, new_keys, new_values):
     return missing
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def move(keys, values, new_keys, new_values):
     """Enters every key of one table in another, larger one."""
     for i in range(keys.size):
@@ -87,7 +88,7 @@ def move(keys, values, new_keys, new_values):
             put(new_keys, new_values, keys[i], values[i])
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def move_two(keys, first, second, new_keys, new_first, new_second):
     """The same of a table with two columns."""
     for i in range(keys.size):
@@ -98,7 +99,7 @@ def move_two(keys, first, second, new_keys, new_first, new_second):
             new_second[j] = second[i]
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def move_keys(keys, new_keys):
     """The same of a table without columns: a set."""
     for i in range(keys.size):

@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit, uint32
+from numba import uint32
+
+from collector_processor.kernels.jit import allocating_kernel, expanded, helper
 
 
 def _crc_table():
@@ -22,22 +24,22 @@ def _crc_table():
 CRC = _crc_table()
 
 
-@njit(inline="always")
+@expanded
 def is_upper(byte):
     return 65 <= byte <= 90
 
 
-@njit(inline="always")
+@expanded
 def is_lower(byte):
     return 97 <= byte <= 122
 
 
-@njit(inline="always")
+@expanded
 def is_digit(byte):
     return 48 <= byte <= 57
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@helper
 def word_end(text, i):
     """The end of the word that begins at `i`; `i` itself when none does.
 
@@ -59,12 +61,12 @@ def word_end(text, i):
     return j
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@helper
 def crc_step(crc, byte):
     return CRC[(crc ^ uint32(byte)) & uint32(255)] ^ (crc >> uint32(8))
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@helper
 def is_before(text, a, a_end, b, b_end):
     """Whether text[a:a_end] comes before text[b:b_end] in the order of bytes."""
     while a < a_end and b < b_end:
@@ -75,7 +77,7 @@ def is_before(text, a, a_end, b, b_end):
     return a == a_end and b < b_end
 
 
-@njit(cache=True, nogil=True)
+@allocating_kernel
 def grams(text, trigram_weight, hashes, weights):
     """Fills `hashes` int64 and `weights` float64 (room: 2 * text.size + 1) of an ASCII `text` uint8; their number."""
     lower = np.empty(text.size, np.uint8)
@@ -115,7 +117,7 @@ def grams(text, trigram_weight, hashes, weights):
     return n
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@helper
 def sorted_words(text, start, end, hashes, weights):
     """Fills the hashes of the distinct words in order, with weight 1; their number. Shell sort: texts are short."""
     gap = start.size // 2
@@ -144,7 +146,7 @@ def sorted_words(text, start, end, hashes, weights):
     return n
 
 
-@njit(cache=True, nogil=True)
+@allocating_kernel
 def fold(hashes, weights, out):
     """Adds the weights up in `out` float32[dimensions] by hash, with a sign by hash, and makes its length 1 (or 0)."""
     vector = np.zeros(out.size)
@@ -159,7 +161,7 @@ def fold(hashes, weights, out):
         out[d] = vector[d] / norm if norm > 0.0 else 0.0
 
 
-@njit(cache=True, nogil=True)
+@allocating_kernel
 def rarity(hashes, weights, seen_in, texts):
     """Counts the buckets of a text in `seen_in`, once each, and multiplies weights by the inverse document frequency.
 

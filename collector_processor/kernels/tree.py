@@ -10,15 +10,16 @@ order. The caller owns all arrays, at least as long as the chain has records, so
 from __future__ import annotations
 
 import numpy as np
-from numba import int64, njit, uint64
+from numba import int64, uint64
 
+from collector_processor.kernels.jit import inlined, kernel
 from collector_processor.kernels.wire import finish
 
 EVENT_BITS = 21
 EVENT_MASK = (1 << EVENT_BITS) - 1
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def less(pool, hashes, a, b):
     """Whether record a stands before record b: by time, spans before logs, event content, identity."""
     if pool[a].time != pool[b].time:
@@ -37,7 +38,7 @@ def less(pool, hashes, a, b):
     return pool[a].duration < pool[b].duration
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def sort_records(pool, hashes, order, times, scratch, scratch_times, n):
     """Sorts order[:n] (rows of the pool) and times[:n] in place: insertion sort while short, else merges of sorted
     runs.
@@ -85,7 +86,7 @@ def sort_records(pool, hashes, order, times, scratch, scratch_times, n):
         run *= 2
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def find_span(table, mask, span, pool, order):
     """Position in `order` of the span with this id, -1 none. table holds position + 1, 0 empty."""
     i = int64(finish(span) & uint64(mask))
@@ -96,7 +97,7 @@ def find_span(table, mask, span, pool, order):
     return int64(-1)
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def unite(pool, order, n, table, mask):
     """Drops copies from the sorted order[:n] and enters each span in `table`. Returns how many records stay, how many
     spans were copies, and how many logs."""
@@ -132,7 +133,7 @@ def unite(pool, order, n, table, mask):
     return kept, spans, logs
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def link_tree(pool, order, n, table, mask, parent, first_child, next_sibling):
     """Fills parent (position or -1) and the child lists, children by position. Returns (root position or -1, first
     top).
@@ -165,7 +166,7 @@ def link_tree(pool, order, n, table, mask, parent, first_child, next_sibling):
     return root, top
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def depth_first(n, top, first_child, next_sibling, parent, stack, place, walk):
     """walk[j] = position of the j-th record depth first; place is its inverse. Positions that only a ring of parents
     holds are cut loose and walked last."""
@@ -200,7 +201,7 @@ def depth_first(n, top, first_child, next_sibling, parent, stack, place, walk):
         start = cut
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def self_times(pool, order, n, walk, parent, covered, reach, out):
     """out[i] float32 per position: the span's duration less the union of its children within it.
 

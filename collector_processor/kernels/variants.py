@@ -17,8 +17,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit, uint64
+from numba import uint64
 
+from collector_processor.kernels.jit import allocating_kernel, helper, kernel
 from collector_processor.kernels.table import find, put
 from collector_processor.kernels.windows import in_nats, strongest
 from collector_processor.kernels.wire import finish, mix
@@ -35,7 +36,7 @@ _MANY = 0x5851F42D4C957F2D
 _ERROR = 0x2545F4914F6CDD1D
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def observe(event, kind, status, parent, service, family, logs, calls, last, sibling, callee):
     """Fills the hashes uint64[m] of each span's logs and calls, and the lists of children: int32[m], -1 ends.
 
@@ -79,7 +80,7 @@ def observe(event, kind, status, parent, service, family, logs, calls, last, sib
                 calls[p] += part
 
 
-@njit(nogil=True, cache=True)
+@allocating_kernel
 def members(row, of_logs, kind, event, last, sibling, callee, out):
     """Fills `out` with the events of the logs or calls of the span at `row`, in order, each at most twice, as far as
     there is room; gives their number. The other arrays as in `observe`."""
@@ -109,19 +110,19 @@ def members(row, of_logs, kind, event, last, sibling, callee, out):
     return n
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def variant_key(element, variant):
     """Key of one variant of one element, never 0."""
     return mix(mix(uint64(0x9E6D62D06F6A9A9B), uint64(element)), variant) | uint64(1)
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@helper
 def _weighed(nats, least, hit):
     """A surprise as it counts: not at all up to `least`, in full from `hit` on."""
     return nats * min(max((nats - least) / (hit - least), np.float32(0.0)), np.float32(1.0))
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@helper
 def _hand_up(r, p, top, is_own, same, other):
     """Tells span p of its child r, which is surprising by `top`: what in `same` is its service's own, what `other`."""
     if is_own:
@@ -131,7 +132,7 @@ def _hand_up(r, p, top, is_own, same, other):
         other[p] = max(other[p], top, same[r], other[r])
 
 
-@njit(nogil=True, cache=True)
+@allocating_kernel
 def judge(
     offsets, event, kind, status, parent, service, logs, calls, last, sibling, callee, named, column, table_keys,
     table_slots, variant_keys, variant_rows, nats, new_nats, usual_nats, asks, seen, seen_min, blamed, blamed_by,
@@ -212,7 +213,7 @@ def judge(
             greatest[own] = 0.0
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def _blame(own, to, blamed, blamed_by, nats, column, sums, counts, hits):
     """Adds what is unusual about service `own` in a chain to the window of the service that its errors name."""
     s = blamed[to]
@@ -223,7 +224,7 @@ def _blame(own, to, blamed, blamed_by, nats, column, sums, counts, hits):
         blamed_by[to] = own
 
 
-@njit(nogil=True, cache=True)
+@allocating_kernel
 def score(
     offsets, event, kind, status, parent, service, family, named, column, table_keys, table_slots, variant_keys,
     variant_rows, nats, new_nats, usual_nats, asks, seen, seen_min, blamed, blamed_by, level, sums, usual_sums, counts,
@@ -252,7 +253,7 @@ def score(
     return in_nats(parts), flat, of, np.flatnonzero(flat > hit), at, hashes, children
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@helper
 def _named_by(r, kind, status, event, last, sibling, named):
     """The service that the errors of span r name, -1 when they name none."""
     log = last[r]
@@ -264,7 +265,7 @@ def _named_by(r, kind, status, event, last, sibling, named):
     return to
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@helper
 def count_variants(
     offsets, event, kind, logs, calls, allowed, closed_ns, alarmed_ns, audited_ns, audit_ns, table_keys, table_slots,
     variant_keys, variant_rows, count, first, following, distinct, seen, fresh, excess, novelty, kept, touched,
@@ -319,7 +320,7 @@ def count_variants(
     return rows_used
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def unknown(event, kind, table_keys, table_slots, out):
     """Fills `out` with the rows of spans whose operation has no slot, and returns how many there are."""
     n = 0
@@ -330,7 +331,7 @@ def unknown(event, kind, table_keys, table_slots, out):
     return n
 
 
-@njit(nogil=True, cache=True)
+@allocating_kernel
 def learn(
     offsets, event, kind, status, parent, service, family, allowed, closed_ns, every, alarmed_ns, audited_ns, audit_ns,
     table_keys, table_slots, variant_keys, variant_rows, count, first, following, distinct, seen, fresh, excess,
@@ -366,13 +367,13 @@ def learn(
     return missing, places, flat[places].astype(np.int64), children
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def novelty_rate(novelty):
     """The share of observations of elements with history that are new at all."""
     return (novelty[0] + 1.0) / (novelty[1] + 50.0)
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def refresh(
     slots, first, following, count, seen, fresh, excess, rate, shrink, least, hit, nats, new_nats, usual_nats
 ):  # fmt: skip

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from numba import njit
+from collector_processor.kernels.jit import kernel
 
 USUAL, NEW, BROKEN, FORBIDDEN = 0, 1, 2, 3  # states of a chain that is to be learned or not
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@kernel
 def judge(
     p, limit, suspect_max, inside, inside_max, prior, findings, damaging, damage_max, offsets, damage, unusual,
     posterior, state,

@@ -32,8 +32,8 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from collector_processor.kernels.jit import allocating_helper, allocating_kernel, kernel
 from collector_processor.kernels.table import LookupTable, find_many
 
 FIRST_SLOTS = 64
@@ -47,7 +47,7 @@ SHAKEN = 10.0  # exponent of an element from which on others may deviate for its
 NEVER = np.iinfo(np.int64).min
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def exponent(total, n, mean, dispersion, piece, known, swing):
     """-ln of the probability that n surprises sum up to `total`, where `known` surprises taught mean and dispersion.
 
@@ -65,14 +65,14 @@ def exponent(total, n, mean, dispersion, piece, known, swing):
     return variance / (piece * piece) * ((1.0 + x) * math.log1p(x) - x)
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def patient(known_ns, since_ns, now_ns):
     """Whether an alarm since `since_ns` about what was known for `known_ns` still holds learning up at `now_ns`."""
     known_s = known_ns * 1e-9
     return (now_ns - since_ns) * 1e-9 <= known_s * known_s / PATIENCE_S
 
 
-@njit(nogil=True, cache=True)
+@allocating_kernel
 def judge_slots(
     used, sums, usual, counts, mean, dispersion, memory, prior, piece, hold, report, now_ns, window_ns, level, born_ns,
     since_ns, loud_ns, alarmed_ns,
@@ -129,7 +129,7 @@ def judge_slots(
     return slots[:found], exponents[:found], greatest
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def teach(
     used, column, sums, usual, counts, hits, hit_values, hit_usual, alarmed_ns, silent_ns, kept, linked, calm, prior,
     memory, mean, dispersion,
@@ -185,7 +185,7 @@ def teach(
         dispersion[s] += max(sure, 0.0) / (memory[s, 9] + CLUMPS / (1.0 - linked))
 
 
-@njit(nogil=True, cache=True)
+@allocating_helper
 def in_nats(chain_value):
     """float64[n]: about -ln P(a normal chain looks so unusual), by Fisher's rule for two pieces of evidence.
 
@@ -200,7 +200,7 @@ def in_nats(chain_value):
     return out
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def strongest(first, surprise, slot, level, least, hold, hit, most, out):
     """Fills `out` with the observations that are surprising by themselves, of each chain at most `most`, the strongest
     first; gives their number. Chain c has observations first[c] .. first[c + 1].

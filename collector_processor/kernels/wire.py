@@ -9,7 +9,9 @@ a secret seed: they are cache keys of one process, never ids; ids come from `mod
 from __future__ import annotations
 
 import numpy as np
-from numba import int64, njit, uint64
+from numba import int64, uint64
+
+from collector_processor.kernels.jit import helper, inlined, kernel
 
 MULTIPLIER = 0x9E3779B97F4A7C15
 MULTIPLIER_2 = 0xD6E8FEB86659FD93
@@ -23,21 +25,21 @@ CLASSES[ord("_")] = 1
 CLASSES[128:] = 1
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def mix(h, x):
     """One round of a multiply-xorshift hash; both are uint64."""
     h = (h ^ x) * uint64(MULTIPLIER)
     return h ^ (h >> uint64(29))
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def finish(h):
     """Spreads the entropy of `h` over all bits, for use as a table index."""
     h = (h ^ (h >> uint64(32))) * uint64(MULTIPLIER_2)
     return h ^ (h >> uint64(32))
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def fixed64(buf, p):
     """Little-endian uint64 at p; the caller has checked that 8 bytes are there."""
     q = uint64(p)
@@ -53,7 +55,7 @@ def fixed64(buf, p):
     )
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def big64(buf, p):
     """Big-endian uint64 at p, as ids are written; the caller has checked that 8 bytes are there."""
     x = fixed64(buf, p)
@@ -62,7 +64,7 @@ def big64(buf, p):
     return (x << uint64(32)) | (x >> uint64(32))
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def varint(buf, p, end):
     """(value, next position); position -1 when truncated or longer than 10 bytes."""
     if p >= end:
@@ -83,7 +85,7 @@ def varint(buf, p, end):
     return value, int64(-1)
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def chunk(buf, p, end):
     """(start, end) of a length-delimited field whose length stands at p; end -1 when it does not fit."""
     n, p = varint(buf, p, end)
@@ -92,7 +94,7 @@ def chunk(buf, p, end):
     return p, p + int64(n)
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def skip(buf, p, end, wire):
     """Position after a field of wire type `wire` whose value stands at p; -1 when it does not fit or is a group."""
     if wire == 0:
@@ -109,7 +111,7 @@ def skip(buf, p, end, wire):
     return p
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@helper
 def find_chunk(buf, p, end, tag):
     """(begin, end) of the content of the next field in buf[p:end] whose tag, of a length-delimited field, is `tag`.
 
@@ -127,7 +129,7 @@ def find_chunk(buf, p, end, tag):
     return int64(-1), p
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def hash_bytes(buf, p, end, seed):
     """Keyed hash of buf[p:end]. The last word says how many bytes it has, so zero bytes at the end count too."""
     h = seed
@@ -140,7 +142,7 @@ def hash_bytes(buf, p, end, seed):
     return mix(h, tail)
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def hash_long(buf, p, end, seed):
     """`hash_bytes` in two strands, whose multiplications need not wait for each other: another hash, sooner done."""
     h = seed
@@ -152,7 +154,7 @@ def hash_long(buf, p, end, seed):
     return hash_bytes(buf, p, end, mix(h, g))
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def has_digit(x):
     """Whether one of the 8 bytes of `x` is an ASCII digit."""
     x ^= uint64(0x3030303030303030)  # a digit is now 0 to 9
@@ -160,7 +162,7 @@ def has_digit(x):
     return (beyond & uint64(0x8080808080808080)) != uint64(0x8080808080808080)
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def find_digit(buf, p, end):
     """Where the next digit in buf[p:end] stands; `end` when there is none."""
     while end - p >= 8 and not has_digit(fixed64(buf, p)):
@@ -170,7 +172,7 @@ def find_digit(buf, p, end):
     return p
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def hash_masked(buf, p, end, seed, classes):
     """Keyed hash of the text buf[p:end] in which every word that holds a digit counts as the same variable.
 
@@ -189,7 +191,7 @@ def hash_masked(buf, p, end, seed, classes):
             p += 1
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def hex_digit(byte):
     """Value of a hexadecimal digit, -1 for any other byte."""
     if 48 <= byte <= 57:
@@ -201,7 +203,7 @@ def hex_digit(byte):
     return int64(-1)
 
 
-@njit(forceinline=True, _nrt=False)
+@inlined
 def hex64(buf, p):
     """(value, ok) of 16 hexadecimal digits at p; the caller has checked that they are there."""
     value = uint64(0)
@@ -213,7 +215,7 @@ def hex64(buf, p):
     return value, True
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def hash_one(buf, seed):
     """Keyed hash of a whole array: for Python, to know a key's hash."""
     return hash_bytes(buf, 0, buf.size, seed)

@@ -5,19 +5,21 @@ How it works. Frames and their blocks are stepped over by the sizes in their hea
 
 from __future__ import annotations
 
-from numba import int64, njit
+from numba import int64
+
+from collector_processor.kernels.jit import expanded, kernel
 
 MAGIC = 0xFD2FB528
 SKIPPABLE_MAGIC = 0x184D2A50  # to 0x184D2A5F
 
 
-@njit(inline="always")
+@expanded
 def little32(buf, p):
     """Little-endian 32-bit number at p; the caller has checked that 4 bytes are there."""
     return int64(buf[p]) | int64(buf[p + 1]) << 8 | int64(buf[p + 2]) << 16 | int64(buf[p + 3]) << 24
 
 
-@njit(inline="always")
+@expanded
 def header_size(descriptor):
     """Bytes of a frame header behind its descriptor byte."""
     single_segment = (descriptor >> 5) & 1
@@ -26,7 +28,7 @@ def header_size(descriptor):
     return (1 - single_segment) + dictionary_id + content_size
 
 
-@njit(nogil=True, cache=True, _nrt=False)
+@kernel
 def is_whole(buf):
     """Whether buf (uint8[n]) is frames from the first byte to the last."""
     p, end = 0, buf.size
