@@ -28,7 +28,7 @@ from tests.soak.load import Payments, Sender
 pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.e2e]
 
 SHORT_KILLS, LONG_KILLS = 5, 120
-ALIVE_S = (2.0, 4.5)  # from ready to the next kill
+ALIVE_S = (2.0, 3.8)  # from ready to the next kill
 RECORDS_S = 2000.0
 WAIT_S = 12.0  # quiet time of a chain: longer than the Collector takes to come again
 OVERRIDES: dict[str, Any] = {
