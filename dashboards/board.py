@@ -266,6 +266,16 @@ def exporters() -> list[Panel]:
             query(f"sum by (exporter) (spanchain_exporter_queue_length{{{ALL}}})", "{{exporter}}"),
         ),
         lines(
+            "Delay of delivery",
+            "From a verdict or an incident until its sink has taken it, by exporter: 99 of 100 take less.",
+            "s",
+            query(
+                f"histogram_quantile(0.99, sum by (exporter, le) "
+                f"(rate(spanchain_exporter_delay_seconds_bucket{{{ALL}}}{RATE})))",
+                "{{exporter}}",
+            ),
+        ),
+        lines(
             "Delivered, dropped, tried again",
             "By exporter. What is dropped is lost to that sink; what is tried again is not.",
             "ops",

@@ -10,9 +10,10 @@ damaged is moved aside, not trusted.
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +21,8 @@ CHECKPOINTS = 2  # that a delivered key outlives: those that may be restored, fo
 DELIVERED_MAX = 100_000  # delivered keys remembered when there are no checkpoints
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS item (seq INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT, payload BLOB, checkpoints INTEGER);
+CREATE TABLE IF NOT EXISTS item
+    (seq INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT, payload BLOB, made_at REAL, checkpoints INTEGER);
 CREATE UNIQUE INDEX IF NOT EXISTS item_key ON item (key) WHERE key != '';
 CREATE INDEX IF NOT EXISTS item_waiting ON item (seq) WHERE payload IS NOT NULL;
 CREATE INDEX IF NOT EXISTS item_delivered ON item (seq) WHERE payload IS NULL;
@@ -35,6 +37,7 @@ class Item:
     size: int  # bytes
     key: str = ""  # content hash; empty when the same thing may be sent twice
     number: int = 1  # how many verdicts or incidents it holds; on disk always 1
+    made_at: float = field(default_factory=time.time, compare=False)  # seconds since 1970
 
 
 class Backlog(Protocol):
@@ -104,11 +107,11 @@ class DiskBacklog:
     def append(self, items: Sequence[Item]) -> int:
         """Keeps those whose key is not known; how many that were."""
         added = size = 0
-        insert = "INSERT OR IGNORE INTO item (key, payload, checkpoints) VALUES (?, ?, 0)"
+        insert = "INSERT OR IGNORE INTO item (key, payload, made_at, checkpoints) VALUES (?, ?, ?, 0)"
         with self._db:
             self._db.execute("BEGIN")
             for item in items:
-                new = self._db.execute(insert, (item.key, item.payload)).rowcount
+                new = self._db.execute(insert, (item.key, item.payload, item.made_at)).rowcount
                 added, size = added + new, size + new * item.size
         self._waiting, self.size = self._waiting + added, self.size + size
         self._caught_up = self._caught_up or added > 0
@@ -116,10 +119,11 @@ class DiskBacklog:
 
     def oldest(self, items_max: int, bytes_max: int) -> list[Item]:
         rows = self._db.execute(
-            "SELECT payload, key FROM item WHERE payload IS NOT NULL ORDER BY seq LIMIT ?", (items_max,)
+            "SELECT payload, key, made_at FROM item WHERE payload IS NOT NULL ORDER BY seq LIMIT ?", (items_max,)
         )
         try:
-            return _fitting((Item(payload, len(payload), key) for payload, key in rows), items_max, bytes_max)
+            items = (Item(payload, len(payload), key, made_at=made_at) for payload, key, made_at in rows)
+            return _fitting(items, items_max, bytes_max)
         finally:
             rows.close()
 

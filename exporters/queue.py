@@ -221,6 +221,9 @@ class WorkerQueue:
             self.drop("error", _number(batch))
         else:
             self._meter.count("exporter_sent_total", _number(batch) - rejected, exporter=self.name)
+            now = time.time()
+            waited = [max(now - item.made_at, 0.0) for item in batch]  # a clock may have been set back
+            self._meter.observe("exporter_delay_seconds", waited, exporter=self.name)
             self.drop("rejected", rejected)
         try:
             self._forget(source, batch)

@@ -154,6 +154,13 @@ METRICS: dict[str, Metric] = {
             ("exporter",),
         ),
         Metric(
+            "exporter_delay_seconds",
+            "histogram",
+            "From when a verdict or an incident was put into the queue of a sink until the sink had taken it.",
+            ("exporter",),
+            buckets=LATENCY_BUCKETS,
+        ),
+        Metric(
             "exporter_retries_total",
             "counter",
             "Attempts that failed and are made again. reason: the status or the kind of failure.",

@@ -265,6 +265,22 @@ def test_what_is_on_disk_survives_a_shutdown_that_does_not_wait_for_a_dead_sink(
     assert eventually(lambda: sink.taken == ["1", "2"])
 
 
+def test_the_delay_is_told_from_when_an_item_was_made_also_after_a_restart(
+    make: Make, sink: Sink, telemetry: Telemetry, tmp_path: Path
+) -> None:
+    sink.failing = RetryLater("down")
+    queue = make(path=tmp_path / "q.queue")
+    queue.put([Item(b"1", 1, "1", made_at=time.time() - 40.0), *items(2)])
+    queue.shutdown(20)
+    assert telemetry.value("exporter_delay_seconds", exporter="q") == 0
+    sink.failing = None
+    make(path=tmp_path / "q.queue")
+    assert eventually(lambda: telemetry.value("exporter_delay_seconds", exporter="q") == 2)
+    [histogram] = [metric for metric in telemetry.collect() if metric.name == "spanchain_exporter_delay_seconds"]
+    below = {sample.labels["le"]: sample.value for sample in histogram.samples if sample.name.endswith("_bucket")}
+    assert (below["30.0"], below["60.0"]) == (1, 2)
+
+
 def test_without_start_shutdown_returns_at_once(sink: Sink, telemetry: Telemetry, where: dict[str, Any]) -> None:
     queue = WorkerQueue("q", FAST, telemetry, sink.deliver, **where)
     queue.put(items(1))

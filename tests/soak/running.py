@@ -6,6 +6,7 @@ chain, in an open one, or in one of the counters of what became of it.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,12 +36,12 @@ class Scrape:
             if found == f"spanchain_{name}" and all(its.get(key) == wanted for key, wanted in labels.items())
         )
 
-    def latencies(self) -> list[tuple[float, float]]:
-        """(upper bound, observations below it) of the time from a chain's last record to its verdict."""
-        name, totals = "spanchain_verdict_latency_seconds_bucket", dict[float, float]()
-        for found, labels, value in self.series:
-            if found == name:
-                bound = float(labels["le"])
+    def buckets(self, name: str, **labels: str) -> list[tuple[float, float]]:
+        """(upper bound, observations below it) of a histogram, over all its series that have these labels."""
+        totals = dict[float, float]()
+        for found, its, value in self.series:
+            if found == f"spanchain_{name}_bucket" and all(its.get(key) == wanted for key, wanted in labels.items()):
+                bound = float(its["le"])
                 totals[bound] = totals.get(bound, 0.0) + value
         return sorted(totals.items())
 
@@ -55,11 +56,21 @@ def scrape(url: str) -> Scrape:
     return Scrape(found)
 
 
-def quantile(before: Scrape, after: Scrape, share: float) -> float:
-    """The upper bound below which `share` of the verdicts between two looks lie, in seconds."""
-    earlier = dict(before.latencies())
-    between = [(bound, count - earlier.get(bound, 0.0)) for bound, count in after.latencies()]
-    return next(bound for bound, below in between if below >= share * between[-1][1])
+VERDICTS = "verdict_latency_seconds"  # from a chain's last record to its verdict
+DELIVERY = "exporter_delay_seconds"  # from there until a sink has taken it
+
+
+def quantile(before: Scrape, after: Scrape, share: float, name: str = VERDICTS, **labels: str) -> float:
+    """The time, s, below which `share` of the observations between two looks lie; inside of a bucket they are taken to
+    lie evenly, as Prometheus does."""
+    earlier = dict(before.buckets(name, **labels))
+    between = [(bound, count - earlier.get(bound, 0.0)) for bound, count in after.buckets(name, **labels)]
+    wanted, below, least = share * between[-1][1], 0.0, 0.0
+    for bound, count in between:
+        if count >= wanted and count > below:
+            return least + (bound - least) * (wanted - below) / (count - below) if bound < math.inf else least
+        least, below = bound, count
+    return math.nan
 
 
 def resident_mib(process: Process) -> float:
