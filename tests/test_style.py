@@ -17,7 +17,7 @@ LINES_MAX = 70
 # One message of the wire format, or one pass over the columns: the parts would hand twenty arrays to each other.
 LONGER = {
     "collector_processor/kernels/decode.py": {"read_span", "read_log", "scan"},
-    "collector_processor/kernels/join.py": {"emit"},
+    "collector_processor/kernels/emit.py": {"emit"},
 }
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK|raise NotImplementedError)\b")
 

@@ -19,6 +19,7 @@ import numpy as np
 from collector_processor.config import JoinConfig
 from collector_processor.join.closed import Closed
 from collector_processor.kernels import join as kernel
+from collector_processor.kernels.emit import collect, drop_parked, emit, find_paths, fitting, set_waits, sort_few
 from collector_processor.kernels.table import LookupTable, find_many, take
 from collector_processor.model import (
     I32,
@@ -197,7 +198,7 @@ class Joiner:
         """The chains due at `now_ns`, in the order in which they became due (ties by key)."""
         top = int(self._state[kernel.CHAINS_TOP])
         due = np.empty(top, np.int32)
-        due = due[: kernel.collect(self._deadlines, top, now_ns, due)]
+        due = due[: collect(self._deadlines, top, now_ns, due)]
         return self._emit(due, evicted=False) if due.size else []
 
     def _keys(self, rows: I32) -> tuple[U64, U64, U64]:
@@ -219,12 +220,10 @@ class Joiner:
         return bool((self._deadlines[: self._state[kernel.CHAINS_TOP]] <= now_ns).any())
 
     def _emit(self, due: I32, evicted: bool) -> list[ChainBatch]:
-        due = due[
-            : kernel.drop_parked(due, self._slots, self._chains, self._deadlines, self._pool, self._cells, self._state)
-        ]
+        due = due[: drop_parked(due, self._slots, self._chains, self._deadlines, self._pool, self._cells, self._state)]
         self._salt(len(self.symbols.tenants) - 1)
         if due.size <= FEW:
-            kernel.sort_few(due, self._deadlines, self._chains, self._salts, self.symbols.tenants.hash)
+            sort_few(due, self._deadlines, self._chains, self._salts, self.symbols.tenants.hash)
         else:
             due = due[np.lexsort((*self._keys(due), self._deadlines[due]))]
         batches = self._emit_batches(due, evicted)
@@ -236,7 +235,7 @@ class Joiner:
         batches = []
         first = 0
         while first < due.size:
-            last, records, longest = kernel.fitting(due, first, self._chains, BATCH_CHAINS, BATCH_RECORDS)
+            last, records, longest = fitting(due, first, self._chains, BATCH_CHAINS, BATCH_RECORDS)
             batches.append(self._emit_batch(due[first:last], records, longest, evicted))
             first = last
         return batches
@@ -259,7 +258,7 @@ class Joiner:
         cell_int, cell_number = np.empty((2, cells), np.int32), np.empty(cells, np.float64)
         cell_hash = np.empty(cells, np.uint64)
         self._closed.reserve(int(self._state[kernel.CLOSED_HELD]), n)
-        m, k = kernel.emit(
+        m, k = emit(
             *(due, evicted, symbols.events.hash, symbols.events.column("service"), self._salts, self._limits[1]),
             *(self._slots, self._chains, self._deadlines, self._pool, self._cells, self._closed.table),
             *(self._state,),
@@ -323,7 +322,7 @@ class Joiner:
         """Fills batch.path; a path is interned within its flow."""
         table, keys = self._path_keys, np.empty_like(hashes)
         columns = (hashes, batch.flow, self.symbols.flows.hash, table.keys, table.values)
-        if not kernel.find_paths(*columns, keys, batch.path):
+        if not find_paths(*columns, keys, batch.path):
             return
         paths = self.symbols.paths
         texts = self.symbols.events.text
@@ -363,7 +362,7 @@ class Joiner:
         known = len(self.symbols.events)
         least, most = self.config.wait_min_s * SECOND, self.config.wait_max_s * SECOND
         initial = min(most, self._slack * self.config.wait_initial_s * SECOND)
-        kernel.set_waits(
+        set_waits(
             *(self._gap[:known], self._seen, LEARNED_AFTER, self._slack, 0.5 * SECOND),
             *(float(least), float(most), float(initial), self._waits),
         )

@@ -56,6 +56,7 @@ RUNTIME = "collector_processor/runtime.py"
 ENGINE = "collector_processor/engine.py"
 JOINER = "collector_processor/join/joiner.py"
 KERNEL = "collector_processor/kernels/join.py"
+EMIT = "collector_processor/kernels/emit.py"
 TREE = "collector_processor/kernels/tree.py"
 USERS = (
     WAL,
@@ -68,6 +69,7 @@ USERS = (
     ENGINE,
     JOINER,
     KERNEL,
+    EMIT,
     TREE,
     "tests/simulation/world.py",
 )
@@ -308,9 +310,10 @@ def plant(bug: Bug) -> None:
         if package in sys.modules:
             vars(sys.modules[package]).pop(name, None)
     sys.meta_path.insert(0, Planter(bug))
-    if bug.file in (KERNEL, TREE):
+    if bug.file in (KERNEL, EMIT, TREE):
         numba_config.DISABLE_JIT = 1
         sys.modules.pop("collector_processor.kernels.wire")
+        importlib.import_module("collector_processor.kernels.emit")
         kernel = importlib.import_module("collector_processor.kernels.join")
         numba_config.DISABLE_JIT = 0
         kernel.config = types.SimpleNamespace(DISABLE_JIT=1)  # type: ignore[attr-defined]

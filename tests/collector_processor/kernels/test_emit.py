@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collector_processor.kernels.join import CHAIN, rows_of, sort_few
+from collector_processor.kernels.emit import sort_few
+from collector_processor.kernels.join import CHAIN, rows_of
 
 SALTS = np.array([0, 0xDEADBEEF, 0x1234567890ABCDEF], np.uint64)
 TENANTS = np.array([7, 3, 5], np.uint64)  # content hashes
