@@ -1,7 +1,7 @@
 """Writes `docs/configuration.md` from the configuration models, so that the two cannot differ.
 
 How it works. Every section is a class whose docstring says what it is for, and every key an attribute with its type,
-default and docstring (`config.py`). This file walks them in order and prints Markdown: a table for each section.
+default and docstring (`config/`). This file walks them in order and prints Markdown: a table for each section.
 
     python -m collector_processor.config_reference > docs/configuration.md
 """
