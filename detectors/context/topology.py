@@ -2,8 +2,8 @@
 
 How it works. `kernels/variants.py` gives each span two variants, of its logs and of its calls, and knows how rare each
 is for its operation. `score` adds these surprises to windows (`kernels/windows.py`), per operation and pooled per
-service; `advance` turns improbable windows into findings; `learn` counts variants when the quarantine is over. The
-events behind each variant are kept, so that a finding can say which log or call is unusual and which is missing.
+service; `advance` turns improbable windows into findings; `learn` counts variants when the quarantine is over. What is
+known of each operation (`variants.py`) lets a finding say which log or call is unusual and which is missing.
 
 A release rewords logs: then nearly all spans of an operation write as many lines as ever, none of them a warning, and
 one or more of them new. That is told, and then the new variant takes its place beside the one that it replaced, with
@@ -14,17 +14,13 @@ for the cause of what the new words did.
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from heapq import nlargest
 from typing import Any
 
 import numpy as np
 
 from collector_processor.config import Config
 from collector_processor.kernels import variants as kernel
-from collector_processor.kernels.table import find_many, move, put
 from collector_processor.kernels.windows import Windows
 from collector_processor.model import (
     F32,
@@ -41,6 +37,7 @@ from collector_processor.model import (
     no_findings,
 )
 from detectors.context.sentences import Said, sentence
+from detectors.context.variants import MEMBERS_MAX, Variants
 from detectors.protocol import Scores, sampled
 
 NS = 1_000_000_000
@@ -54,10 +51,6 @@ REWORDED_EPOCHS = 2
 STOPPED_EPOCHS = 3  # the last ones, in which nearly all spans leave out what they always called
 STOPPED_SHARE = 0.9
 MANY = -2  # services are asked by the same operation
-EDIT_NATS = 3.0  # what one event more or less weighs, where the variant is sought that another one comes closest to
-COMPARED_MAX = 32  # variants among which it is sought
-ROOM = 4096  # for new variants of one epoch; with less, those of a large system's first epoch would only be counted
-MEMBERS_MAX = 16  # events of one variant that are kept
 CLIENT, PRODUCER = 4, 5  # span kinds in a ChainBatch
 P_MIN = 1e-300
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{3,}")
@@ -102,13 +95,7 @@ class Topology:
         self.windows = Windows(self.config.elements_max, columns, epoch_ns, PRIOR, self.config.kept, PIECE)
         self.blamed = np.full(config.decode.services_max, NONE, np.int32)
         self.blamed_by = np.full(config.decode.services_max, NONE, np.int32)
-        self.slots = {name: np.zeros(64, dtype) for name, dtype in SLOTS.items()}
-        room = min(ROOM, self.config.variants_max)
-        self.rows = {name: np.zeros(room, dtype) for name, dtype in ROWS.items()}
-        self.rows_used = 0
-        self.variant_keys, self.variant_rows = np.zeros(4 * room, np.uint64), np.zeros(4 * room, np.int32)
-        self.members = np.full((room, MEMBERS_MAX), NONE, np.int32)
-        self.novelty = np.zeros(2)
+        self.known = Variants(self.config)
         self.named = np.zeros(0, np.int32)
         self.examples: dict[int, Example] = {}  # by slot
         self.reworded: dict[int, int] = {}  # when the logs of an operation were found to be reworded, by slot
@@ -124,10 +111,10 @@ class Topology:
         if not batch.records:
             return Scores(np.zeros(len(batch)), no_findings())
         self._name_events()
-        w, s, config = self.windows, self.slots, self.config
+        w, known, s, config = self.windows, self.known, self.known.slots, self.config
         nats, surprise, slot, unusual, at, hashes, children = kernel.score(
             *(*self._columns(batch), self.named, w.column, w.lookup.keys, w.lookup.values),
-            *(self.variant_keys, self.variant_rows, self.rows["nats"], s["new_nats"], s["usual_nats"], s["asks"]),
+            *(known.keys, known.found, known.rows["nats"], s["new_nats"], s["usual_nats"], s["asks"]),
             *(s["seen"], config.learn_min, self.blamed[: len(self.symbols.services)], self.blamed_by),
             *(w.level, w.sums, w.usual, w.counts, w.hits, np.float32(config.hit), np.float32(config.least)),
             *(np.float32(config.chain_surprise), np.float32(config.hold), config.findings_max),
@@ -193,16 +180,16 @@ class Topology:
         slot, service = np.empty(2, np.int32), self.symbols.events.column("service")
         above = int(batch.event[batch.parent[row]]) if batch.parent[row] >= 0 else 0
         self.windows.find(np.array([2 * int(batch.event[row]) + 2, 2 * above + 2], np.uint64), slot)
-        asks = int(self.slots["asks"][slot[0]]) if slot[0] >= 0 else kernel.NOT_ASKING
+        asks = int(self.known.slots["asks"][slot[0]]) if slot[0] >= 0 else kernel.NOT_ASKING
         if asks in (NONE, kernel.NOT_ASKING):
             return NONE
         if asks != MANY:
-            return next(iter(self._usual(int(slot[0]))), NONE)
+            return next(iter(self.known.usual(int(slot[0]))), NONE)
         if batch.parent[row] < 0 or slot[1] < 0:
             return NONE
         seen = self._members(batch, o, int(batch.parent[row]), 1)
         own = service[batch.event[row]]
-        return next((e for e in self._usual(int(slot[1])) if e not in seen and service[e] != own), NONE)
+        return next((e for e in self.known.usual(int(slot[1])) if e not in seen and service[e] != own), NONE)
 
     def _is_calm(self, batch: ChainBatch, o: Observed, row: int) -> bool:
         """Whether the span at `row` and its logs tell of no error and no warning."""
@@ -224,41 +211,9 @@ class Topology:
                 same = before.variant == new.variant and before.since in (now, now - self.windows.epoch_ns)
                 self.examples[s] = replace(new, begun=before.begun) if same else new
 
-    def _usual(self, slot: int) -> list[int]:
-        """The events of the element's most frequent variant."""
-        best = self._most_frequent(slot)
-        return self._events(best) if best != NONE else []
-
-    def _events(self, row: int) -> list[int]:
-        return [e for e in self.members[row].tolist() if e != NONE]
-
-    def _differs(self, slot: int, seen: list[int]) -> tuple[Counter[int], Counter[int]]:
-        """The events that `seen` has more of, and less of, than the known variant that it comes closest to: of the most
-        frequent ones that which needs the fewest nats to be described, its own rarity and EDIT_NATS for each event that
-        differs."""
-        own = Counter(seen)
-        best, more, less = np.inf, own, Counter[int]()
-        total = max(float(self.slots["seen"][slot]), 1.0)
-        for row in nlargest(COMPARED_MAX, self._variants(slot), key=lambda row: float(self.rows["count"][row])):
-            known = Counter(self._events(row))
-            differing = ((known - own) + (own - known)).total()
-            nats = EDIT_NATS * differing - float(np.log((self.rows["count"][row] + 1e-9) / total))
-            if differing and nats < best:
-                best, more, less = nats, own - known, known - own
-        return more, less
-
-    def _rarest(self, slot: int, events: Iterable[int]) -> int:
-        """Of `events`, the one that spans of the element have had least often; NONE when there is none."""
-        rows = self._variants(slot)
-        counts = {e: sum(float(self.rows["count"][row]) for row in rows if e in self.members[row]) for e in events}
-        return min(counts, key=lambda e: (counts[e], e), default=NONE)
-
-    def _most_frequent(self, slot: int) -> int:
-        return max(self._variants(slot), key=lambda row: float(self.rows["count"][row]), default=NONE)
-
     def _is_reworded(self, slot: int, example: Example) -> bool:
         """Whether the logs of the operation say by other words what they said before. See the module."""
-        w, usual = self.windows, self._usual(slot)
+        w, usual = self.windows, self.known.usual(slot)
         same = len(example.members) == len(usual) < MEMBERS_MAX and set(example.members) != set(usual)
         if not (same and example.calm and example.since - example.begun >= REWORDED_EPOCHS * w.epoch_ns):
             return False
@@ -279,49 +234,23 @@ class Topology:
             return False
         last = [(w.column - back) % w.columns for back in range(STOPPED_EPOCHS)]
         stopped = w.hits[slot, last].sum() >= max(STOPPED_SHARE * w.counts[slot, last].sum(), 1)
-        return bool(stopped) and set(example.members) < set(self._usual(slot))
+        return bool(stopped) and set(example.members) < set(self.known.usual(slot))
 
     def _absence(self, slot: int) -> float:
-        """The share of spans that are known to go without the call that is now left out, half a span believed
-        beforehand. It is 1 when several are left out at once: that may be one cause far below, which ended the
-        operation early."""
-        gone = [e for e in self._usual(slot) if e not in self.examples[slot].members]
+        """The share of spans that are known to go without the call that is now left out. It is 1 when several are left
+        out at once: that may be one cause far below, which ended the operation early."""
+        gone = [e for e in self.known.usual(slot) if e not in self.examples[slot].members]
         if len(set(gone)) != 1:
             return 1.0
-        without = [row for row in self._variants(slot) if gone[0] not in self.members[row]]
-        absent = float(self.rows["count"][without].sum()) + float(self.slots["excess"][slot])
-        return (absent + 0.5) / (float(self.slots["seen"][slot]) + 1.0)
-
-    def _take_over(self, slot: int, example: Example) -> None:
-        """Gives the variant of `example` the history of the one that it replaces."""
-        key = int(kernel.variant_key(int(self.windows.key[slot]), np.uint64(example.variant)))
-        at = np.empty(1, np.int32)
-        find_many(self.variant_keys, self.variant_rows, np.array([key], np.uint64), at)
-        row, replaced = int(at[0]), self._most_frequent(slot)
-        s, v = self.slots, self.rows
-        if row < 0:
-            if self.rows_used >= self.config.variants_max or s["distinct"][slot] >= kernel.VARIANTS_MAX:
-                return
-            row = self.rows_used
-            self.rows_used += 1
-            put(self.variant_keys, self.variant_rows, np.uint64(key), row)
-            v["count"][row], v["following"][row], s["first"][slot] = 0.0, s["first"][slot], row
-            s["distinct"][slot] += 1
-            self.members[row, : len(example.members)] = example.members
-            self._grow_rows()
-        history = float(self.rows["count"][replaced])
-        self.rows["count"][row] += history
-        s["seen"][slot] += history
-        self.windows.clear(slot)
-        self._refresh(np.array([slot]))
+        return self.known.share_without(slot, gone[0])
 
     def _say(self, finding: Any, slot: int, what: int, example: Example) -> None:
         """Fills kind, level, service and caller of a finding about the logs (0) or calls (1) of an operation."""
-        own, usual, seen = int(self.windows.near[slot]), self._usual(slot), example.members
+        own, usual, seen = int(self.windows.near[slot]), self.known.usual(slot), example.members
         service = self.symbols.events.column("service")
         finding["level"], finding["service"] = Level.OPERATION, own
         if what == 0:
-            more, less = self._differs(slot, seen)
+            more, less = self.known.differs(slot, seen)
             fewer = not more and any(e not in seen for e in less)
             finding["kind"] = Kind.ERROR if example.broken else Kind.MISSING_LOG if fewer else Kind.UNUSUAL_LOG
             return
@@ -340,16 +269,7 @@ class Topology:
     def _further(self, slot: int, seen: list[int]) -> list[int]:
         """The calls to other services in `seen` that no known variant makes, or not so often."""
         own, service = int(self.windows.near[slot]), self.symbols.events.column("service")
-        known = [self.members[row].tolist() for row in self._variants(slot)]
-        remote = [e for e in dict.fromkeys(seen) if service[e] != own]
-        return [e for e in remote if all(seen.count(e) > variant.count(e) for variant in known)]
-
-    def _variants(self, slot: int) -> list[int]:
-        rows, row = [], int(self.slots["first"][slot])
-        while row >= 0:
-            rows.append(row)
-            row = int(self.rows["following"][row])
-        return rows
+        return [e for e in self.known.never_so_often(slot, seen) if service[e] != own]
 
     def _chain_findings(
         self, batch: ChainBatch, o: Observed, hashes: U64, surprise: F32, slot: I32, at: I64
@@ -399,7 +319,10 @@ class Topology:
         self.reworded = {slot: since for slot, since in self.reworded.items() if since >= oldest}
         for slot in reworded:
             self.reworded[slot] = now_ns
-            self._take_over(slot, self.examples[slot])
+            example = self.examples[slot]
+            key = int(kernel.variant_key(int(w.key[slot]), np.uint64(example.variant)))
+            if self.known.take_over(slot, key, example.members):
+                w.clear(slot)
         self.examples = {slot: kept for slot, kept in self.examples.items() if kept.since >= oldest}
         return rows
 
@@ -414,20 +337,20 @@ class Topology:
             o = Observed(*children)
             for place, row in zip(places.tolist(), rows.tolist(), strict=True):
                 members = self._members(batch, o, place // 2, place % 2)
-                self.members[row, : len(members)] = members
+                self.known.members[row, : len(members)] = members
                 if place % 2 == 1 and members:
                     self._note_asked(int(batch.event[place // 2]), members)
-            self.rows_used += places.size
-            self._grow_rows()
+            self.known.entered(places.size)
 
     def _learn(self, batch: ChainBatch, normal: Bool, *, every: bool) -> tuple[Any, ...]:
         """Learns, unless operations have no slot and `every` one should; see `kernels.variants.learn`."""
-        w, s, v, config = self.windows, self.slots, self.rows, self.config
+        w, known, config = self.windows, self.known, self.config
+        s, v = known.slots, known.rows
         return kernel.learn(  # type: ignore[no-any-return]
             *(*self._columns(batch), normal, batch.closed_ns, every, w.alarmed_ns, s["audited_ns"], w.epoch_ns),
-            *(w.lookup.keys, w.lookup.values, self.variant_keys, self.variant_rows, v["count"], s["first"]),
-            *(v["following"], s["distinct"], s["seen"], s["fresh"], s["excess"], self.novelty, NOVELTY_KEPT),
-            *(self.rows_used, config.shrink, np.float32(config.least), np.float32(config.hit)),
+            *(w.lookup.keys, w.lookup.values, known.keys, known.found, v["count"], s["first"]),
+            *(v["following"], s["distinct"], s["seen"], s["fresh"], s["excess"], known.novelty, NOVELTY_KEPT),
+            *(known.used, config.shrink, np.float32(config.least), np.float32(config.hit)),
             *(v["nats"], s["new_nats"], s["usual_nats"]),
         )
 
@@ -435,7 +358,7 @@ class Topology:
         """Notes whom the operation `event` calls when it does nothing but call another service."""
         service, at = self.symbols.events.column("service"), np.empty(1, np.int32)
         self.windows.find(np.array([2 * event + 2], np.uint64), at)
-        own, called, asks = int(service[event]), int(service[members[0]]), self.slots["asks"]
+        own, called, asks = int(service[event]), int(service[members[0]]), self.known.slots["asks"]
         slot = int(at[0])
         if slot < 0:
             return
@@ -443,16 +366,6 @@ class Topology:
             asks[slot] = kernel.NOT_ASKING
         else:
             asks[slot] = called if asks[slot] in (NONE, called) else MANY
-
-    def _refresh(self, slots: I64) -> None:
-        """Brings the surprises of the variants of `slots` up to date."""
-        s, v = self.slots, self.rows
-        kernel.refresh(
-            *(slots, s["first"], v["following"], v["count"], s["seen"], s["fresh"], s["excess"]),
-            kernel.novelty_rate(self.novelty),
-            *(self.config.shrink, np.float32(self.config.least), np.float32(self.config.hit)),
-            *(v["nats"], s["new_nats"], s["usual_nats"]),
-        )
 
     def _new_slots(self, batch: ChainBatch, spans: I64) -> None:
         """Slots for the logs and calls of operations never learned before, and for their services."""
@@ -465,46 +378,27 @@ class Topology:
 
     def _add(self, key: int, service: int) -> int:
         slot = self.windows.add(key, service, NONE)
-        size = self.windows.size
-        for name, array in self.slots.items():
-            if array.size < size:
-                self.slots[name] = np.concatenate([array, np.zeros(size - array.size, array.dtype)])
         if slot >= 0:
-            self.slots["first"][slot] = NONE
-            self.slots["asks"][slot] = NONE
-            self.slots["audited_ns"][slot] = np.iinfo(np.int64).min // 2
+            self.known.begin(slot, self.windows.size)
         return slot
-
-    def _grow_rows(self) -> None:
-        """Keeps room for new variants, and the table at most a quarter full."""
-        size = self.rows["count"].size
-        while self.rows_used + ROOM > size and size < self.config.variants_max:
-            for name, array in self.rows.items():
-                self.rows[name] = np.concatenate([array, np.zeros_like(array)])
-            self.members = np.concatenate([self.members, np.full_like(self.members, NONE)])
-            size *= 2
-        while 4 * size > self.variant_keys.size:
-            keys, values = self.variant_keys, self.variant_rows
-            self.variant_keys, self.variant_rows = np.zeros(2 * keys.size, np.uint64), np.zeros(2 * keys.size, np.int32)
-            move(keys, values, self.variant_keys, self.variant_rows)
 
     def evidence(self, finding: np.void) -> dict[str, Any]:
         slot = int(finding["detail"])
-        out: dict[str, Any] = {"history": int(self.slots["seen"][slot])}
+        out: dict[str, Any] = {"history": int(self.known.slots["seen"][slot])}
         fewer = False
         if int(self.windows.key[slot]) & BLAMED:
             template = self._complaint(int(finding["caller"]), int(finding["service"]))
         else:
-            usual, seen = self._usual(slot), self.examples.get(slot, NO_EXAMPLE).members
+            usual, seen = self.known.usual(slot), self.examples.get(slot, NO_EXAMPLE).members
             kind = int(finding["kind"])
             if kind in (Kind.MISSING_CALL, Kind.UNUSUAL_CALLS):
                 template = next((e for e in usual if e not in seen), NONE)
             elif kind == Kind.UNSEEN_CALL:
                 template = next(iter(self._further(slot, seen)), NONE)
             else:
-                more, less = self._differs(slot, seen)
+                more, less = self.known.differs(slot, seen)
                 fewer = not more
-                template = self._rarest(slot, more or less) if kind != Kind.ERROR or more else NONE
+                template = self.known.rarest(slot, more or less) if kind != Kind.ERROR or more else NONE
         if template != NONE:
             out["template"] = self.symbols.events.text[template]
         if finding["chain"] == NONE and slot in self.facts:
@@ -534,16 +428,10 @@ class Topology:
         return "no chain has waited out its quarantine yet, so nothing is known about what operations write and call"
 
     def snapshot(self) -> dict[str, Any]:
-        used = self.windows.used
         return {
             "version": 1,
             "windows": self.windows.snapshot(),
-            "slots": {name: array[:used].copy() for name, array in self.slots.items()},
-            "rows": {name: array[: self.rows_used].copy() for name, array in self.rows.items()},
-            "members": self.members[: self.rows_used].copy(),
-            "variant_keys": self.variant_keys.copy(),
-            "variant_rows": self.variant_rows.copy(),
-            "novelty": self.novelty.copy(),
+            **self.known.snapshot(self.windows.used),
             "facts": [[slot, *counts] for slot, counts in self.facts.items()],
             "blamed_by": self.blamed_by.copy(),
             "examples": [
@@ -554,23 +442,8 @@ class Topology:
 
     def restore(self, state: dict[str, Any]) -> None:
         self.windows.restore(state["windows"])
-        used, size = self.windows.used, self.windows.size
-        for name, dtype in SLOTS.items():
-            self.slots[name] = np.zeros(size, dtype)
-            self.slots[name][:used] = state["slots"].get(name, kernel.NOT_ASKING)
-        self.rows_used = int(state["rows"]["count"].size)
-        size = min(ROOM, self.config.variants_max)
-        while size < self.rows_used:
-            size *= 2
-        for name, array in state["rows"].items():
-            self.rows[name] = np.zeros(size, array.dtype)
-            self.rows[name][: self.rows_used] = array
-        self.members = np.full((size, MEMBERS_MAX), NONE, np.int32)
-        self.members[: self.rows_used] = state["members"]
-        self.variant_keys = np.array(state["variant_keys"], np.uint64)
-        self.variant_rows = np.array(state["variant_rows"], np.int32)
-        self._grow_rows()
-        self.novelty = np.array(state["novelty"])
+        used = self.windows.used
+        self.known.restore(state, used, self.windows.size)
         self.examples = {int(slot): Example(*example) for slot, *example in state["examples"]}
         self.reworded = {int(slot): int(since) for slot, since in state["reworded"]}
         self.facts = {int(slot): (int(unusual), int(count)) for slot, unusual, count in state["facts"]}
@@ -579,17 +452,3 @@ class Topology:
         for slot, key in enumerate(self.windows.key[:used].astype(np.int64).tolist()):
             if key & BLAMED:
                 self.blamed[key & ~BLAMED] = slot
-
-
-SLOTS = {
-    "first": np.int32,
-    "asks": np.int32,  # the one service that the operation calls and does nothing else, NONE, MANY or NOT_ASKING
-    "distinct": np.int32,
-    "seen": np.float32,
-    "fresh": np.float32,  # observations that the surprises do not know yet
-    "excess": np.float32,
-    "new_nats": np.float32,
-    "usual_nats": np.float32,  # mean surprise of the history
-    "audited_ns": np.int64,
-}
-ROWS = {"count": np.float32, "following": np.int32, "nats": np.float32}

@@ -304,8 +304,9 @@ def test_who_has_never_failed_is_not_to_blame_for_failing_with_the_one_below() -
 def test_errors_in_alarm_are_not_learned_other_news_by_samples(bench: Bench) -> None:
     size = len(bench.seen())
     bench.run(30, error="ledger refused")
-    known = [row for row in range(bench.detector.rows_used) if bench.detector.rows["count"][row] > 0]
-    templates = {bench.symbols.events.text[e] for row in known for e in bench.detector.members[row].tolist() if e >= 0}
+    known = bench.detector.known
+    rows = [row for row in range(known.used) if known.rows["count"][row] > 0]
+    templates = {bench.symbols.events.text[event] for row in rows for event in known.events(row)}
     assert len(bench.seen()) == size
     assert "ledger refused" not in templates
 
