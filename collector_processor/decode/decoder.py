@@ -25,6 +25,8 @@ from collector_processor.config import DecodeConfig, JoinConfig, RedactionConfig
 from collector_processor.decode.repair import repair
 from collector_processor.decode.templates import Templates
 from collector_processor.kernels import decode as kernel
+from collector_processor.kernels.cells import read_cells
+from collector_processor.kernels.resolve import read, resolve, resolve_resources, resource_key
 from collector_processor.kernels.table import LookupTable, find_many
 from collector_processor.kernels.wire import CLASSES, hash_one
 from collector_processor.model import I32, NONE, U8, U64, Payload, RecordBatch, Signal, Symbols, content_hash
@@ -111,7 +113,7 @@ class Decoder:
         cells = self._cells[:n_cells]
         numbers = np.empty(n_cells, np.float64)
         hashes = np.empty(n_cells, np.uint64)
-        kernel.read_cells(buffer, cells, n_cells, self.seed, *self._hides, numbers, hashes)
+        read_cells(buffer, cells, n_cells, self.seed, *self._hides, numbers, hashes)
         if not hashes.all():
             kept = hashes != 0
             cells, numbers, hashes = cells[kept], numbers[kept], hashes[kept]
@@ -134,7 +136,7 @@ class Decoder:
         links = len(LINK_KEYS) if is_log else 0
         known = (self.resources.keys, self.resources.values, self.symbols.instances.column("service"))
         while True:
-            n, n_cells, n_resources, own, missing = kernel.read(
+            n, n_cells, n_resources, own, missing = read(
                 *(buffer, is_log, self._rows, self.seed, wanted, lengths, links, self._cells, self._spans),
                 *(CLASSES, kernel.OWN_SCOPE, self.config.body_bytes_max, self._salt(tenant), self._instances, *known),
                 *(self.events.keys, self.events.values, self._unknown, self._unknown_keys),
@@ -162,7 +164,7 @@ class Decoder:
         service_of = self.symbols.instances.column("service")
         if n < 0:
             known = (instances, service_of, events.keys, events.values)
-            n = kernel.resolve(rows, self._all, len(rows), *known, unknown, keys)
+            n = resolve(rows, self._all, len(rows), *known, unknown, keys)
         while n:
             # In ascending order of row, so that ids do not depend on the seed. A full table is emptied between keys:
             # what was put before is then unknown again, and the loop goes round once more for it.
@@ -174,7 +176,7 @@ class Decoder:
                 service = int(service_of[instances[int(row[kernel.RESOURCE])]])
                 start, end = int(row[kernel.TEXT]) >> 32, int(row[kernel.TEXT]) & 0xFFFFFFFF
                 events.put(key, self._event(data[start:end], row, service, is_log))
-            n = kernel.resolve(rows, unknown, n, instances, service_of, events.keys, events.values, unknown, keys)
+            n = resolve(rows, unknown, n, instances, service_of, events.keys, events.values, unknown, keys)
 
     def _salt(self, tenant: int) -> np.uint64:
         """What the tenant adds to the keys of its Resources: no tenant can know another's."""
@@ -186,10 +188,10 @@ class Decoder:
     def _resolve_resources(self, data: bytes, buffer: U8, tenant: int, salt: np.uint64, instances: I32) -> None:
         """Fills in the instance id of each Resource of the request."""
         table, spans = self.resources, self._spans
-        while kernel.resolve_resources(buffer, spans, instances.size, salt, table.keys, table.values, instances):
+        while resolve_resources(buffer, spans, instances.size, salt, table.keys, table.values, instances):
             for index in np.flatnonzero(instances == NONE).tolist():
                 start, end = spans[index].tolist()
-                key = kernel.resource_key(buffer, start, end, salt)
+                key = resource_key(buffer, start, end, salt)
                 if find_many(table.keys, table.values, np.array([key], np.uint64), np.empty(1, np.int32)):
                     table.put(int(key), self._new_resource(data[start:end], tenant))
 

@@ -1,13 +1,10 @@
 """One OTLP export request (https://opentelemetry.io/docs/specs/otlp) -> one row per span or log record.
 
 How it works. `scan` walks resource -> scope -> record once, front to back. Strings are not decoded: their bytes are
-hashed, and the hash is looked up by `resolve` in a table that Python fills on first sight. What is malformed or unusual
-(truncated, overlong, groups, ids of a wrong length on a span) makes `scan` give up on the request with -1; the caller
-then repairs it. Fields may come in any order and more than once, as the protobuf specification allows: the last one
-wins.
-
-`_nrt=False`: nothing here makes an array, and numba's atomic counting of references to the arrays that pass through the
-helpers took half of the time.
+hashed, and the hash is looked up (`kernels/resolve.py`) in a table that Python fills on first sight. What is malformed
+or unusual (truncated, overlong, groups, ids of a wrong length on a span) makes `scan` give up on the request with -1;
+the caller then repairs it. Fields may come in any order and more than once, as the protobuf specification allows: the
+last one wins.
 """
 
 from __future__ import annotations
@@ -15,19 +12,16 @@ from __future__ import annotations
 import numpy as np
 from numba import int64, uint64
 
-from collector_processor.kernels.jit import allocating_kernel, helper, inlined, kernel
-from collector_processor.kernels.redact import find_card, has_stars, is_card, is_card_number
+from collector_processor.kernels.jit import inlined, kernel
 from collector_processor.kernels.wire import (
     big64,
     chunk,
-    finish,
     fixed64,
     hash_bytes,
     hash_long,
     hash_masked,
     hex64,
     hex_digit,
-    mix,
     skip,
     varint,
 )
@@ -441,156 +435,3 @@ def scan(buf, is_log, rows, seed, wanted, lengths, links, cells, resources, clas
                 p = end3
                 row += 1
     return row, n_cells, resource + 1, own_records
-
-
-@kernel
-def resolve_resources(buf, spans, n, salt, keys, values, ids):
-    """Instance ids of the n Resources that stand at spans int64[n, 2], into ids int32[n]; -1 for one that the table of
-    keyed hashes (keys uint64[t], values int32[t]) does not hold. Returns how many those are."""
-    mask = uint64(keys.size - 1)
-    missing = 0
-    for r in range(n):
-        key = resource_key(buf, spans[r, 0], spans[r, 1], salt)
-        i = finish(key) & mask
-        while keys[i] != key and keys[i] != 0:
-            i = (i + uint64(1)) & mask
-        ids[r] = values[i] if keys[i] != 0 else -1
-        missing += keys[i] == 0
-    return missing
-
-
-@kernel
-def resource_key(buf, start, end, salt):
-    """Key of a serialised Resource in the lookup table; salt tells tenants apart. Never 0."""
-    return hash_bytes(buf, start, end, salt) | uint64(1)
-
-
-@kernel
-def resolve(rows, todo, n_todo, instances, service_of, keys, values, unknown, unknown_keys):
-    """Turns resource indices into instance ids and event hashes into event ids, for the rows todo[:n_todo].
-
-    instances int32[r]: instance id per resource of the request; service_of int32[instances]. keys uint64[k], values
-    int32[k]: open-addressing table (k a power of two, key 0 empty) from `event_key` to event id. A row whose key is not
-    in the table keeps its columns and is listed with its key in unknown int64[n], unknown_keys uint64[n]; `todo` may be
-    `unknown` itself. Returns how many are."""
-    mask = uint64(keys.size - 1)
-    missing = 0
-    for t in range(n_todo):
-        r = todo[t]
-        instance = instances[rows[r, RESOURCE]]
-        key = event_key(rows[r, EVENT], service_of[instance], rows[r, KIND])
-        i = finish(key) & mask
-        while keys[i] != key and keys[i] != 0:
-            i = (i + uint64(1)) & mask
-        if keys[i] == 0:
-            unknown[missing] = r
-            unknown_keys[missing] = key
-            missing += 1
-        else:
-            rows[r, EVENT] = uint64(values[i])
-            rows[r, RESOURCE] = uint64(instance)
-    return missing
-
-
-@helper
-def resolve_all(
-    buf, spans, salt, instances, resource_keys, resource_values, service_of, keys, values, rows, unknown, unknown_keys
-):  # fmt: skip
-    """`resolve_resources` and, when all are known, `resolve` for all rows, whose answer it gives; else -1."""
-    if resolve_resources(buf, spans, instances.size, salt, resource_keys, resource_values, instances) > 0:
-        return -1
-    for r in range(rows.shape[0]):
-        unknown[r] = r
-    return resolve(rows, unknown, rows.shape[0], instances, service_of, keys, values, unknown, unknown_keys)
-
-
-@kernel
-def read(
-    buf, is_log, rows, seed, wanted, lengths, links, cells, resources, classes, own, body_max, salt, instances,
-    resource_keys, resource_values, service_of, keys, values, unknown, unknown_keys,
-):  # fmt: skip
-    """`scan`, then `resolve_all` for what it read; the answers of both, one after the other."""
-    n, n_cells, n_resources, skipped = scan(
-        buf, is_log, rows, seed, wanted, lengths, links, cells, resources, classes, own, body_max
-    )
-    missing = int64(0)
-    if n > 0:
-        missing = resolve_all(
-            buf, resources, salt, instances[:n_resources], resource_keys, resource_values, service_of, keys, values,
-            rows[:n], unknown, unknown_keys,
-        )  # fmt: skip
-    return n, n_cells, n_resources, skipped, missing
-
-
-@inlined
-def event_key(event, service, kind):
-    """Key of the table from first-sight hash to event id; never 0."""
-    return mix(mix(event, uint64(service) + uint64(1)), kind) | uint64(1)
-
-
-@allocating_kernel
-def read_cells(buf, cells, n, seed, no_cards, is_masked, numbers, hashes):
-    """Values of the cells: numbers float64[n] (NaN when not a number), hashes uint64[n] (keyed, of the text or the raw
-    value, so that equal values have equal hashes whatever record they stand in). With `no_cards`, card numbers are no
-    numbers. With `is_masked`, a value that was masked has hash 0, any other never: such a cell is not to be kept."""
-    for c in range(n):
-        v, ve = cells[c, 2], cells[c, 3]
-        numbers[c] = np.nan
-        if cells[c, 1] == BODY_WORD:
-            hashes[c] = hash_bytes(buf, v, ve, seed) | uint64(1)  # never of stars: they are no part of a word
-            continue
-        hashes[c] = uint64(1)
-        if v >= ve:
-            continue
-        tag = buf[uint64(v)]
-        if tag == 10:
-            s, se = chunk(buf, v + 1, ve)
-            if se >= 0 and is_masked and has_stars(buf, s, se):
-                hashes[c] = uint64(0)
-            elif se >= 0:
-                hashes[c] = hash_bytes(buf, s, se, seed) | uint64(1)
-                numbers[c] = decimal(buf, s, se)
-                if no_cards and numbers[c] >= 1e12 and find_card(buf, s, se)[1] >= 0:
-                    numbers[c] = np.nan
-        elif tag == 24 or tag == 16:
-            value, end = varint(buf, v + 1, ve)
-            is_zero = is_masked and value == uint64(0) and end > v + 2  # longer than a zero needs to be
-            hashes[c] = uint64(0) if is_zero else mix(seed, value) | uint64(1)
-            numbers[c] = np.nan if no_cards and is_card(value) else float(np.int64(value))
-        elif tag == 33 and v + 9 <= ve:
-            bits = np.empty(1, np.uint64)
-            bits[0] = fixed64(buf, v + 1)
-            numbers[c] = bits.view(np.float64)[0]
-            hashes[c] = uint64(0) if is_masked and np.isnan(numbers[c]) else mix(~seed, bits[0]) | uint64(1)
-            if no_cards and is_card_number(bits[0]):
-                numbers[c] = np.nan
-        else:
-            hashes[c] = hash_bytes(buf, v, ve, seed) | uint64(1)
-
-
-@kernel
-def decimal(buf, p, end):
-    """A plain decimal number (sign, digits, point); NaN for any other text or more than 18 digits."""
-    if end - p > 20 or p >= end:
-        return np.nan
-    negative = buf[uint64(p)] == 45
-    if negative or buf[uint64(p)] == 43:
-        p += 1
-    value = 0.0
-    scale = 0.0
-    digits = 0
-    while p < end:
-        if buf[uint64(p)] == 46 and scale == 0.0:
-            scale = 1.0
-        elif 48 <= buf[uint64(p)] <= 57 and digits < 18:
-            value = value * 10.0 + float(buf[uint64(p)] - 48)
-            scale *= 10.0
-            digits += 1
-        else:
-            return np.nan
-        p += 1
-    if digits == 0:
-        return np.nan
-    if scale > 1.0:
-        value /= scale
-    return -value if negative else value
