@@ -47,6 +47,8 @@ def plain(node: ast.AST) -> Iterator[ast.AST]:
 
 def misused(source: str, module: str = "") -> list[str]:
     """Names of functions for kernels that `source`, the kernel file of that name if it is one, uses elsewhere."""
+    if "collector_processor.kernels" not in source:
+        return []
     tree = ast.parse(source)
     names = functions(tree, ALONE) if module in FOR_KERNELS else set()
     files: dict[str, set[str]] = {}  # what a kernel file is called here: its functions for kernels
@@ -68,9 +70,12 @@ def misused(source: str, module: str = "") -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_what_is_compiled_for_kernels_is_called_by_kernels(path: Path) -> None:
-    assert misused(path.read_text(), path.stem if path.parent == KERNELS else "") == []
+def test_what_is_compiled_for_kernels_is_called_by_kernels() -> None:
+    found = {
+        str(path.relative_to(ROOT)): misused(path.read_text(), path.stem if path.parent == KERNELS else "")
+        for path in SOURCES
+    }
+    assert {path: names for path, names in found.items() if names} == {}
 
 
 def test_there_are_such_functions() -> None:
