@@ -264,6 +264,7 @@ def exporters() -> list[Panel]:
             "Verdicts and incidents in memory and on disk, by exporter.",
             "short",
             query(f"sum by (exporter) (spanchain_exporter_queue_length{{{ALL}}})", "{{exporter}}"),
+            span=QUARTER,
         ),
         lines(
             "Delay of delivery",
@@ -274,6 +275,7 @@ def exporters() -> list[Panel]:
                 f"(rate(spanchain_exporter_delay_seconds_bucket{{{ALL}}}{RATE})))",
                 "{{exporter}}",
             ),
+            span=QUARTER,
         ),
         lines(
             "Delivered, dropped, tried again",
@@ -288,12 +290,14 @@ def exporters() -> list[Panel]:
                 f"sum by (exporter, reason) (rate(spanchain_exporter_retries_total{{{ALL}}}{RATE}))",
                 "{{exporter}} again: {{reason}}",
             ),
+            span=QUARTER,
         ),
         lines(
             "Memory",
             "Resident memory of the process.",
             "bytes",
             query(f"sum by (instance) (process_resident_memory_bytes{{{ALL}}})", "{{instance}}"),
+            span=QUARTER,
         ),
         rows_of(
             "Models",
