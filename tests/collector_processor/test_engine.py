@@ -106,6 +106,7 @@ def test_how_often_anybody_ticks_changes_no_verdict() -> None:
     assert sorted(run(payloads, tick_s=0.3)) == sorted(run(payloads))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [0, 137, 330, 470])
 def test_a_restored_engine_goes_on_as_if_nothing_had_happened(at: int) -> None:
     assert run(traffic(240, broken_from=200), restart_at=at) == undisturbed()
@@ -186,6 +187,7 @@ def silence(hours: float, tick_s: float | None, restored: Sequence[float] = ()) 
     return sorted(line.decode() for line in said.lines), digest(engine.snapshot())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hours", [0.1, pytest.param(0.9, marks=pytest.mark.slow), 1.5])  # it sleeps after one
 def test_how_time_is_told_in_a_silence_changes_nothing(hours: float) -> None:
     """Neither what is said nor what is known: told every second or ten, not at all, or to engines restored in it."""

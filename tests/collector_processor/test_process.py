@@ -27,6 +27,7 @@ print(with_holes - resident())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="another C library than glibc")
 def test_holes_between_what_is_held_are_given_back() -> None:
     told = subprocess.run([sys.executable, "-c", PROGRAM], check=True, capture_output=True, text=True)

@@ -26,6 +26,7 @@ SOURCES = [
 def kind(node: ast.AST) -> str | None:
     """How `node` is compiled, when it is a compiled function."""
     decorators = node.decorator_list if isinstance(node, ast.FunctionDef) else []
+    decorators = [each.func if isinstance(each, ast.Call) else each for each in decorators]
     names = {decorator.id for decorator in decorators if isinstance(decorator, ast.Name)}
     return next(iter(names & COMPILED), None)
 

@@ -16,12 +16,12 @@ VARIABLE = re.compile(rb"(?<![0-9A-Za-z_\x80-\xff])[A-Za-z_\x80-\xff]*[0-9][0-9A
 TEXTS = st.lists(st.sampled_from([b"user", b"7", b"a1", b" ", b"=", b"-", b"\xc3\xa9", b"service", b"_"]), max_size=24)
 
 
-@njit
+@njit(cache=True)
 def of_masked(buffer, start, end, seed):
     return hash_masked(buffer, start, end, seed, CLASSES)
 
 
-@njit
+@njit(cache=True)
 def of_all(buffer, start, end, seed):
     return hash_long(buffer, start, end, seed)
 
