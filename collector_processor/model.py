@@ -182,6 +182,7 @@ class Names:
         self.columns = columns
         self._hash = np.zeros(64, np.uint64)
         self._column = {name: np.full(64, NONE, np.int32) for name in columns}
+        self._shown: dict[str, I32] = {}  # the filled part of each column
         self.add(content_hash("other"), "other", **dict.fromkeys(columns, 0))
 
     def __len__(self) -> int:
@@ -194,7 +195,7 @@ class Names:
 
     def column(self, name: str) -> I32:
         """int32[len]: the attribute `name` of each id."""
-        return self._column[name][: len(self.text)]
+        return self._shown[name]
 
     def get(self, key: int) -> int | None:
         """The id of the name whose content hash is `key`, or None."""
@@ -218,7 +219,12 @@ class Names:
         self._hash[new] = key
         for name, value in attributes.items():
             self._column[name][new] = value
+        self._show()
         return new
+
+    def _show(self) -> None:
+        """New names are rare, and columns are asked for all the time."""
+        self._shown = {name: values[: len(self.text)] for name, values in self._column.items()}
 
     def snapshot(self) -> dict[str, Any]:
         """The state as plain lists and arrays; `restore` takes it back."""
@@ -234,6 +240,7 @@ class Names:
         self._hash = np.array(state["hash"], np.uint64)
         self._column = {name: np.array(state["columns"][name], np.int32) for name in self.columns}
         self.ids = {int(key): index for index, key in enumerate(self._hash.tolist())}
+        self._show()
         self.overflowed = int(state["overflowed"])
 
 

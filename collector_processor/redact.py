@@ -24,6 +24,7 @@ from collector_processor.model import U8, U64, Signal
 
 MARK: Final = "<redacted>"
 _DIGITS: Final = re.compile(r"\d(?:\D{0,9}\d){12}")  # as many digits as a card number has, near enough
+_DIGIT: Final = re.compile(r"[0-9]")
 _IBAN: Final = re.compile(r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]{1,4}){3,8}", re.IGNORECASE)
 _EMAIL: Final = re.compile(r"[\w.+-]+@\w+(?:[.-]\w+)+")
 
@@ -89,7 +90,7 @@ class Redactor:
         config = self._config
         if config.cards and _DIGITS.search(text):
             text = _without_cards(text, mark)
-        if config.ibans and any("0" <= c <= "9" for c in text):
+        if config.ibans and _DIGIT.search(text):
             text = _IBAN.sub(partial(_without_iban, mark=mark), text)
         return self.words(text, mark)
 
@@ -109,10 +110,11 @@ class Redactor:
         if "@" in text and "://" in text:
             return True
         lower = text.lower()
-        if any(word in lower for word in self._words):
-            return True
+        for word in self._words:
+            if word in lower:
+                return True
         before = _ASSIGNED.split(lower)[:-1]
-        return any(part.rstrip().rstrip("\"'\\").endswith(self._names) for part in before)
+        return any(part.rstrip(" \t\n\r\f\v\"'\\").endswith(self._names) for part in before)
 
 
 def _without_cards(text: str, mark: str) -> str:

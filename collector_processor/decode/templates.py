@@ -34,7 +34,9 @@ MESSAGE_FIELDS: Final = ("message", "msg", "body", "event", "log")
 # Written as what it is not, because `re` takes milliseconds over each range that goes beyond ASCII.
 _W: Final = r"[^\x00-/:-@\[-^`{-\x7f]"
 _DIGIT_WORD: Final = re.compile(rf"(?<!{_W})[^\x00-@\[-^`{{-\x7f]*+[0-9]{_W}*+")
-_JOINED: Final = re.compile(rf"(?<!{_W})(?<!{_W}-)(?:{_W}++-)*?0(?!{_W})(?:[-.:/+,@%]0(?!{_W})|-{_W}++)*+")
+_REST: Final = rf"(?!{_W})(?:[-.:/+,@%]0(?!{_W})|-{_W}++)*+"
+_JOINED: Final = re.compile(rf"(?<!{_W})(?<!{_W}-)(?:{_W}++-)*?0{_REST}")
+_JOINED_BEHIND: Final = re.compile(rf"0(?<!{_W}0){_REST}")  # the same where no `-0` is: `re` is fast at finding a sign
 _MONTH: Final = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]{0,6}"
 # What is masked as a whole: (what a text with such a thing contains, pattern). Earlier ones win at the same place.
 _ATOMS: Final = (
@@ -234,7 +236,9 @@ def _normalise(body: str) -> str:
 
 def _joined(text: str) -> str:
     """`text` with variables that punctuation joins as one."""
-    return _JOINED.sub("0", text) if _JOINT.search(text) else text
+    if not _JOINT.search(text):
+        return text
+    return (_JOINED if "-0" in text else _JOINED_BEHIND).sub("0", text)
 
 
 def _without_atoms(text: str) -> str:
@@ -342,18 +346,17 @@ class Templates:
         self._clusters: OrderedDict[int, _Cluster] = OrderedDict()
         self._shapes: dict[tuple[int, tuple[str, ...]], list[int]] = {}
         self._next = 0
-        self._masked: dict[str, str] = {}  # by normalised text: several hashes of the kernel share one
+        self._masked: dict[str, list[str]] = {}  # by normalised text: several hashes of the kernel share one
 
     def __len__(self) -> int:
         return len(self._clusters)
 
     def template(self, service_key: int, body: str) -> str:
         """The template of `body` as logged by the service whose content hash is `service_key`."""
-        masked = self._mask(body)
-        parts = _PLACE.split(masked)  # what stands between two places, and the words there, by turns
+        parts = self._parts(body).copy()
         words = parts[1::2]
         if len(words) < 2:
-            return masked
+            return "".join(parts)
         cluster = self._cluster(service_key, tuple(parts[::2]), words)
         for place, word in enumerate(words):
             seen = cluster.words[place]
@@ -365,14 +368,15 @@ class Templates:
                 parts[2 * place + 1] = VARIABLE
         return "".join(parts)
 
-    def _mask(self, body: str) -> str:
+    def _parts(self, body: str) -> list[str]:
+        """The masked text: what stands between two places, and the words there, by turns."""
         text = _normalise(body)
-        masked = self._masked.get(text)
-        if masked is None:
+        parts = self._masked.get(text)
+        if parts is None:
             if len(self._masked) >= MASKED_MAX:
                 self._masked.clear()
-            masked = self._masked[text] = _masked(text, self._redact)
-        return masked
+            parts = self._masked[text] = _PLACE.split(_masked(text, self._redact))
+        return parts
 
     def _cluster(self, service: int, shape: tuple[str, ...], words: list[str]) -> _Cluster:
         """The cluster most like `words` among those of the same shape, made when none is like enough."""

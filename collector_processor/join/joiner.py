@@ -68,6 +68,7 @@ class Joiner:
         self._pool = kernel.rows_of(kernel.RECORD, config.records_max)
         self._cells = kernel.rows_of(kernel.CELL, config.records_max if config.attributes else 1)
         self._slots = np.zeros(4096, np.int32)
+        self._room = 0  # so many records fit for certain, each with a chain of its own; what is closed since is more
         self._closed = Closed(config.closed_remembered_max, int(config.closed_remembered_s * SECOND))
         self._by_key = np.zeros((config.chains_max, 3), np.uint64)
         self._state = np.zeros(kernel.STATE, np.int64)
@@ -125,7 +126,9 @@ class Joiner:
         for first in range(0, n, step):
             part = batch if n <= step else batch.part(first, first + step)
             size = len(part.rows)
-            gone += self._make_room(size, now_ns)
+            if size > self._room:
+                gone += self._make_room(size, now_ns)
+            self._room -= size
             kernel.append(
                 part.rows,
                 size,
@@ -167,17 +170,18 @@ class Joiner:
             need = 4 * (chains + n)
             self._slots = np.zeros(1 << (need - 1).bit_length(), np.int32)
             kernel.rebuild_slots(self._slots, self._chains, self._deadlines, self._state)
-        if not self._full(n):
-            return []
-        gone = self.close(now_ns)
-        while self._full(n) and self._state[kernel.CHAINS_OPEN]:
-            gone += self._evict(n, now_ns)
+        gone: list[ChainBatch] = []
+        if self._left() < n:
+            gone = self.close(now_ns)
+            while self._left() < n and self._state[kernel.CHAINS_OPEN]:
+                gone += self._evict(n, now_ns)
+        self._room = min(self._left(), self._slots.size // 2 - self._state.item(kernel.CHAINS_OPEN))
         return gone
 
-    def _full(self, n: int) -> bool:
-        """Whether there is no room for n more records."""
+    def _left(self) -> int:
+        """How many more chains of one record each the limits allow."""
         chains, records = self._state.item(kernel.CHAINS_OPEN), self._state.item(kernel.RECORDS_OPEN)
-        return chains + n > self.config.chains_max or records + n > self.config.records_max
+        return min(self.config.chains_max - chains, self.config.records_max - records)
 
     def _evict(self, n: int, now_ns: int) -> list[ChainBatch]:
         """Closes chains of the tenant that holds most records, those longest without an arrival first."""
@@ -431,6 +435,7 @@ class Joiner:
         self.evicted = {str(k): int(v) for k, v in state["evicted"].items()}
         self._path_keys.clear()
         self._salts = np.zeros(0, np.uint64)
+        self._room = 0
         need = 2 * max(2048, int(self._state[kernel.CHAINS_OPEN]))
         self._slots = np.zeros(1 << (need - 1).bit_length(), np.int32)
         kernel.rebuild_slots(self._slots, self._chains, self._deadlines, self._state)
