@@ -4,10 +4,12 @@ How it works. `process` decodes payloads and joins their records; `tick` closes 
 them. Time is cut in epochs. Within one, the state of detectors and of decide stands still, so a chain's verdict does
 not depend on which others are judged in the same call, nor on how often `tick` is called. At each boundary, in this
 order: what is due is closed and judged; models announced for this boundary are taken into use; detectors look at their
-windows (`advance`); incidents are judged; the joiner learns how long to wait; and the chains whose quarantine is over
-are learned. Of an epoch with more records than its share of the quarantine, which is bounded, a sample by content waits
-there. How large a share is settled by the epoch before, so that what is drawn is drawn as chains are judged, and at the
-boundary only where traffic grew. The same payloads with the same times give the same output, byte for byte.
+windows (`advance`); incidents are judged; the joiner learns how long to wait; and it is settled which of the chains
+whose quarantine is over are normal. Detectors learn those before the next chain is judged: in one go, what came up
+while there was none. Of an epoch with more records than its share of the quarantine, which is bounded, a sample by
+content waits there. How large a share is settled by the epoch before, so that what is drawn is drawn as chains are
+judged, and at the boundary only where traffic grew. The same payloads with the same times give the same output, byte
+for byte.
 
 After a while without chains, and with no record open or come, only every sixth boundary is gone through; after
 IDLE_EPOCHS_MAX epochs none, but for a change of model that is due, until a record comes: whether time goes on, stands
@@ -35,6 +37,7 @@ from collector_processor.decide.verdicts import Decider
 from collector_processor.decode.decoder import Decoder
 from collector_processor.join.joiner import Joiner
 from collector_processor.model import (
+    Bool,
     ChainBatch,
     Incident,
     Payload,
@@ -50,6 +53,7 @@ from detectors.registry import build, components
 SECOND = 1_000_000_000
 SNAPSHOT_VERSION = 1
 Judged = tuple[ChainBatch, npt.NDArray[Any]]  # chains, and what decide needs to learn from them
+Lesson = tuple[ChainBatch, Bool]  # chains, and which of them are normal
 IDLE_EPOCHS = 12  # epochs without any chain after which only every IDLE_STRIDE-th boundary is judged
 IDLE_STRIDE = 6
 IDLE_EPOCHS_MAX = 360  # epochs without any chain after which no boundary is judged: the engine sleeps
@@ -100,6 +104,7 @@ class Engine:
         self._epoch_chains = self._epoch_records = 0  # judged in it
         self._sampled = 1.0  # share of its chains that waits
         self._quarantine: deque[tuple[int, Judged]] = deque()  # the boundary at which each epoch ended, ascending
+        self._lessons: list[Lesson] = []  # to be learned before the next chain is judged
         self._changes: deque[tuple[int, str, Any]] = deque()  # from which boundary on, which detector, which model
 
     # -- in ----------------------------------------------------------------------------------------------------------
@@ -234,11 +239,12 @@ class Engine:
         self.decider.advance(boundary_ns, self.incidents.suspected(), self.incidents.released())
         self._put_in_quarantine(boundary_ns)
         while self._quarantine and self._quarantine[0][0] <= boundary_ns - self._quarantine_ns:
-            self._learn(*self._quarantine.popleft()[1])
+            self._clear(*self._quarantine.popleft()[1])
 
     # -- judging and learning ----------------------------------------------------------------------------------------
 
     def _judge(self, chains: ChainBatch, output: Output) -> None:
+        self._learn()
         scores = {name: detector.score(chains) for name, detector in self.detectors.items()}
         verdicts = self.decider.decide(chains, scores)
         self.incidents.observe(verdicts)
@@ -266,12 +272,21 @@ class Engine:
         self._sampled = SAMPLED_SHORT / over if over > 1 else 1.0
         self._judged, self._epoch_chains, self._epoch_records = [], 0, 0
 
-    def _learn(self, batch: ChainBatch, training: npt.NDArray[Any]) -> None:
-        """Learns one epoch's chains at once, so that how they were grouped for judging leaves no trace."""
+    def _clear(self, batch: ChainBatch, training: npt.NDArray[Any]) -> None:
+        """Settles which chains of an epoch, whose quarantine is over, are normal."""
         normal = self.decider.clear(batch, training)
+        self.decider.learn(batch, training, normal)
+        self._lessons.append((batch, normal))
+
+    def _learn(self) -> None:
+        """All that there is to learn at once, so that how chains were grouped for judging leaves no trace."""
+        if not self._lessons:
+            return
+        batch = ChainBatch.concat([chains for chains, _ in self._lessons])
+        normal = np.concatenate([normal for _, normal in self._lessons])
         for detector in self.detectors.values():
             detector.learn(batch, normal)
-        self.decider.learn(batch, training, normal)
+        self._lessons.clear()
 
     # -- snapshot ----------------------------------------------------------------------------------------------------
 
@@ -299,6 +314,7 @@ class Engine:
             "judged": _saved(self._judged),
             "epoch": [self._epoch_chains, self._epoch_records, self._sampled],
             "quarantine": [[boundary_ns, _saved([epoch])] for boundary_ns, epoch in self._quarantine],
+            "lessons": [[_columns(chains), normal.copy()] for chains, normal in self._lessons],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -334,13 +350,15 @@ class Engine:
         self._epoch_chains, self._epoch_records, self._sampled = state.get("epoch", (chains, records, 1.0))
         epochs = state["quarantine"] if fits else []
         self._quarantine = deque((int(boundary_ns), _joined(self._loaded(epoch))) for boundary_ns, epoch in epochs)
+        lessons = state.get("lessons", ())  # earlier versions learned at the boundary
+        self._lessons = [(self._batch(columns), np.array(normal, np.bool_)) for columns, normal in lessons]
 
     def _loaded(self, saved: list[dict[str, Any]]) -> list[Judged]:
         dtype = self.decider.training
-        return [
-            (ChainBatch(symbols=self.symbols, **batch["chains"]), np.array(batch["training"], np.uint8).view(dtype))
-            for batch in saved
-        ]
+        return [(self._batch(batch["chains"]), np.array(batch["training"], np.uint8).view(dtype)) for batch in saved]
+
+    def _batch(self, columns: dict[str, Any]) -> ChainBatch:
+        return ChainBatch(symbols=self.symbols, **columns)
 
 
 def _joined(epoch: list[Judged]) -> Judged:
@@ -367,5 +385,9 @@ def _saved(epoch: list[Judged]) -> list[dict[str, Any]]:
     if not epoch:
         return []
     chains, training = _joined(epoch)
-    columns = {column.name: getattr(chains, column.name) for column in fields(ChainBatch) if column.name != "symbols"}
-    return [{"chains": columns, "training": training.view(np.uint8)}]
+    return [{"chains": _columns(chains), "training": training.view(np.uint8)}]
+
+
+def _columns(chains: ChainBatch) -> dict[str, Any]:
+    """The arrays of a batch by name."""
+    return {column.name: getattr(chains, column.name) for column in fields(ChainBatch) if column.name != "symbols"}
