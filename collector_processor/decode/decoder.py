@@ -134,13 +134,13 @@ class Decoder:
         something new, or -1 when a resource is new). Rows are negative when it gave up."""
         wanted, lengths = self._wanted_log if is_log else self._wanted_span
         links = len(LINK_KEYS) if is_log else 0
-        known = (self.resources.keys, self.resources.values, self.symbols.instances.column("service"))
+        resources, events, service_of = self.resources, self.events, self.symbols.instances.column("service")
         while True:
             n, n_cells, n_resources, own, missing = read(
-                *(buffer, is_log, self._rows, self.seed, wanted, lengths, links, self._cells, self._spans),
-                *(CLASSES, kernel.OWN_SCOPE, self.config.body_bytes_max, self._salt(tenant), self._instances, *known),
-                *(self.events.keys, self.events.values, self._unknown, self._unknown_keys),
-            )
+                buffer, is_log, self._rows, self.seed, wanted, lengths, links, self._cells, self._spans, CLASSES,
+                kernel.OWN_SCOPE, self.config.body_bytes_max, self._salt(tenant), self._instances, resources.keys,
+                resources.values, service_of, events.keys, events.values, self._unknown, self._unknown_keys,
+            )  # fmt: skip
             if n != kernel.FULL:
                 self.own_records += max(0, own)
                 return n, n_cells, n_resources, missing
