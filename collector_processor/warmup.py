@@ -124,7 +124,7 @@ def seldom_needed() -> None:
     goes_through(batch.offsets, batch.event, service, np.zeros(1, np.int32), np.zeros(len(batch), np.bool_))
     Budget(1.0, 1.0).clear(batch.outcome, batch.flow, np.zeros(0), 1.0, np.zeros(0, np.bool_))
     patient(0, 0, 1)
-    about(np.zeros(0, SEEN), np.zeros(1, np.int32), 0)
+    about(np.zeros(0, SEEN), np.zeros(1, np.int32), 0, *np.empty((3, 0), np.int64))
     none, number, numbers = np.zeros(0, np.int64), np.zeros(1, np.int64), np.zeros(1)
     sequence.candidates(0, none, np.zeros(1, np.uint64), number, numbers, numbers)
     sequence.containing(np.zeros(1, np.int32), np.zeros(1, np.int32), number, number, none)

@@ -74,12 +74,13 @@ def test_what_incidents_note_of_a_batch(rows: list[tuple[int, int, float]], seve
     findings, severity = findings_of(rows), np.array(severities, np.uint8)
     repeated = np.array([False, True, False])
     flow, hi, lo = np.arange(CHAINS, dtype=np.int32), np.zeros(CHAINS, np.uint64), np.arange(CHAINS, dtype=np.uint64)
-    seen = np.empty(findings.size, SEEN)
-    count = incidents.note(findings, severity, repeated, 0.05, flow, hi, lo, seen)
+    seen, again = np.empty(findings.size, SEEN), np.empty(findings.size, np.int64)
+    count, often = incidents.note(findings, severity, repeated, 0.05, flow, hi, lo, seen, again)
     usual = repeated[findings["kind"]] & (severity[findings["chain"]] == 0)
     kept = findings.compress((findings["p"] <= 0.05) & ~usual)
     assert seen["flow"][:count].tolist() == kept["chain"].tolist()
     assert seen["service"][:count].tolist() == kept["service"].tolist()
+    assert again[:often].tolist() == np.flatnonzero(repeated[findings["kind"]] & ~usual).tolist()
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(NONE, 1)), max_size=12))
@@ -88,7 +89,11 @@ def test_the_chains_that_an_incident_is_about(rows: list[tuple[int, int, int]]) 
     seen = np.zeros(len(rows), SEEN)
     for i, (chain, service, instance) in enumerate(sorted(rows)):
         seen["lo"][i], seen["service"][i], seen["instance"][i] = chain, service, instance
-    first, own = incidents.about(seen, np.array([1, 2], np.int32), 2)
+    seen["flow"] = seen["lo"] + 7
+    first, flows, instances = np.empty((3, seen.size), np.int64)
+    chains, located = incidents.about(seen, np.array([1, 2], np.int32), 2, first, flows, instances)
     is_about = np.isin(seen["service"], [1, 2])
-    assert seen["lo"][first].tolist() == sorted(set(seen["lo"][is_about].tolist()))
-    assert own.tolist() == np.flatnonzero((seen["service"] == 2) & (seen["instance"] != NONE)).tolist()
+    assert seen["lo"][first[:chains]].tolist() == sorted(set(seen["lo"][is_about].tolist()))
+    assert flows[:chains].tolist() == seen["flow"][first[:chains]].tolist()
+    own = (seen["service"] == 2) & (seen["instance"] != NONE)
+    assert instances[:located].tolist() == seen["instance"][own].tolist()
