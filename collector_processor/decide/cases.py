@@ -9,7 +9,6 @@ each element at its worst.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,8 +45,6 @@ Weights = dict[Element, tuple[float, float]]  # what each says about its service
 def elements_of(found: Findings, symbols: Symbols) -> list[Element]:
     """What each row is about: kind, level, service, operation, caller, and which rule, or one more than which instance.
     A finding about a flow is about the operation that the flow enters by."""
-    if not found.size:
-        return []
     out = []
     for _, _, kind, level, flow, service, event, caller, instance, _, _, _, detail in found.tolist():
         if service == NONE and caller == NONE and flow != NONE:
@@ -204,11 +201,11 @@ class Case:
         first, flows, instances = np.empty((3, seen.size), np.int64)
         chains, located = kernels.about(seen, self._services, self.root, first, flows, instances)
         self.chains += chains
-        for flow, count in sorted(Counter(flows[:chains].tolist()).items()):
+        for flow in sorted(flows[:chains].tolist()):
             if flow in self.flows or len(self.flows) < FLOWS_MAX:
-                self.flows[flow] = self.flows.get(flow, 0) + count
-        for instance, count in sorted(Counter(instances[:located].tolist()).items()):
-            self.instances[instance] = self.instances.get(instance, 0) + count
+                self.flows[flow] = self.flows.get(flow, 0) + 1
+        for instance in sorted(instances[:located].tolist()):
+            self.instances[instance] = self.instances.get(instance, 0) + 1
         for i in first[: min(chains, EXAMPLES_MAX - len(self.examples))].tolist():
             self.examples.append(f"{int(seen['hi'][i]):016x}{int(seen['lo'][i]):016x}")
 

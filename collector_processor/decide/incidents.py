@@ -160,7 +160,8 @@ class Incidents:
         if repeated:
             self.repeats.observe(verdicts, again[:repeated])
         if count:
-            self.recent.append((int(chains.closed_ns[-1]), seen[:count].copy()))
+            seen.resize(count, refcheck=False)  # in place, and nobody else has it
+            self.recent.append((int(chains.closed_ns[-1]), seen))
             self._noted += count
 
     def _learn_calls(self, chains: ChainBatch) -> None:
@@ -168,7 +169,7 @@ class Incidents:
         have, need = self.known_paths.size, len(self.symbols.paths)
         if need > have:
             self.known_paths = np.concatenate([self.known_paths, np.zeros(max(need, 2 * have) - have, np.bool_)])
-        if len(self.calls) >= CALLS_MAX or self.known_paths.take(chains.path).all():
+        if len(self.calls) >= CALLS_MAX or np.count_nonzero(self.known_paths.take(chains.path)) == len(chains):
             return
         service = self.symbols.events.column("service")
         columns = (chains.offsets, chains.path, chains.event, chains.parent, service)
@@ -196,14 +197,18 @@ class Incidents:
         nats: dict[Element, float] = {}
         evidence: dict[Element, dict[str, Any]] = {}
         for found, said in ((findings, ()), (repeated, told)):
+            if not found.size:
+                continue
             elements = elements_of(found, self.symbols)
             rows |= zip(elements, found, strict=True)
-            nats |= zip(elements, (-math.log(max(p, P_MIN)) for p in found["p"].tolist()), strict=True)
+            nats |= zip(elements, [-math.log(max(p, P_MIN)) for p in found["p"].tolist()], strict=True)
             evidence |= zip(elements, said, strict=False)
         self._threshold = self.threshold()
         half = self._threshold / 2
         self.since = {e: self.since.get(e, now_ns) for e, n in nats.items() if n >= half}
         self.onset = {about: self.onset.get(about, now_ns) for about in map(_about, self.since)}
+        if not self.open and max(nats.values(), default=0.0) < self._threshold:
+            return []  # what no incident could take, and too weak to open one
         changed: list[Case] = []
         for root, members in groups(nats):
             for case, taken in self._placed(root, members, rows, nats):

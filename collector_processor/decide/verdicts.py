@@ -184,7 +184,7 @@ class Decider:
         """[n] which of the chains whose quarantine is over may train detectors and calibration."""
         self._reserve()
         clear: Bool = training["state"] == USUAL
-        if clear.all():
+        if np.count_nonzero(clear) == clear.size:
             return clear
         state, inside = np.ascontiguousarray(training["state"]), self._through(batch, self._troubled)
         return self._budget.clear(state, batch.flow, uniform_hash(batch), self._config.audit_share, inside)
