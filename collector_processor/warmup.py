@@ -26,14 +26,16 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from collector_processor.config import Config, RedactionConfig
+from collector_processor.decide.budget import Budget
 from collector_processor.decide.incidents import SEEN
+from collector_processor.decide.repeats import KINDS
 from collector_processor.decode.otlp_json import to_protobuf
 from collector_processor.decode.repair import clean, repair
 from collector_processor.engine import Engine
 from collector_processor.ingest.inflate import inflate
 from collector_processor.kernels import closed, elements, peek, sequence, spans, variants
-from collector_processor.kernels.calibrate import best_findings, goes_through
-from collector_processor.kernels.incidents import about
+from collector_processor.kernels.calibrate import goes_through
+from collector_processor.kernels.incidents import about, note
 from collector_processor.kernels.rules import matches
 from collector_processor.kernels.table import move
 from collector_processor.kernels.windows import patient
@@ -121,9 +123,11 @@ def seldom_needed() -> None:
     symbols = Symbols()
     batch, service = ChainBatch.empty(symbols), symbols.events.column("service")
     goes_through(batch.offsets, batch.event, service, np.zeros(1, np.int32), np.zeros(len(batch), np.bool_))
-    best_findings(no_findings(), len(batch) + 1)
+    Budget(1.0, 1.0).clear(batch.outcome, batch.flow, np.zeros(0), 1.0, np.zeros(0, np.bool_))
     patient(0, 0, 1)
-    about(np.zeros(0, SEEN), np.zeros(1, np.int32), 0)
+    seen, rows = np.zeros(0, SEEN), np.zeros(0, np.int64)
+    note(no_findings(), batch.outcome, KINDS, 1.0, batch.flow, batch.trace_hi, batch.trace_lo, seen, rows)
+    about(seen, np.zeros(1, np.int32), 0, rows, rows, rows)
     none, number, numbers = np.zeros(0, np.int64), np.zeros(1, np.int64), np.zeros(1)
     sequence.candidates(0, none, np.zeros(1, np.uint64), number, numbers, numbers)
     sequence.containing(np.zeros(1, np.int32), np.zeros(1, np.int32), number, number, none)

@@ -16,8 +16,6 @@ import numpy as np
 from collector_processor.kernels import budget as kernels
 from collector_processor.model import F64, I32, U8, Bool
 
-SHARE_BY_CHANCE = 0.05  # unusual chains among the last 64 that chance alone explains: about two or three
-SHARE_CHANGED = 0.5
 FLOWS_FIRST = 16
 
 
@@ -32,7 +30,7 @@ class Budget:
         self._chains = np.zeros(0)  # decayed count
         self._seconds = np.zeros(0)  # decayed time of observation, 0 for a flow not seen yet
         self._share = np.zeros(0)  # of unusual chains, decayed by chains
-        self._limit = np.zeros(0)
+        self.limits = np.zeros(0)  # the p-value up to which a chain of the flow is unusual
         self._is_pending = False
         self.reserve(FLOWS_FIRST)
 
@@ -46,19 +44,14 @@ class Budget:
         self._chains, self._seconds, self._share = (
             np.concatenate([old, np.zeros(more)]) for old in (self._chains, self._seconds, self._share)
         )
-        self._limit = np.concatenate([self._limit, np.full(more, kernels.LIMIT_FIRST)])
+        self.limits = np.concatenate([self.limits, np.full(more, kernels.LIMIT_FIRST)])
 
-    def limit(self, flow: I32) -> F64:
-        """[n] the p-value up to which a chain of `flow` is unusual."""
-        return self._limit[flow]
-
-    def by_chance(self, flow: I32) -> Bool:
-        """[n] whether the flow's alarms of late are no more than chance allows."""
-        return self._share[flow] <= np.maximum(SHARE_BY_CHANCE, 3.0 * self._limit[flow])
-
-    def changed(self, flow: I32) -> Bool:
-        """[n] whether most chains of the flow have been unusual of late: it is the flow that has changed."""
-        return self._share[flow] >= SHARE_CHANGED
+    def clear(self, state: U8, flow: I32, uniform: F64, audit_share: float, inside: Bool) -> Bool:
+        """[n] which chains may train, as `kernels.clear` says: of a flow whose alarms of late are no more than chance
+        allows, all of them."""
+        cleared = np.empty(state.size, np.bool_)
+        kernels.clear(state, flow, uniform, audit_share, inside, self._share, self.limits, cleared)
+        return cleared
 
     def chains_per_day(self, flow: int) -> float | None:
         """What the limit of `flow` rests on; None before the first boundary."""
@@ -79,7 +72,7 @@ class Budget:
         elapsed = (now_ns - self._last_ns) / 1e9 if self._last_ns else kernels.PRIOR_S
         self._last_ns = now_ns
         kernels.fold_epoch(
-            *(self._pending, self._chains, self._seconds, self._share, self._limit, elapsed, self._alerts, self._most),
+            *(self._pending, self._chains, self._seconds, self._share, self.limits, elapsed, self._alerts, self._most),
         )
 
     def snapshot(self) -> dict[str, Any]:
@@ -97,5 +90,5 @@ class Budget:
         self._pending = np.array(state["pending"], np.int64)
         self._is_pending = bool(self._pending.any())
         self._chains, self._seconds, self._share = (np.array(state[k]) for k in ("chains", "seconds", "share"))
-        self._limit = np.full(self._chains.size, kernels.LIMIT_FIRST)
-        kernels.set_limits(self._chains, self._seconds, self._alerts, self._most, self._limit)
+        self.limits = np.full(self._chains.size, kernels.LIMIT_FIRST)
+        kernels.set_limits(self._chains, self._seconds, self._alerts, self._most, self.limits)

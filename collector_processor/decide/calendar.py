@@ -18,7 +18,8 @@ from collector_processor.config import CalendarConfig, PeriodConfig
 from collector_processor.model import I32, I64
 
 QUARTER_NS = 900 * 1_000_000_000
-QUARTERS_KEPT = 4096
+MINUTE_NS = 60 * 1_000_000_000
+KEPT = 4096  # quarters, and minutes
 SUNDAY = 6
 WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
@@ -59,6 +60,7 @@ class Calendar:
         self._holiday = _holidays(config.holidays)
         self._periods = tuple((period, _minutes(period.start), _minutes(period.end)) for period in config.periods)
         self._quarters: dict[int, Quarter] = {}
+        self._moments: dict[int, Moment] = {}
 
     def slices(self, times_ns: I64, slice_s: int) -> I32:
         """[n] index of the time-of-week slice of length `slice_s` (a divisor of a day) that each time lies in."""
@@ -69,9 +71,17 @@ class Calendar:
         return (second // slice_s).astype(np.int32)
 
     def at(self, now_ns: int) -> Moment:
-        """What is going on at `now_ns`."""
+        """What is going on in the minute of `now_ns`."""
+        found = self._moments.get(now_ns // MINUTE_NS)
+        if found is None:
+            if len(self._moments) >= KEPT:
+                self._moments.clear()
+            found = self._moments[now_ns // MINUTE_NS] = self._moment(now_ns)
+        return found
+
+    def _moment(self, now_ns: int) -> Moment:
         quarter = self._quarter(now_ns // QUARTER_NS)
-        minute = quarter.minute + now_ns % QUARTER_NS // 60_000_000_000
+        minute = quarter.minute + now_ns % QUARTER_NS // MINUTE_NS
         running = [p for p, start, end in self._periods if _runs(p, start, end, quarter, minute)]
         return Moment(
             f"{WEEKDAYS[quarter.weekday]} {minute // 60:02d}:{minute % 60:02d}",
@@ -88,7 +98,7 @@ class Calendar:
     def _quarter(self, quarter: int) -> Quarter:
         found = self._quarters.get(quarter)
         if found is None:
-            if len(self._quarters) >= QUARTERS_KEPT:
+            if len(self._quarters) >= KEPT:
                 self._quarters.clear()
             moment = datetime.fromtimestamp(quarter * 900, UTC).astimezone(self._zone)
             day = moment.date()

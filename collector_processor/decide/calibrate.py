@@ -23,15 +23,16 @@ PER_CALL = 32  # calibration scores that a full ring takes at one epoch boundary
 ROWS_FIRST = 16
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Calibrated:
     """What calibration says of n chains and d detectors."""
 
-    p: F64  # [n, d] p-value per detector, 1 when it has no history
-    p_part: F64  # [n, parts] p-value per component
+    p: F64  # [d, n] p-value per detector, 1 when it has no history
+    p_part: F64  # [parts, n] p-value per component
     fused: F64  # [n] S = 2 ln(sum of weight / sqrt p) over components with history, NaN without any
     p_fused: F64  # [n] p-value of S, 1 when cold
     level: U8  # [n] COLD, POOLED or OWN
+    any_cold: bool = False  # whether a level is COLD
 
 
 class Rings:
@@ -102,12 +103,12 @@ class Calibrator:
         self._pool.grow(tenants)
 
     def calibrate(self, values: F64, flow: I32, tenant: I32) -> Calibrated:
-        """p-values of `values` [n, d]; changes nothing."""
-        n = values.shape[0]
+        """p-values of `values` [d, n]; changes nothing. Negative flows are 0."""
+        n = values.shape[1]
         own, pool = self._own, self._pool
-        p_part = np.empty((n, self.weights.size))
+        p_part = np.empty((self.weights.size, n))
         out = Calibrated(np.empty_like(values), p_part, np.empty(n), np.empty(n), np.empty(n, np.uint8))
-        kernels.score_chains(
+        out.any_cold = kernels.score_chains(
             *(values, flow, tenant, self.part, self.stated, self.weights, self.history_min),
             *(own.ordered, own.count, own.tail, pool.ordered, pool.count, pool.tail),
             *(out.p, out.p_part, out.fused, out.p_fused, out.level),
@@ -121,9 +122,8 @@ class Calibrator:
         """
         uniform = uniform_hash(batch)
         for rings, row in ((self._own, batch.flow), (self._pool, batch.tenant)):
-            take = kernels.share_kept(row, normal, uniform, rings.count[:, 0], self._size, PER_CALL)
             kernels.learn_chains(
-                *(values, row, take, self.part, self.weights, self.history_min),
+                *(values, row, normal, uniform, PER_CALL, self.part, self.weights, self.history_min),
                 *(rings.arrived, rings.ordered, rings.count, rings.head, rings.tail),
             )
 

@@ -9,15 +9,14 @@ each element at its worst.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from collector_processor.kernels import incidents as kernels
-from collector_processor.model import FINDING, NONE, Findings, Kind, Level, Symbols
+from collector_processor.model import FINDING, I32, NONE, Findings, Kind, Level, Symbols
 
 SUSPECTS_MAX = 5
 ELEMENTS_MAX = 256  # of one case
@@ -26,7 +25,10 @@ EXAMPLES_MAX = 5
 INSTANCE_SHARE = 0.8  # of a service's unusual chains from which on one instance is named
 INSTANCE_CHAINS_MIN = 3
 
-EDGE, ERROR = int(Level.EDGE), int(Kind.ERROR)  # looked up once: elements are weighed thousands of times
+# Looked up once: elements are weighed thousands of times.
+EDGE, SERVICE, TEMPLATE = int(Level.EDGE), int(Level.SERVICE), int(Level.TEMPLATE)
+ERROR, SLOW_CALL, SLOW_OPERATION = int(Kind.ERROR), int(Kind.SLOW_CALL), int(Kind.SLOW_OPERATION)
+VIOLATION = int(Kind.RULE_VIOLATION)
 SOFT = frozenset((Kind.UNUSUAL_CALLS, Kind.NEW_SEQUENCE, Kind.UNUSUAL_CONTENT, Kind.UNLIKELY_SEQUENCE))
 PATHS = frozenset((Kind.INTERRUPTED_SEQUENCE, Kind.DISTRIBUTION_SURGE, Kind.DISTRIBUTION_DROP))  # of whole flows
 SYMPTOMS = SOFT | {Kind.MISSING_CALL}  # of trouble elsewhere as often as trouble itself
@@ -37,85 +39,89 @@ EXPLAINED_SHARE = 0.5  # of what a service's pool of calls says, when single cal
 
 Element = tuple[int, int, int, int, int, int]  # kind, level, service, event, caller, rule or instance
 Nats = Mapping[Element, float]
+Weights = dict[Element, tuple[float, float]]  # what each says about its service, and about its caller
 
 
 def elements_of(found: Findings, symbols: Symbols) -> list[Element]:
     """What each row is about: kind, level, service, operation, caller, and which rule, or one more than which instance.
     A finding about a flow is about the operation that the flow enters by."""
-    if not found.size:
-        return []
     out = []
-    columns = (found[n].tolist() for n in ("kind", "level", "service", "event", "caller", "flow", "detail", "instance"))
-    for kind, level, service, event, caller, flow, detail, instance in zip(*columns, strict=True):
+    for _, _, kind, level, flow, service, event, caller, instance, _, _, _, detail in found.tolist():
         if service == NONE and caller == NONE and flow != NONE:
             event = int(symbols.flows.column("event")[flow])
             service = int(symbols.events.column("service")[event])
-        pooled = kind == Kind.SLOW_OPERATION and level == Level.SERVICE
-        which = detail if kind == Kind.RULE_VIOLATION else instance + 1 if pooled else 0
+        pooled = kind == SLOW_OPERATION and level == SERVICE
+        which = detail if kind == VIOLATION else instance + 1 if pooled else 0
         out.append((kind, level, service, event, caller, which))
     return out
 
 
 def touches(element: Element, service: int) -> bool:
     """Whether `service` is the element's own, or calls it."""
-    return service in (element[2], element[4])
+    return element[2] == service or element[4] == service
 
 
-def services_of(elements: Nats) -> set[int]:
+def services_of(elements: Iterable[Element]) -> set[int]:
     return {service for element in elements for service in (element[2], element[4]) if service != NONE}
 
 
 def is_soft(element: Element) -> bool:
     """Whether the element says what may well be meant to be so, or complains about another service."""
-    edge = element[1] == EDGE
-    return (element[0] in SYMPTOMS and not edge) or (element[0] == ERROR and edge)
+    return element[0] == ERROR if element[1] == EDGE else element[0] in SYMPTOMS
 
 
-def mass(nats: Nats) -> dict[int, float]:
+def weighed(nats: Nats) -> Weights:
+    """Evidence as it counts for services."""
+    out = {}
+    for element, nat in nats.items():
+        own = nat * SOFT_SHARE if is_soft(element) else nat
+        out[element] = own, own * CALLER_SHARE if element[1] == EDGE else own
+    return out
+
+
+def mass(weights: Weights) -> dict[int, float]:
     """Evidence for each service."""
     out: dict[int, float] = {}
-    for element, nat in nats.items():
-        _, level, service, _, caller, _ = element
-        weight = nat * SOFT_SHARE if is_soft(element) else nat
+    for (_, _, service, _, caller, _), (own, of_caller) in weights.items():
         if service != NONE:
-            out[service] = out.get(service, 0.0) + weight
+            out[service] = out.get(service, 0.0) + own
         if caller != NONE:
-            out[caller] = out.get(caller, 0.0) + weight * (CALLER_SHARE if level == EDGE else 1.0)
+            out[caller] = out.get(caller, 0.0) + of_caller
     return out
 
 
 def greatest(masses: Mapping[int, float]) -> int:
     """The service with the greatest mass; of equal ones that with the smallest id."""
-    return max(masses, key=lambda service: (masses[service], -service))
+    most = max(masses.values())
+    return min([service for service, it in masses.items() if it == most])
 
 
 def explained(pool: Element, claimed: set[Element], nats: Nats) -> bool:
     """Whether calls that are claimed make up most of what a service's pool of calls says."""
     kind, level, service, _, caller, _ = pool
-    if level != Level.SERVICE or kind != Kind.SLOW_CALL:
+    if level != SERVICE or kind != SLOW_CALL:
         return False
-    parts = sum(
-        nats[e] for e in claimed if e[1] == Level.EDGE and (e[2] == service if caller == NONE else e[4] == caller)
-    )
+    parts = sum(nats[e] for e in claimed if e[1] == EDGE and (e[2] == service if caller == NONE else e[4] == caller))
     return parts >= EXPLAINED_SHARE * nats[pool]
 
 
 def groups(nats: Nats) -> list[tuple[int, list[Element]]]:
     """Elements grouped by the service that explains most of what is left, strongest first."""
-    left = dict(nats)
+    left = weighed(nats)
     out = []
-    while masses := mass(left):
+    while left and (masses := mass(left)):
         root = greatest(masses)
         members = [element for element in left if touches(element, root)]
-        claimed = set(members)
-        members += [e for e in left if e not in claimed and explained(e, claimed, nats)]
+        if len(members) < len(left):
+            claimed = set(members)
+            members += [e for e in left if e not in claimed and explained(e, claimed, nats)]
         for element in members:
             del left[element]
         out.append((root, members))
     return out
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Case:
     """An open incident. Times are boundaries in ns; `detected_ns` is when it was opened, `opened_ns` when it began."""
 
@@ -137,6 +143,7 @@ class Case:
     explanation: dict[str, Any] = field(default_factory=dict)
     _ranking: list[tuple[int, float]] = field(default_factory=list)  # as of the last element taken; empty: to be made
     _ordered: tuple[int, list[Element]] = (NONE, [])  # likewise, and the root it is for
+    _services: I32 | None = None  # likewise: those that its elements are about
     release: bool | None = None  # what `incidents.is_release` says of it, likewise
 
     def takes(self, element: Element, nat: float) -> bool:
@@ -148,7 +155,7 @@ class Case:
         self.nats[element] = nat
         self.rows[element] = row
         self.evidence[element] = evidence
-        self._ranking, self._ordered, self.release = [], (NONE, []), None
+        self._ranking, self._ordered, self._services, self.release = [], (NONE, []), None, None
 
     def ranking(self) -> list[tuple[int, float]]:
         """(service, evidence) by how much of the case each explains when those before it are taken out."""
@@ -157,14 +164,16 @@ class Case:
         return self._ranking
 
     def _ranked(self) -> list[tuple[int, float]]:
-        left = dict(self.nats)
+        left = weighed(self.nats)
+        whole = masses = mass(left)
         out: list[tuple[int, float]] = []
-        while len(out) < SUSPECTS_MAX and (masses := mass(left)):
+        while masses and len(out) < SUSPECTS_MAX:
             root = greatest(masses)
             out.append((root, masses[root]))
-            left = {e: n for e, n in left.items() if not touches(e, root)}
+            left = {element: weight for element, weight in left.items() if not touches(element, root)}
+            masses = mass(left)
         known = {service for service, _ in out}
-        rest = sorted(((m, -s) for s, m in mass(self.nats).items() if s not in known), reverse=True)
+        rest = sorted([(m, -s) for s, m in whole.items() if s not in known], reverse=True)
         return (out + [(-s, m) for m, s in rest])[:SUSPECTS_MAX]
 
     def ordered(self) -> list[Element]:
@@ -173,30 +182,32 @@ class Case:
         if root != self.root or not order:
             order = sorted(
                 self.nats,
-                key=lambda e: (not touches(e, self.root), is_soft(e), -self.nats[e] * (1 + (e[1] != Level.SERVICE)), e),
+                key=lambda e: (not touches(e, self.root), is_soft(e), -self.nats[e] * (1 + (e[1] != SERVICE)), e),
             )
             self._ordered = (self.root, order)
         return order
 
     def operation(self, service: int) -> int:
         """The operation of `service` that says most, NONE when none does."""
-        own = [e for e in self.ordered() if e[2] == service and e[3] != NONE and e[1] != Level.TEMPLATE]
-        return own[0][3] if own else NONE
+        for _, level, own, event, _, _ in self.ordered():
+            if own == service and event != NONE and level != TEMPLATE:
+                return event
+        return NONE
 
     def count(self, seen: Any) -> None:
         """Counts the chains of `seen` that had something unusual at a service that the case is about."""
-        services = np.array(list({e[2] if e[2] != NONE else e[4] for e in self.nats}), np.int32)
-        first, own = kernels.about(seen, services, self.root)
-        if not first.size:
-            return
-        self.chains += first.size
-        for flow, count in sorted(Counter(seen["flow"][first].tolist()).items()):
+        if self._services is None:
+            self._services = np.array(list({e[2] if e[2] != NONE else e[4] for e in self.nats}), np.int32)
+        first, flows, instances = np.empty((3, seen.size), np.int64)
+        chains, located = kernels.about(seen, self._services, self.root, first, flows, instances)
+        self.chains += chains
+        for flow in sorted(flows[:chains].tolist()):
             if flow in self.flows or len(self.flows) < FLOWS_MAX:
-                self.flows[flow] = self.flows.get(flow, 0) + count
-        for instance, count in sorted(Counter(seen["instance"][own].tolist()).items()):
-            self.instances[instance] = self.instances.get(instance, 0) + count
-        for row in seen[first[: EXAMPLES_MAX - len(self.examples)]]:
-            self.examples.append(f"{int(row['hi']):016x}{int(row['lo']):016x}")
+                self.flows[flow] = self.flows.get(flow, 0) + 1
+        for instance in sorted(instances[:located].tolist()):
+            self.instances[instance] = self.instances.get(instance, 0) + 1
+        for i in first[: min(chains, EXAMPLES_MAX - len(self.examples))].tolist():
+            self.examples.append(f"{int(seen['hi'][i]):016x}{int(seen['lo'][i]):016x}")
 
     def traces(self) -> list[str]:
         """Ids of traces to look at: of chains with something unusual, else those that the evidence names."""
@@ -207,10 +218,11 @@ class Case:
         """The instance that nearly all of it happens at, if the first suspect has several; else NONE."""
         own = symbols.instances.column("service")
         counts = {i: n for i, n in self.instances.items() if own[i] == self.root}
-        if sum(counts.values()) < INSTANCE_CHAINS_MIN or np.count_nonzero(own == self.root) < 2:
+        total = sum(counts.values())
+        if total < INSTANCE_CHAINS_MIN or np.count_nonzero(own == self.root) < 2:
             return NONE
         worst = max(counts, key=lambda i: (counts[i], -i))
-        return worst if counts[worst] >= INSTANCE_SHARE * sum(counts.values()) else NONE
+        return worst if counts[worst] >= INSTANCE_SHARE * total else NONE
 
     def snapshot(self) -> dict[str, Any]:
         return {

@@ -21,6 +21,7 @@ import numpy as np
 
 from collector_processor.model import NONE, Findings, Kind, Symbols
 
+PLAIN = frozenset((bool, int, type(None)))  # types of what is JSON as it is
 NAME_MAX = 120  # characters of a name that are shown
 PATH_MAX = 240
 CONTEXT_MAX = 3  # further findings that are spelled out
@@ -48,7 +49,7 @@ def clean(text: str, limit: int = NAME_MAX) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-_key = lru_cache(1024)(clean)  # detectors say few different ones, again and again
+_known = lru_cache(4096)(clean)  # names and keys of evidence: few different ones, again and again
 
 
 def _hidden(character: str) -> bool:
@@ -57,14 +58,15 @@ def _hidden(character: str) -> bool:
 
 def cleaned(value: Any, depth: int = 4) -> Any:
     """JSON-able `value` with every string cleaned; numpy scalars become numbers, what is nested deeper becomes text."""
+    kind = type(value)
+    if kind in PLAIN:
+        return value
+    if kind is float:
+        return value if math.isfinite(value) else None
     if isinstance(value, str):
         return clean(value, PATH_MAX)
-    if value is None or type(value) in (bool, int):
-        return value
-    if type(value) is dict and depth:
-        return {_key(str(k)): cleaned(v, depth - 1) for k, v in value.items()}
-    if type(value) is float:
-        return value if math.isfinite(value) else None
+    if kind is dict and depth:
+        return {_known(str(k)): v if type(v) in PLAIN else cleaned(v, depth - 1) for k, v in value.items()}
     if isinstance(value, np.generic):
         return cleaned(value.item(), depth)
     if isinstance(value, int | float):
@@ -107,7 +109,7 @@ def one_in(p: float) -> str:
     return f"fewer than 1 in {rounded:,}" if rounded <= 1_000_000_000 else "fewer than 1 in a billion"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Said:
     """One finding with its names and evidence."""
 
@@ -143,25 +145,25 @@ class Said:
 
 def said(symbols: Symbols, finding: np.void, evidence: Mapping[str, Any]) -> Said:
     """`finding` with its names looked up."""
-    event = int(finding["event"])
+    _, _, kind, _, flow, service, event, caller, instance, _, expected, actual, _ = finding.item()
     text = _name(symbols.events.text, event)
     is_log = event >= 0 and bool(symbols.events.column("is_log")[event])
     return Said(
-        Kind(int(finding["kind"])),
-        _name(symbols.flows.text, int(finding["flow"])),
-        _name(symbols.services.text, int(finding["service"])),
+        Kind(kind),
+        _name(symbols.flows.text, flow),
+        _name(symbols.services.text, service),
         None if is_log else text,
         text if is_log else None,
-        _name(symbols.services.text, int(finding["caller"])),
-        _name(symbols.instances.text, int(finding["instance"])),
-        float(finding["expected"]),
-        float(finding["actual"]),
+        _name(symbols.services.text, caller),
+        _name(symbols.instances.text, instance),
+        expected,
+        actual,
         evidence,
     )
 
 
 def _name(names: Sequence[str], index: int) -> str | None:
-    return clean(names[index]) if index != NONE else None
+    return _known(names[index]) if index != NONE else None
 
 
 def subject_of(one: Said) -> dict[str, str | None]:
@@ -358,7 +360,7 @@ def actions(one: Said) -> list[str]:
 
 def explain(
     symbols: Symbols,
-    findings: Findings,
+    findings: Iterable[np.void],
     evidence: Sequence[Mapping[str, Any]],
     affected: Mapping[str, Any],
     notes: Sequence[str] = (),
@@ -394,7 +396,7 @@ def affected_of(
 ) -> dict[str, Any]:
     """The objects that an explanation counts: clean, distinct names in the order given, and how much money."""
     out: dict[str, Any] = {
-        name: list(dict.fromkeys(clean(text) for text in texts))
+        name: list(dict.fromkeys(map(_known, texts)))
         for name, texts in (("flows", flows), ("services", services), ("instances", instances))
     }
     out["chains"] = chains

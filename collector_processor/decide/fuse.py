@@ -21,9 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from collector_processor.config import DecideConfig
-from collector_processor.model import F64, I32, U8, Bool, Category, Findings, Kind, Severity
+from collector_processor.config import BusinessConfig, DecideConfig
+from collector_processor.model import F64, I32, Category, Findings, Kind, Severity
 
+INFO, WARNING, CRITICAL = int(Severity.INFO), int(Severity.WARNING), int(Severity.CRITICAL)
 P_CERTAIN = 1e-60  # of a chain that violates a certain rule
 P_UNSURE = 0.5  # of a detector without a finding in the Cauchy combination: it says nothing either way
 
@@ -80,24 +81,20 @@ def p_of(score: float, half: float) -> float:
     return float(half ** (score / (1.0 - score)))
 
 
-def grade(score: F64, unusual: Bool, damage: Bool, config: DecideConfig) -> U8:
-    """[n] severity by the statistical and the model threshold."""
-    warning = score >= config.score_warning
-    critical = warning & damage & (score >= config.score_critical)
-    severity: U8 = (unusual.astype(np.uint8) + (unusual & warning) + (unusual & critical)).astype(np.uint8)
-    return severity
+def grade(score: float, damage: bool, config: DecideConfig) -> int:
+    """Severity of an unusual chain by the model threshold; `damage`: whether something about it is broken."""
+    if score < config.score_warning:
+        return INFO
+    return CRITICAL if damage and score >= config.score_critical else WARNING
 
 
-def weigh(severity: U8, amount: F64, shift: F64, config: DecideConfig) -> U8:
-    """[k] severity of unusual chains after the business threshold.
+def weigh(severity: int, amount: float | None, shift: int, business: BusinessConfig) -> int:
+    """Severity of an unusual chain after the business threshold.
 
-    `amount` [k] is the money that a chain moves, NaN when unknown; `shift` [k] the calendar's -1, 0 or 1.
+    `amount` is the money that the chain moves, None when unknown; `shift` the calendar's -1, 0 or 1.
     """
-    shifted = severity.astype(np.int64) + shift.astype(np.int64)
-    out = np.minimum(np.maximum(shifted, int(Severity.INFO)), int(Severity.CRITICAL))
-    business = config.business
-    if business.amount_minor is not None:
-        out = np.where(amount < business.amount_minor, Severity.INFO, out)
-    if business.amount_critical is not None:
-        out = np.where(amount >= business.amount_critical, Severity.CRITICAL, out)
-    return out.astype(np.uint8)
+    if amount is not None and business.amount_critical is not None and amount >= business.amount_critical:
+        return CRITICAL
+    if amount is not None and business.amount_minor is not None and amount < business.amount_minor:
+        return INFO
+    return min(max(severity + shift, INFO), CRITICAL)

@@ -22,10 +22,12 @@ import numpy as np
 from collector_processor.config import DecideConfig
 from collector_processor.decide import explain
 from collector_processor.decide.cases import (
+    EDGE,
     FLOWS_MAX,
     PATHS,
     SOFT,
     UNANSWERED,
+    VIOLATION,
     Case,
     Element,
     Nats,
@@ -39,7 +41,6 @@ from collector_processor.decide.repeats import KINDS, Repeats
 from collector_processor.kernels import incidents as kernels
 from collector_processor.kernels.windows import patient
 from collector_processor.model import (
-    FINDING,
     NONE,
     Category,
     ChainBatch,
@@ -57,18 +58,21 @@ NS = 1_000_000_000
 DAY_S = 86_400.0
 P_MIN = 1e-300
 P_SEEN = 0.05  # up to which a chain's finding counts as one of an incident's chains
+OPERATION = int(Level.OPERATION)
 POOLS = 5  # independent subjects of a service: calls into it, itself, calls out of it, what it writes, whom it asks
 CALLS_MAX = 65_536
 RECENT_MAX = 1_000_000  # chains' findings of one window, 28 bytes each; every epoch may hold an equal share
 MIX = np.uint64(0x9E3779B97F4A7C15)  # spreads ids, so that a sample of them is one whatever made them
 ABSENT_MAX = 0.05  # share of spans known to go without a call, up to which it is missed at once
 ANOTHER = 2.0  # thresholds that something new about an incident's services must exceed to be an incident of its own
-SAME: dict[int, int] = {  # kinds that are named for the same, after the latest example of it
-    Kind.MISSING_LOG: Kind.UNUSUAL_LOG,
-    Kind.ERROR: Kind.UNUSUAL_LOG,
-    Kind.MISSING_CALL: Kind.UNUSUAL_CALLS,
-    Kind.UNSEEN_CALL: Kind.UNUSUAL_CALLS,
+UNUSUAL_LOG, UNUSUAL_CALLS, MISSING_CALL = int(Kind.UNUSUAL_LOG), int(Kind.UNUSUAL_CALLS), int(Kind.MISSING_CALL)
+SAME = {  # kinds that are named for the same, after the latest example of it
+    int(Kind.MISSING_LOG): UNUSUAL_LOG,
+    int(Kind.ERROR): UNUSUAL_LOG,
+    MISSING_CALL: UNUSUAL_CALLS,
+    int(Kind.UNSEEN_CALL): UNUSUAL_CALLS,
 }
+FOLLOWERS = SOFT | PATHS  # kinds that are no trouble of their own, however late they come
 FINDINGS_TOLD = 4  # elements that an explanation spells out
 SEEN = np.dtype(
     [
@@ -91,7 +95,8 @@ def is_release(case: Case) -> bool:
 
 def _about(element: Element) -> Element:
     """The element without what the latest example makes of it: other logs, or other calls, than usual."""
-    return (int(SAME.get(element[0], element[0])), *element[1:])
+    same = SAME.get(element[0])
+    return element if same is None else (same, *element[1:])
 
 
 def _boundaries(saved: Iterable[Any]) -> dict[Element, int]:
@@ -131,6 +136,8 @@ class Incidents:
         self.calls: set[tuple[int, int]] = set()  # (caller, callee)
         self.known_paths = np.zeros(64, np.bool_)  # whose calls have been noted
         self.recent: deque[tuple[int, Any]] = deque()  # of one window: when closed, SEEN
+        self._noted = 0  # findings in `recent` since the last boundary
+        self._threshold = math.inf  # the threshold at the boundary that is being judged
         self.forgotten = 0  # findings that were not kept in `recent`, for there were too many
 
     def threshold(self) -> float:
@@ -147,19 +154,22 @@ class Incidents:
         self._learn_calls(chains)
         if verdicts.findings.size == 0:
             return
-        self.repeats.observe(verdicts)
-        seen = np.empty(verdicts.findings.size, SEEN)
+        seen, again = np.empty(verdicts.findings.size, SEEN), np.empty(verdicts.findings.size, np.int64)
         columns = (chains.flow, chains.trace_hi, chains.trace_lo)
-        count = kernels.note(verdicts.findings, verdicts.severity, KINDS, P_SEEN, *columns, seen)
+        count, repeated = kernels.note(verdicts.findings, verdicts.severity, KINDS, P_SEEN, *columns, seen, again)
+        if repeated:
+            self.repeats.observe(verdicts, again[:repeated])
         if count:
-            self.recent.append((int(chains.closed_ns[-1]), seen[:count].copy()))
+            seen.resize(count, refcheck=False)  # in place, and nobody else has it
+            self.recent.append((int(chains.closed_ns[-1]), seen))
+            self._noted += count
 
     def _learn_calls(self, chains: ChainBatch) -> None:
         """Notes which service calls which, from chains that go a way not seen before."""
         have, need = self.known_paths.size, len(self.symbols.paths)
         if need > have:
             self.known_paths = np.concatenate([self.known_paths, np.zeros(max(need, 2 * have) - have, np.bool_)])
-        if len(self.calls) >= CALLS_MAX:
+        if len(self.calls) >= CALLS_MAX or np.count_nonzero(self.known_paths.take(chains.path)) == len(chains):
             return
         service = self.symbols.events.column("service")
         columns = (chains.offsets, chains.path, chains.event, chains.parent, service)
@@ -173,7 +183,9 @@ class Incidents:
         while self.recent and self.recent[0][0] < now_ns - self.window_ns:
             self.recent.popleft()
         out = self._judged(now_ns, findings)
-        self._thin(before_ns)
+        if self._noted > self.epoch_max:
+            self._thin(before_ns)
+        self._noted = 0
         return out
 
     def _judged(self, now_ns: int, findings: Findings) -> list[Incident]:
@@ -185,13 +197,18 @@ class Incidents:
         nats: dict[Element, float] = {}
         evidence: dict[Element, dict[str, Any]] = {}
         for found, said in ((findings, ()), (repeated, told)):
+            if not found.size:
+                continue
             elements = elements_of(found, self.symbols)
             rows |= zip(elements, found, strict=True)
-            nats |= zip(elements, (-math.log(max(p, P_MIN)) for p in found["p"].tolist()), strict=True)
+            nats |= zip(elements, [-math.log(max(p, P_MIN)) for p in found["p"].tolist()], strict=True)
             evidence |= zip(elements, said, strict=False)
-        half = self.threshold() / 2
+        self._threshold = self.threshold()
+        half = self._threshold / 2
         self.since = {e: self.since.get(e, now_ns) for e, n in nats.items() if n >= half}
         self.onset = {about: self.onset.get(about, now_ns) for about in map(_about, self.since)}
+        if not self.open and max(nats.values(), default=0.0) < self._threshold:
+            return []  # what no incident could take, and too weak to open one
         changed: list[Case] = []
         for root, members in groups(nats):
             for case, taken in self._placed(root, members, rows, nats):
@@ -209,10 +226,7 @@ class Incidents:
     def _thin(self, before_ns: int) -> None:
         """Keeps no more of the epoch since `before_ns`, which has been counted, than an epoch's share: a sample of its
         chains by their ids, so that how they came in batches leaves no trace."""
-        epoch = [seen for closed_ns, seen in self.recent if closed_ns > before_ns]
-        if sum(map(len, epoch)) <= self.epoch_max:
-            return
-        order = np.concatenate([seen["lo"] for seen in epoch]) * MIX
+        order = np.concatenate([seen["lo"] for closed_ns, seen in self.recent if closed_ns > before_ns]) * MIX
         bound = np.partition(order, self.epoch_max)[self.epoch_max]
         for index, (closed_ns, seen) in enumerate(self.recent):
             if closed_ns > before_ns:
@@ -235,7 +249,7 @@ class Incidents:
 
     def current(self) -> list[Incident]:
         """Every open incident as it was last told: what exporters are given after a restart."""
-        return [self._incident(case, "updated") for case in self.open if case.told]
+        return [self._incident(case, case.instance(self.symbols), "updated") for case in self.open if case.told]
 
     def _placed(
         self, root: int, members: list[Element], rows: Mapping[Element, Any], nats: Nats
@@ -250,8 +264,11 @@ class Incidents:
             if taken:
                 left = [m for m in left if m not in taken]
                 out.append((case, taken))
-            weak = (m for m in known if m not in taken and nats[m] < ANOTHER * self.threshold())
-            echoes |= {m: case for m in weak if m not in echoes}
+            if len(taken) < len(known):
+                weak = (m for m in known if m not in taken and nats[m] < ANOTHER * self._threshold)
+                echoes |= {m: case for m in weak if m not in echoes}
+        if not left:
+            return out
         if any(m not in echoes and self._opens(m, nats[m], rows[m]) for m in left):
             out.append((self._opened(root, rows[max(left, key=lambda m: nats[m])]), left))
         else:
@@ -267,13 +284,13 @@ class Incidents:
         """Whether the trouble with an element began when an incident about its services was no longer fresh: if it is
         too strong for an echo, it is trouble of its own. The ways of whole flows are no trouble of their own here: they
         are seen later than what turns the chains there."""
-        return element[0] not in SOFT | PATHS and self._age_s(case, element, case.detected_ns) >= self.config.merge_s
+        return element[0] not in FOLLOWERS and self._age_s(case, element, case.detected_ns) >= self.config.merge_s
 
     def _touching(self, root: int, members: list[Element]) -> list[Case]:
         """Open incidents that a group may belong to, the likeliest first."""
         out = [case for case in self.open if case.root == root]
-        out += [case for case in self.open if case not in out and any(m in case.nats for m in members)]
-        services = services_of(dict.fromkeys(members, 0.0))
+        out += [case for case in self.open if case not in out and not case.nats.keys().isdisjoint(members)]
+        services = services_of(members)
         for case in self.open:
             if case not in out and self.now_ns - case.detected_ns <= self.config.merge_s * NS:
                 about = services_of(case.nats)
@@ -284,17 +301,17 @@ class Incidents:
 
     def _opens(self, element: Element, nat: float, row: np.void) -> bool:
         """Whether the element is improbable enough, and has been for long enough, to open an incident."""
-        if nat < self.threshold():
+        if nat < self._threshold:
             return False
-        if element[0] == Kind.RULE_VIOLATION:
+        if element[0] == VIOLATION:
             patience = 0.0
-        elif element[0] == Kind.MISSING_CALL:
+        elif element[0] == MISSING_CALL:
             patience = self.config.hold_s if row["expected"] <= ABSENT_MAX else self.config.restart_hold_s
-        elif element[1] == Level.EDGE and element[0] in UNANSWERED:
+        elif element[1] == EDGE and element[0] in UNANSWERED:
             patience = self.config.restart_hold_s
         else:
             patience = self.config.soft_hold_s if element[0] in SOFT else self.config.hold_s
-        if SAME.get(element[0], element[0]) == Kind.UNUSUAL_LOG and element[1] == Level.OPERATION:
+        if SAME.get(element[0], element[0]) == UNUSUAL_LOG and element[1] == OPERATION:
             patience = max(patience, self._ignorance_s(self.since[element]))
         return self.now_ns - self.since[element] >= patience * NS
 
@@ -323,7 +340,7 @@ class Incidents:
         nats: Nats,
         evidence: Mapping[Element, dict[str, Any]],
     ) -> None:
-        if max(nats[element] for element in members) >= self.threshold() / 2:
+        if max(nats[element] for element in members) >= self._threshold / 2:
             case.seen_ns = self.now_ns
         for element in members:
             if case.takes(element, nats[element]):
@@ -341,20 +358,25 @@ class Incidents:
             return None
         opened = not case.told
         case.told = told
-        case.explanation = self._explanation(case, suspects)
-        return self._incident(case, "opened" if opened else "updated")
+        return self._retold(case, "opened" if opened else "updated")
 
     def _severity(self, case: Case) -> Severity:
-        rules = [case.evidence[e].get("severity") for e in case.nats if e[0] == Kind.RULE_VIOLATION]
-        if "critical" in rules:
-            return Severity.CRITICAL
-        strong = [e for e, nat in case.nats.items() if nat >= 2 * self.threshold()]
-        return Severity.CRITICAL if any(DAMAGE[e[0]] for e in strong) else Severity.WARNING
+        for element, nat in case.nats.items():
+            if nat >= 2 * self._threshold and DAMAGE[element[0]]:
+                return Severity.CRITICAL
+            if element[0] == VIOLATION and case.evidence[element].get("severity") == "critical":
+                return Severity.CRITICAL
+        return Severity.WARNING
 
-    def _explanation(self, case: Case, suspects: list[int]) -> dict[str, Any]:
-        order = case.ordered()[:FINDINGS_TOLD]
-        names = self.symbols.services.text
+    def _retold(self, case: Case, state: str, resolved_ns: int | None = None) -> Incident:
+        """The incident as it is now, explained anew."""
         instance = case.instance(self.symbols)
+        case.explanation = self._explanation(case, instance)
+        return self._incident(case, instance, state, resolved_ns)
+
+    def _explanation(self, case: Case, instance: int) -> dict[str, Any]:
+        order = case.ordered()[:FINDINGS_TOLD]
+        names, suspects = self.symbols.services.text, [service for service, _ in case.ranking()]
         notes = []
         if len(suspects) > 1:
             notes.append(f"Also suspected, less: {', '.join(explain.clean(names[s]) for s in suspects[1:4])}")
@@ -362,7 +384,7 @@ class Incidents:
         lead = f"{case.chains} chains in {explain.seconds(span_s)}: " if case.chains > 1 else ""
         return explain.explain(
             self.symbols,
-            np.array([case.rows[e] for e in order], FINDING),
+            [case.rows[e] for e in order],
             [case.evidence[e] for e in order],
             explain.affected_of(
                 self._flows(case),
@@ -379,12 +401,11 @@ class Incidents:
         order = sorted(case.flows, key=lambda flow: (-case.flows[flow], flow))
         return [self.symbols.flows.text[flow] for flow in order[:FLOWS_MAX]]
 
-    def _incident(self, case: Case, state: str, resolved_ns: int | None = None) -> Incident:
+    def _incident(self, case: Case, instance: int, state: str, resolved_ns: int | None = None) -> Incident:
         names, events = self.symbols.services.text, self.symbols.events.text
         total = max(sum(case.nats.values()), 1e-9)
         top = case.ordered()[0]
         category = case.evidence[top].get("category") or Category(int(CATEGORY[top[0]])).name.lower()
-        instance = case.instance(self.symbols)
 
         def operation(service: int) -> str | None:
             event = case.operation(service)
@@ -418,13 +439,10 @@ class Incidents:
 
     def _resolved(self, now_ns: int) -> list[Incident]:
         quiet = int(self.config.resolve_s * NS)
-        out = []
-        for case in self.open:
-            if now_ns - case.seen_ns >= quiet:
-                case.explanation = self._explanation(case, [service for service, _ in case.ranking()])
-                out.append(self._incident(case, "resolved", now_ns))
-        self.open = [case for case in self.open if now_ns - case.seen_ns < quiet]
-        return out
+        over = [case for case in self.open if now_ns - case.seen_ns >= quiet]
+        if over:
+            self.open = [case for case in self.open if case not in over]
+        return [self._retold(case, "resolved", now_ns) for case in over]
 
     def snapshot(self) -> dict[str, Any]:
         return {
@@ -450,4 +468,5 @@ class Incidents:
         self.since = _boundaries(state["since"])
         self.onset = _boundaries(state.get("onset", ()))  # earlier versions had none
         self.recent = deque((int(closed), np.array(seen, SEEN)) for closed, seen in state["recent"])
+        self._noted = sum(len(seen) for closed_ns, seen in self.recent if closed_ns > self.now_ns)
         self.forgotten = int(state.get("forgotten", 0))  # earlier versions kept all

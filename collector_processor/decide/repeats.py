@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from collector_processor.decide import explain
-from collector_processor.model import FINDING, NONE, Findings, Kind, Severity, VerdictBatch, no_findings
+from collector_processor.model import FINDING, I64, NONE, Findings, Kind, VerdictBatch, no_findings
 
 KINDS = np.zeros(len(Kind), np.bool_)  # that no detector watches in windows
 KINDS[[Kind.RULE_VIOLATION, Kind.UNUSUAL_CONTENT, Kind.UNLIKELY_SEQUENCE]] = True
-USUAL = int(Severity.NONE)
 SUBJECTS_MAX = 4096
 RATE_KEPT = 0.995  # what an epoch leaves of a subject's rate
 RATE_PRIOR = 0.05  # chains an epoch that are believed before anything is known
+RATE_FORGOTTEN = RATE_PRIOR / 100  # below which nothing is kept of a subject that comes no more
 P_CRITICAL = 1e-30  # of a critical rule
 IDENTITY = ("detector", "kind", "level", "service", "event", "caller", "detail")
 
@@ -36,6 +36,7 @@ class Count:
     ring: list[int]  # chains per epoch of the window
     rate: float = RATE_PRIOR
     critical: bool = False
+    total: int = 0  # of the ring
     row: Any = None  # the last finding
     evidence: dict[str, Any] = field(default_factory=dict)
 
@@ -48,12 +49,9 @@ class Repeats:
         self.column = 0
         self.counts: dict[Subject, Count] = {}
 
-    def observe(self, verdicts: VerdictBatch) -> None:
-        """Counts the chains of `verdicts`, each subject once a chain."""
-        if not verdicts.severity.any():
-            return
+    def observe(self, verdicts: VerdictBatch, rows: I64) -> None:
+        """Counts the chains of `verdicts` with the findings `rows`, each subject once a chain."""
         found = verdicts.findings
-        rows = np.flatnonzero(KINDS[found["kind"]] & (verdicts.severity[found["chain"]] > USUAL))
         seen: set[tuple[int, Subject]] = set()
         for i in rows.tolist():
             row = found[i]
@@ -65,6 +63,7 @@ class Repeats:
             count = self.counts.pop(subject, None) or Count([0] * self.columns)
             self.counts[subject] = count
             count.ring[self.column] += 1
+            count.total += 1
             count.row = found.take([i])[0]
             count.row["chain"] = NONE  # a number within this batch, which says nothing later
             count.evidence = dict(verdicts.evidence.get(i, count.evidence))
@@ -74,29 +73,37 @@ class Repeats:
 
     def advance(self) -> tuple[Findings, list[dict[str, Any]]]:
         """Findings about the window that ends now, with their evidence; then opens the next epoch."""
-        told: list[tuple[Count, float, int]] = []
+        told: list[tuple[Count, float]] = []
         for count in self.counts.values():
-            total = sum(count.ring)
-            p = P_CRITICAL if count.critical and total else 1.0
-            if total >= self.repeat_min:
-                p = min(p, poisson_tail(total, count.rate * self.columns))
-            if p < 1.0:
-                told.append((count, p, total))
-        rows = np.array([count.row for count, _, _ in told], FINDING) if told else no_findings()
-        for i, (count, p, total) in enumerate(told):
-            rows["p"][i], rows["expected"][i], rows["actual"][i] = p, count.rate * self.columns, total
+            if count.total:
+                p = P_CRITICAL if count.critical else 1.0
+                if count.total >= self.repeat_min:
+                    p = min(p, poisson_tail(count.total, count.rate * self.columns))
+                if p < 1.0:
+                    told.append((count, p))
+        rows = np.array([count.row for count, _ in told], FINDING) if told else no_findings()
+        for i, (count, p) in enumerate(told):
+            rows["p"][i], rows["expected"][i], rows["actual"][i] = p, count.rate * self.columns, count.total
         self._turn()
-        return rows, [count.evidence for count, _, _ in told]
+        return rows, [count.evidence for count, _ in told]
 
     def _turn(self) -> None:
         """The oldest epoch teaches the rates, as far as they are not exceeded, and is cleared."""
-        self.column = (self.column + 1) % self.columns
-        for subject, count in list(self.counts.items()):
-            leaving = min(float(count.ring[self.column]), 1.0 + 3.0 * count.rate)
-            count.rate = count.rate * RATE_KEPT + (1.0 - RATE_KEPT) * leaving
-            count.ring[self.column] = 0
-            if count.rate < RATE_PRIOR / 100 and not any(count.ring):
-                del self.counts[subject]
+        self.column = column = (self.column + 1) % self.columns
+        gone = []
+        for subject, count in self.counts.items():
+            leaving = count.ring[column]
+            if leaving:
+                count.ring[column] = 0
+                count.total -= leaving
+                taught = min(float(leaving), 1.0 + 3.0 * count.rate)
+                count.rate = count.rate * RATE_KEPT + (1.0 - RATE_KEPT) * taught
+            else:
+                count.rate *= RATE_KEPT
+                if count.rate < RATE_FORGOTTEN and not count.total:
+                    gone.append(subject)
+        for subject in gone:
+            del self.counts[subject]
 
     def snapshot(self) -> dict[str, Any]:
         return {
@@ -120,8 +127,9 @@ class Repeats:
         for saved in state["counts"]:
             row = np.array(saved["row"], FINDING)[0]
             subject = tuple(int(row[name]) for name in IDENTITY)
+            ring = [int(n) for n in saved["ring"]]
             self.counts[subject] = Count(
-                [int(n) for n in saved["ring"]], float(saved["rate"]), bool(saved["critical"]), row, saved["evidence"]
+                ring, float(saved["rate"]), bool(saved["critical"]), sum(ring), row, saved["evidence"]
             )
 
 

@@ -25,10 +25,10 @@ from collector_processor.config import Config
 from collector_processor.decide import explain, fuse
 from collector_processor.decide.budget import Budget
 from collector_processor.decide.calendar import Calendar
-from collector_processor.decide.calibrate import Calibrated, Calibrator, uniform_hash
+from collector_processor.decide.calibrate import Calibrator, uniform_hash
 from collector_processor.kernels import verdicts as kernels
-from collector_processor.kernels.calibrate import COLD, OWN, best_findings, goes_through
-from collector_processor.kernels.verdicts import BROKEN, FORBIDDEN, NEW, USUAL
+from collector_processor.kernels.calibrate import COLD, OWN, goes_through
+from collector_processor.kernels.verdicts import FORBIDDEN, NEW, USUAL
 from collector_processor.model import (
     F64,
     I32,
@@ -51,10 +51,10 @@ from collector_processor.model import (
 EVIDENCE_MAX = 8  # findings of one chain whose evidence is captured, the most unlikely first
 DAMAGE_P = 0.01  # a finding of something broken counts as such up to this p-value
 IN_INCIDENT = 0.02  # what an open incident does to the p-value of a chain through its service: prior odds times fifty
-MINUTE_NS = 60_000_000_000  # for which the calendar says the same
 VIOLATION = int(Kind.RULE_VIOLATION)  # numpy compares with a member of an enum ten times slower
 SUSPECT_P = 0.02  # chains this unlikely have to be cleared before they train, whatever the budget lets pass
 NOWHERE = np.zeros(0, np.bool_)  # no incident is open
+NOBODY = np.zeros(0, np.int32)
 
 
 class Source(Protocol):
@@ -89,7 +89,7 @@ class Decider:
         self._config = config.decide
         self._symbols = symbols
         self._detectors = dict(detectors)
-        self._names = tuple(detectors)
+        self._sources, self._names = tuple(detectors.values()), tuple(detectors)
         self._parts, part, weights = fuse.parts_of([components[name] for name in self._names], config.decide.weights)
         self._weights = weights[part]
         stated = [name for name, detector in detectors.items() if getattr(detector, "states_probability", False)]
@@ -98,9 +98,10 @@ class Decider:
         )
         self._budget = Budget(config.decide.alerts_per_day, config.decide.probability_max)
         self._calendar = Calendar(config.decide.calendar, config.decide.timezone)
-        self._versions = self._models()
-        self._troubled = np.zeros(0, np.int32)
-        self._released = np.zeros(0, np.int32)
+        self._versions = self._asked_versions()  # as of the last boundary: a change starts a calibration anew
+        self._models: dict[str, str] | None = None  # the versions of this epoch, once they have been asked
+        self._reserved = (0, 0)  # flows and tenants that there is room for
+        self._troubled = self._released = NOBODY
         self.training = np.dtype([("value", np.float64, (len(self._names) + 1,)), ("state", np.uint8)])
         self._amount = None
         if config.decide.business.amount is not None:
@@ -112,53 +113,55 @@ class Decider:
         """The verdicts of `batch`, whatever part of an epoch's chains it holds. `scores` has every detector."""
         n = len(batch)
         self._reserve()
-        flow = np.maximum(batch.flow, 0)
-        values = np.array([scores[name].value for name in self._names]).reshape(len(self._names), n).T.copy()
-        calibrated = self._calibrator.calibrate(values, flow, batch.tenant)
-        findings = _merged([scores[name].findings for name in self._names])
+        said = [scores[name] for name in self._names]
+        values = np.array([one.value for one in said]).reshape(len(said), n)
+        calibrated = self._calibrator.calibrate(values, batch.flow, batch.tenant)
         p = calibrated.p_fused
-        rules: dict[int, dict[str, Any]] = {}
-        if findings.size:
-            cold = calibrated.level == COLD
-            if cold.any():
-                p = np.where(cold, fuse.cauchy(findings, n, self._weights), p)
-            rules = self._violations(findings)
-            certain = [int(findings["chain"][row]) for row, found in rules.items() if found.get("certain")]
-            if certain:
-                p[certain] = np.minimum(p[certain], fuse.P_CERTAIN)
+        found = _numbered([one.findings for one in said])
+        findings, offsets = np.empty_like(found), np.empty(n + 1, np.int64)
+        best, damage, unusual = np.empty(n, np.int64), np.empty(n, np.bool_), np.empty(n, np.bool_)
+        any_violation = kernels.collate(found, fuse.DAMAGE, DAMAGE_P, VIOLATION, findings, offsets, damage, best)
+        if calibrated.any_cold and findings.size:
+            p = np.where(calibrated.level == COLD, fuse.cauchy(findings, n, self._weights), p)
+        rules = self._violations(findings) if any_violation else {}
+        for row, evidence in rules.items():
+            if evidence.get("certain"):
+                chain = findings["chain"][row]
+                p[chain] = min(p[chain], fuse.P_CERTAIN)
         inside = self._through(batch, self._troubled)
-        damage, unusual = np.empty((2, n), np.bool_)
-        offsets, posterior, state = np.empty(n + 1, np.int64), np.empty(n), np.empty(n, np.uint8)
+        posterior, state = np.empty(n), np.empty(n, np.uint8)
         any_unusual = kernels.judge(
-            *(p, self._budget.limit(flow), SUSPECT_P, NOWHERE if inside is None else inside),
-            *(self._config.probability_in_incident, IN_INCIDENT, findings, fuse.DAMAGE, DAMAGE_P),
-            *(offsets, damage, unusual, posterior, state),
+            *(p, batch.flow, self._budget.limits, SUSPECT_P, inside, self._config.probability_in_incident, IN_INCIDENT),
+            *(damage, unusual, posterior, state),
         )
-        self._budget.count(flow, state)
+        self._budget.count(batch.flow, state)
         training = np.empty(n, self.training)
-        training["value"][:, :-1], training["value"][:, -1], training["state"] = values, calibrated.fused, state
+        value = training["value"]
+        value[:, :-1], value[:, -1], training["state"] = values.T, calibrated.fused, state
         verdicts = VerdictBatch(
             chains=batch,
             score=fuse.score_of(posterior, self._config.score_half),
             severity=np.zeros(n, np.uint8),
             category=np.zeros(n, np.uint8),
-            components={name: calibrated.p_part[:, column] for column, name in enumerate(self._parts)}
-            | {name: calibrated.p[:, column] for column, name in enumerate(self._names)},
+            components=dict(zip(self._parts, calibrated.p_part, strict=True))
+            | dict(zip(self._names, calibrated.p, strict=True)),
             findings=findings,
             finding_offsets=offsets,
-            models=self._models(),
+            models=self._current_models(),
             detectors=self._names,
             training=training,
         )
         if any_unusual:
-            self._judge(verdicts, calibrated, p, unusual, inside, damage, rules)
+            self._judge(verdicts, p, np.flatnonzero(unusual), inside, damage, best, calibrated.level, rules)
         return verdicts
 
     def _reserve(self) -> None:
         """Room for all flows and tenants."""
-        flows = len(self._symbols.flows)
-        self._budget.reserve(flows)
-        self._calibrator.reserve(flows, len(self._symbols.tenants))
+        wanted = flows, tenants = len(self._symbols.flows), len(self._symbols.tenants)
+        if wanted != self._reserved:
+            self._reserved = wanted
+            self._budget.reserve(flows)
+            self._calibrator.reserve(flows, tenants)
 
     def advance(self, now_ns: int, troubled: Sequence[int] = (), released: Sequence[int] = ()) -> None:
         """Ends the epoch at the boundary `now_ns`: rates, limits and alarm shares follow what was decided in it.
@@ -167,39 +170,30 @@ class Decider:
         unusual, and what is suspect about it trains nothing. `released` are those with an open incident that is but a
         release.
         """
-        self._troubled = np.array(sorted(troubled), np.int32)
-        self._released = np.array(sorted(released), np.int32)
+        self._troubled = np.array(sorted(troubled), np.int32) if troubled else NOBODY
+        self._released = np.array(sorted(released), np.int32) if released else NOBODY
         self._budget.advance(now_ns)
-        versions = self._models()
-        for name, version in versions.items():
-            if self._versions[name] != version:
-                self._calibrator.forget(name)
-        self._versions = versions
+        versions = self._models = self._asked_versions()
+        if versions != self._versions:
+            for name, version in versions.items():
+                if self._versions[name] != version:
+                    self._calibrator.forget(name)
+            self._versions = versions
 
     def clear(self, batch: ChainBatch, training: npt.NDArray[Any]) -> Bool:
         """[n] which of the chains whose quarantine is over may train detectors and calibration."""
         self._reserve()
-        state = training["state"]
-        clear: Bool = state == USUAL
+        clear: Bool = training["state"] == USUAL
         if np.count_nonzero(clear) == clear.size:
             return clear
-        suspects = np.flatnonzero((state == NEW) | (state == BROKEN))
-        if suspects.size:
-            flow = np.maximum(batch.flow[suspects], 0)
-            new = state[suspects] == NEW
-            sampled = uniform_hash(batch)[suspects] < self._config.audit_share
-            inside = self._through(batch, self._troubled)
-            free = new | sampled | self._budget.by_chance(flow)
-            if inside is not None:
-                free &= ~inside[suspects]
-            clear[suspects] = free | (new & sampled & self._budget.changed(flow))
-        return clear
+        state, inside = np.ascontiguousarray(training["state"]), self._through(batch, self._troubled)
+        return self._budget.clear(state, batch.flow, uniform_hash(batch), self._config.audit_share, inside)
 
     def learn(self, batch: ChainBatch, training: npt.NDArray[Any], normal: Bool) -> None:
         """Feeds the calibration with the `normal` [n] chains. One call an epoch boundary, with all chains due then."""
         if len(batch):
             released = self._through(batch, self._released)
-            if released is not None:
+            if released.size:
                 normal = normal & ~(released & (training["state"] == NEW))
             self._calibrator.learn(np.ascontiguousarray(training["value"]), batch, normal)
 
@@ -219,7 +213,8 @@ class Decider:
         self._budget.restore(state["budget"])
         self._troubled = np.array(state["troubled"], np.int32)
         self._released = np.array(state["released"], np.int32)
-        self._versions = self._models() | {k: v for k, v in state["models"].items() if k in self._versions}
+        self._versions = self._asked_versions() | {k: v for k, v in state["models"].items() if k in self._versions}
+        self._models, self._reserved = None, (0, 0)
 
     def describe_state(self) -> str | None:
         """Which flows are still too young to be judged by their own history; None when none is."""
@@ -233,16 +228,22 @@ class Decider:
         more = f" and {len(young) - 5} more" if len(young) > 5 else ""
         return f"judged together with other flows until they have enough history: {', '.join(young[:5])}{more}"
 
-    def _through(self, batch: ChainBatch, services: I32) -> Bool | None:
-        """[n] which chains go through one of `services` (ascending); None when there is none."""
+    def _through(self, batch: ChainBatch, services: I32) -> Bool:
+        """[n] which chains go through one of `services` (ascending); [0] when there is none."""
         if services.size == 0 or len(batch) == 0:
-            return None
+            return NOWHERE
         through = np.empty(len(batch), np.bool_)
         goes_through(batch.offsets, batch.event, batch.symbols.events.column("service"), services, through)
         return through
 
-    def _models(self) -> dict[str, str]:
+    def _asked_versions(self) -> dict[str, str]:
         return {name: detector.version() for name, detector in self._detectors.items()}
+
+    def _current_models(self) -> dict[str, str]:
+        """The detectors' versions, which stay the same within an epoch."""
+        if self._models is None:
+            self._models = self._asked_versions()
+        return self._models
 
     def _violations(self, findings: Findings) -> dict[int, dict[str, Any]]:
         """Finding row -> evidence of each rule violation."""
@@ -250,51 +251,50 @@ class Decider:
         return {row: self._evidence(findings[row]) for row, kind in enumerate(kinds) if kind == VIOLATION}
 
     def _evidence(self, finding: np.void) -> dict[str, Any]:
-        found: dict[str, Any] = explain.cleaned(self._detectors[self._names[finding["detector"]]].evidence(finding))
+        found: dict[str, Any] = explain.cleaned(self._sources[finding["detector"]].evidence(finding))
         return found
 
     def _judge(
         self,
         verdicts: VerdictBatch,
-        calibrated: Calibrated,
         p: F64,
-        unusual: Bool,
-        inside: Bool | None,
+        chains: I64,
+        inside: Bool,
         damage: Bool,
+        best: I64,
+        level: U8,
         rules: Mapping[int, Mapping[str, Any]],
     ) -> None:
-        """Fills severity, category, evidence and notes of the unusual chains."""
+        """Fills severity, category, evidence and notes of the unusual `chains`. They are few: a chain at a time is
+        faster than columns of them."""
         batch, findings, config = verdicts.chains, verdicts.findings, self._config
-        n = len(batch)
-        severity = fuse.grade(verdicts.score, unusual, damage, config)
-        top = best_findings(findings, n)
-        said = top >= 0
-        category = np.zeros(n, np.uint8) if said[unusual].all() else _category_without_finding(verdicts.components)
-        category[said] = fuse.CATEGORY[findings["kind"][top[said]]]
+        forced = {int(findings["chain"][row]): found for row, found in rules.items() if found.get("certain")}
+        least: dict[int, int] = {}  # severity, by the rules that a chain violates
         for row, found in rules.items():
             chain = int(findings["chain"][row])
-            if unusual[chain]:
-                severity[chain] = max(severity[chain], _enum(Severity, found.get("severity"), Severity.WARNING))
-                if found.get("certain"):
-                    category[chain] = _enum(Category, found.get("category"), Category.COMPLIANCE)
-                    verdicts.training["state"][chain] = FORBIDDEN
-        chains = np.flatnonzero(unusual)
-        amount = self._amounts(batch, chains)
-        minutes = (batch.start_ns[chains] // MINUTE_NS).tolist()
-        of_minute = {minute: self._calendar.at(minute * MINUTE_NS) for minute in set(minutes)}
-        moments = [of_minute[minute] for minute in minutes]
-        shift = np.array([moment.shift for moment in moments], np.float64)
-        verdicts.severity[chains] = fuse.weigh(severity[chains], amount, shift, config)
-        verdicts.category[chains] = category[chains]
-        for position, chain in enumerate(chains.tolist()):
-            moment = moments[position]
+            least[chain] = max(least.get(chain, 0), _enum(Severity, found.get("severity"), Severity.WARNING))
+        amounts = self._amounts(batch)
+        for chain in chains.tolist():
+            amount = None if amounts is None or not np.isfinite(amounts[chain]) else float(amounts[chain])
+            moment = self._calendar.at(int(batch.start_ns[chain]))
+            severity = max(fuse.grade(verdicts.score[chain], damage[chain], config), least.get(chain, 0))
+            verdicts.severity[chain] = fuse.weigh(severity, amount, moment.shift, config.business)
+            is_certain = chain in forced
+            if is_certain:
+                category = _enum(Category, forced[chain].get("category"), Category.COMPLIANCE)
+                verdicts.training["state"][chain] = FORBIDDEN
+            elif best[chain] >= 0:
+                category = int(fuse.CATEGORY[findings["kind"][best[chain]]])
+            else:
+                category = _category_without_finding(verdicts.components, chain)
+            verdicts.category[chain] = category
             verdicts.notes[chain] = {
                 "p": float(p[chain]),
-                "level": int(calibrated.level[chain]),
-                "inside": bool(inside[chain]) if inside is not None else False,
-                "certain": bool(verdicts.training["state"][chain] == FORBIDDEN),
+                "level": int(level[chain]),
+                "inside": bool(inside[chain]) if inside.size else False,
+                "certain": is_certain,
                 "history": self._calibrator.history_of(int(batch.flow[chain])),
-                "amount": None if np.isnan(amount[position]) else float(amount[position]),
+                "amount": amount,
                 "local": moment.local if moment.periods or moment.holiday else None,
                 "periods": moment.periods,
                 "holiday": moment.holiday,
@@ -310,28 +310,29 @@ class Decider:
                 if row in rules:
                     verdicts.evidence[row] = dict(rules[row])
                     continue
-                key = findings[row].tobytes()[4:]  # all but the chain
+                finding = findings[row]
+                key = finding.tobytes()[4:]  # all but the chain
                 if key not in asked:
-                    asked[key] = self._evidence(findings[row])
+                    asked[key] = self._evidence(finding)
                 verdicts.evidence[row] = asked[key]
 
-    def _amounts(self, batch: ChainBatch, chains: I64) -> F64:
-        """[k] the greatest amount in each of `chains`, NaN when it has none."""
+    def _amounts(self, batch: ChainBatch) -> F64 | None:
+        """[n] the greatest amount in each chain, -inf when it has none; None when amounts do not count."""
         if self._amount is None:
-            return np.full(chains.size, np.nan)
+            return None
         out = np.full(len(batch), -np.inf)
-        if chains.size:
-            cells = (batch.cell_key == self._amount) & np.isfinite(batch.cell_number)
-            chain = np.searchsorted(batch.offsets, batch.cell_record[cells], side="right") - 1
-            np.maximum.at(out, chain, batch.cell_number[cells])
-        return np.where(np.isfinite(out[chains]), out[chains], np.nan)
+        cells = (batch.cell_key == self._amount) & np.isfinite(batch.cell_number)
+        chain = np.searchsorted(batch.offsets, batch.cell_record[cells], side="right") - 1
+        np.maximum.at(out, chain, batch.cell_number[cells])
+        return out
 
 
 def strongest(findings: Findings, start: int, stop: int) -> list[int]:
     """The finding rows start..stop, rule violations first, then by rising p-value."""
-    rows = range(stop - start)
+    if stop - start < 2:
+        return list(range(start, stop))
     p, kind = findings["p"][start:stop].tolist(), findings["kind"][start:stop].tolist()
-    return [start + row for row in sorted(rows, key=lambda row: (kind[row] != VIOLATION, p[row], row))]
+    return [start + row for row in sorted(range(stop - start), key=lambda row: (kind[row] != VIOLATION, p[row], row))]
 
 
 def verdict_id(verdicts: VerdictBatch, chain: int) -> str:
@@ -390,24 +391,19 @@ def incident_row(incident: Incident) -> dict[str, Any]:
     }
 
 
-def _merged(parts: Sequence[Findings]) -> Findings:
-    """The findings of all detectors by chain, within a chain in detector order, each with its detector's index."""
-    out = all_findings(parts)
-    if out.size:
-        sizes = [part.size for part in parts]
-        out["detector"] = np.repeat(np.arange(len(parts)), sizes)
-        if max(sizes) < out.size:
-            out = out.take(np.argsort(out["chain"], kind="stable"))
-    return out
+def _numbered(parts: Sequence[Findings]) -> Findings:
+    """The findings of all detectors, in detector order, each with its detector's index."""
+    for index, part in enumerate(parts):
+        if part.size:
+            part["detector"] = index
+    return all_findings(parts)
 
 
-def _category_without_finding(components: Mapping[str, F64]) -> U8:
-    """[n] for chains that no finding explains: magnitudes are the system's matter, order and content the flow's."""
+def _category_without_finding(components: Mapping[str, F64], chain: int) -> int:
+    """Of a chain that no finding explains: magnitudes are the system's matter, order and content the flow's."""
     parts = [part for part in ("rec", "seq", "ctx") if part in components]
-    least = np.argmin(np.stack([components[part] for part in parts]), axis=0)
-    by_part = np.array([Category.SYSTEM if part == "ctx" else Category.OPERATIONAL for part in parts], np.uint8)
-    categories: U8 = by_part[least]
-    return categories
+    least = min(parts, key=lambda part: components[part][chain])
+    return int(Category.SYSTEM if least == "ctx" else Category.OPERATIONAL)
 
 
 def _enum(kind: type[Severity | Category], name: Any, default: int) -> int:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import math
 
 from collector_processor.kernels.jit import kernel
+from collector_processor.kernels.verdicts import BROKEN, NEW, USUAL
 
 DAY_S = 86_400.0
 MEMORY_S = 3600.0
 MEMORY_CHAINS = 64.0
 LIMIT_MIN = 1e-7
 LIMIT_FIRST = 1e-4  # until a flow's rate is known
+SHARE_BY_CHANCE = 0.05  # unusual chains among the last 64 that chance alone explains: about two or three
+SHARE_CHANGED = 0.5  # from which on it is the flow that has changed
 PRIOR_S = 60.0  # how long the first chain of a flow counts as observed: one chain is no rate
 
 
 @kernel
 def count(flow, unusual, pending):
-    """Adds chains to `pending` int64[flows, 2]: all, and those that are `unusual` (not 0)."""
+    """Adds chains to `pending` int64[flows, 2]: all, and those that are `unusual` (not 0). Negative flows are 0."""
     for c in range(flow.size):
-        pending[flow[c], 0] += 1
-        pending[flow[c], 1] += unusual[c] != 0
+        f = max(flow[c], 0)
+        pending[f, 0] += 1
+        pending[f, 1] += unusual[c] != 0
 
 
 @kernel
@@ -47,3 +51,18 @@ def set_limits(chains, seconds, alerts_per_day, most, limit):
         if seconds[f] > 0.0:
             per_day = max(chains[f] / seconds[f] * DAY_S, 1e-6)
             limit[f] = min(max(alerts_per_day / per_day, LIMIT_MIN), most)
+
+
+@kernel
+def clear(state, flow, uniform, audit_share, inside, share, limit, cleared):
+    """Fills `cleared` [n]: which chains of `state` [n] and `flow` [n] may train. `share` and `limit` are those of the
+    flows; `uniform` [n] is a number in 0-1 that belongs to the chain, below `audit_share` it is sampled. Of chains
+    `inside` an incident (bool[n], or empty when none is open) only sampled new ones of a changed flow train."""
+    for c in range(state.size):
+        f = max(flow[c], 0)
+        new, sampled = state[c] == NEW, uniform[c] < audit_share
+        cleared[c] = state[c] == USUAL
+        if new or state[c] == BROKEN:
+            by_chance = share[f] <= max(SHARE_BY_CHANCE, 3.0 * limit[f])
+            cleared[c] = (new or sampled or by_chance) and not (inside.size and inside[c])
+            cleared[c] |= new and sampled and share[f] >= SHARE_CHANGED

@@ -99,7 +99,8 @@ def score_chains(
     p_fused,
     level,
 ):
-    """Fills p [n, d], p_part [n, parts], fused [n], p_fused [n] and level [n] for `values` [n, d].
+    """Fills p [d, n], p_part [parts, n], fused [n], p_fused [n] and level [n] for `values` [d, n]. Returns whether any
+    level is COLD.
 
     `part` [d] is the component of each detector, `stated` [d] whether its value is -ln of a probability that it states,
     below which no extrapolation goes; `weights` [parts]. A component's p-value is the least p-value of its
@@ -107,18 +108,19 @@ def score_chains(
     of their weighted mean of order -1/2. `*_ordered` [rows, d + 1, N], `*_count` [rows, d + 1], `*_tail` [rows, d + 1,
     2] (shape, scale). Negative flows and tenants are row 0.
     """
-    detectors = values.shape[1]
+    detectors = values.shape[0]
     parts = weights.size
+    any_cold = False
     heard = np.zeros(parts, np.bool_)
     speaking = np.zeros(parts, np.int64)
-    for c in range(values.shape[0]):
+    for c in range(values.shape[1]):
         f = max(flow[c], 0)
         t = max(tenant[c], 0)
         heard[:] = False
         speaking[:] = 0
-        p_part[c] = 1.0
+        p_part[:, c] = 1.0
         for k in range(detectors):
-            x = values[c, k]
+            x = values[k, c]
             n = own_count[f, k]
             if n >= history_min:
                 silent = x == 0.0 and own_ordered[f, k, n - 1] == 0.0
@@ -128,22 +130,22 @@ def score_chains(
                 silent = x == 0.0 and pool_ordered[t, k, n - 1] == 0.0
                 q = p_value(x, pool_ordered[t, k], n, pool_tail[t, k, 0], pool_tail[t, k, 1])
             else:
-                p[c, k] = 1.0
+                p[k, c] = 1.0
                 continue
             if stated[k]:
                 q = max(q, math.exp(-max(x, 0.0)))
             heard[part[k]] = True
-            p[c, k] = q
+            p[k, c] = q
             if not silent:
                 speaking[part[k]] += 1
-                p_part[c, part[k]] = min(p_part[c, part[k]], q)
+                p_part[part[k], c] = min(p_part[part[k], c], q)
         whole = 0.0
         total = 0.0
         for a in range(parts):
             if heard[a]:
-                p_part[c, a] = min(1.0, p_part[c, a] * max(1, speaking[a]))
+                p_part[a, c] = min(1.0, p_part[a, c] * max(1, speaking[a]))
                 whole += weights[a]
-                total += weights[a] / math.sqrt(p_part[c, a])
+                total += weights[a] / math.sqrt(p_part[a, c])
         k = detectors
         warm = whole > 0.0
         total = 2.0 * math.log(total / whole) if warm else np.nan
@@ -157,6 +159,8 @@ def score_chains(
         else:
             level[c] = COLD
             p_fused[c] = 1.0
+            any_cold = True
+    return any_cold
 
 
 @kernel
@@ -222,10 +226,31 @@ def refill_fused(arrived, ordered, count, head, row, part, weights, history_min,
 
 
 @allocating_kernel
+def share_kept(row, take, uniform, count, size, per_call):
+    """Which of the taken chains stay when each row takes about `per_call` a call, or more while it fills up; [n].
+
+    `uniform` [n] is a number in 0-1 that belongs to the chain, `count` [rows] how many the row holds, `size` its ring.
+    """
+    offered = np.zeros(count.size, np.int64)
+    for c in range(row.size):
+        if take[c]:
+            offered[max(row[c], 0)] += 1
+    kept = np.zeros(row.size, np.bool_)
+    for c in range(row.size):
+        r = max(row[c], 0)
+        if take[c]:
+            wanted = max(per_call, size - count[r])
+            kept[c] = uniform[c] * offered[r] < wanted
+    return kept
+
+
+@allocating_kernel
 def learn_chains(
     values,
     row,
-    take,
+    normal,
+    uniform,
+    per_call,
     part,
     weights,
     history_min,
@@ -235,8 +260,10 @@ def learn_chains(
     head,
     tail,
 ):
-    """Puts the taken rows of `values` [n, d + 1] into the rings of `row` [n], in order; NaN leaves a ring as it is."""
+    """Puts the `normal` rows of `values` [n, d + 1], or the share of them that `share_kept` takes, into the rings of
+    `row` [n], in order; NaN leaves a ring as it is."""
     columns = values.shape[1]
+    take = share_kept(row, normal, uniform, count[:, 0], arrived.shape[2], per_call)
     touched = np.zeros(count.shape[0], np.bool_)
     for c in range(values.shape[0]):
         if not take[c]:
@@ -266,36 +293,6 @@ def spread_evenly(trace_hi, trace_lo, sequence, start_ns, out):
         x = (x ^ (x >> uint64(30))) * uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> uint64(27))) * uint64(0x94D049BB133111EB)
         out[c] = float((x ^ (x >> uint64(31))) >> uint64(11)) / 2.0**53
-
-
-@allocating_kernel
-def share_kept(row, take, uniform, count, size, per_call):
-    """Which of the taken chains stay when each row takes about `per_call` a call, or more while it fills up; [n].
-
-    `uniform` [n] is a number in 0-1 that belongs to the chain, `count` [rows] how many the row holds, `size` its ring.
-    """
-    offered = np.zeros(count.size, np.int64)
-    for c in range(row.size):
-        if take[c]:
-            offered[max(row[c], 0)] += 1
-    kept = np.zeros(row.size, np.bool_)
-    for c in range(row.size):
-        r = max(row[c], 0)
-        if take[c]:
-            wanted = max(per_call, size - count[r])
-            kept[c] = uniform[c] * offered[r] < wanted
-    return kept
-
-
-@allocating_kernel
-def best_findings(findings, chains):
-    """The row of the least p-value of each chain among `findings` sorted by chain, -1 for a chain without; [chains]."""
-    best = np.full(chains, -1, np.int64)
-    for i in range(findings.size):
-        c = findings[i]["chain"]
-        if best[c] < 0 or findings[i]["p"] < findings[best[c]]["p"]:
-            best[c] = i
-    return best
 
 
 @allocating_kernel

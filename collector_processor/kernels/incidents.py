@@ -31,24 +31,29 @@ def calls_of(offsets, path, event, parent, service, known_paths):
 
 
 @kernel
-def note(findings, severity, repeated, p_max, flow, hi, lo, seen):
-    """Fills `seen` with the findings up to `p_max`, and gives their number. Of kinds that are `repeated` (bool[kinds])
-    only those of chains with a severity count."""
-    n = 0
+def note(findings, severity, repeated, p_max, flow, hi, lo, seen, again):
+    """Fills `seen` with the findings up to `p_max`, and `again` with the rows of those in chains with a severity that
+    are of a kind that is `repeated` (bool[kinds]), which are not seen elsewhere. Gives the number of each."""
+    n = m = 0
     for i in range(findings.size):
         c = findings[i]["chain"]
-        if findings[i]["p"] <= p_max and (severity[c] > 0 or not repeated[findings[i]["kind"]]):
+        if repeated[findings[i]["kind"]]:
+            if severity[c] == 0:
+                continue
+            again[m] = i
+            m += 1
+        if findings[i]["p"] <= p_max:
             seen[n]["service"], seen[n]["instance"] = findings[i]["service"], findings[i]["instance"]
             seen[n]["flow"], seen[n]["hi"], seen[n]["lo"] = flow[c], hi[c], lo[c]
             n += 1
-    return n
+    return n, m
 
 
-@allocating_kernel
-def about(seen, services, root):
-    """(int64[k], int64[l]): of the rows of `seen` that are about one of `services`, the first one of each chain, whose
-    rows are neighbours; and those about an instance of the service `root`."""
-    first, own = np.empty(seen.size, np.int64), np.empty(seen.size, np.int64)
+@kernel
+def about(seen, services, root, first, flows, instances):
+    """Of the rows of `seen` that are about one of `services`: fills `first` with the first one of each chain, whose
+    rows are neighbours, and `flows` with its flow; `instances` with those of the service `root`, row by row. Gives the
+    number of chains and of instances."""
     n, m, last = 0, 0, -1
     for i in range(seen.size):
         is_about = False
@@ -57,10 +62,10 @@ def about(seen, services, root):
         if not is_about:
             continue
         if last < 0 or seen[i]["lo"] != seen[last]["lo"] or seen[i]["hi"] != seen[last]["hi"]:
-            first[n] = i
+            first[n], flows[n] = i, seen[i]["flow"]
             n += 1
         last = i
         if seen[i]["service"] == root and seen[i]["instance"] >= 0:
-            own[m] = i
+            instances[m] = seen[i]["instance"]
             m += 1
-    return first[:n], own[:m]
+    return n, m

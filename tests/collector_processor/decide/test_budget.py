@@ -7,6 +7,7 @@ import pytest
 
 from collector_processor.decide.budget import Budget
 from collector_processor.kernels.budget import LIMIT_FIRST, MEMORY_CHAINS
+from collector_processor.kernels.verdicts import BROKEN, FORBIDDEN, NEW, USUAL
 
 S = 1_000_000_000
 START = 1_700_000_000 * S
@@ -22,7 +23,7 @@ def run(budget: Budget, per_epoch: dict[int, tuple[int, int]], epochs: int, star
 
 
 def limit(budget: Budget, flow: int) -> float:
-    return float(budget.limit(np.array([flow], np.int32))[0])
+    return float(budget.limits[flow])
 
 
 def test_the_limit_is_the_budget_over_the_chains_a_day() -> None:
@@ -55,14 +56,27 @@ def test_a_flow_that_was_silent_for_months_has_a_limit() -> None:
     assert limit(budget, 0) == 0.02
 
 
+def cleared(budget: Budget, state: int, uniform: float = 0.9, inside: bool | None = None) -> list[bool]:
+    """Which chains of flows 0-2 may train, when a tenth of them is sampled."""
+    flow, states = np.arange(3, dtype=np.int32), np.full(3, state, np.uint8)
+    of_incident = np.zeros(0, np.bool_) if inside is None else np.full(3, inside)
+    return list(budget.clear(states, flow, np.full(3, uniform), 0.1, of_incident))
+
+
 def test_a_few_alarms_are_chance_and_many_are_not() -> None:
     budget = Budget(6.0, 0.02)
     now = run(budget, {0: (10, 0), 1: (10, 0), 2: (10, 0)}, 30)
     run(budget, {0: (10, 0), 1: (10, 1), 2: (10, 9)}, 1, start=now)
-    flows = np.arange(3, dtype=np.int32)
-    assert budget.by_chance(flows).tolist() == [True, True, False]
+    assert cleared(budget, BROKEN) == [True, True, False]
+    assert cleared(budget, BROKEN, uniform=0.05) == [True, True, True]
+    assert cleared(budget, BROKEN, inside=True) == [False, False, False]
+    assert cleared(budget, BROKEN, inside=False) == [True, True, False]
+    assert cleared(budget, NEW) == cleared(budget, USUAL, inside=True) == [True, True, True]
+    assert cleared(budget, FORBIDDEN) == [False, False, False]
+    assert cleared(budget, NEW, uniform=0.05, inside=True) == [False, False, False]
     run(budget, {2: (10, 9)}, int(3 * MEMORY_CHAINS / 10), start=now + 10 * S)
-    assert budget.changed(flows).tolist() == [False, False, True]
+    assert cleared(budget, NEW, uniform=0.05, inside=True) == [False, False, True]
+    assert cleared(budget, NEW, inside=True) == [False, False, False]
 
 
 def test_grouping_order_and_empty_epochs_change_nothing() -> None:
@@ -77,8 +91,7 @@ def test_grouping_order_and_empty_epochs_change_nothing() -> None:
             two.count(flow[part], unusual[part])
         for empty in range(3):
             two.advance(START + boundary * S + empty)
-    flows = np.arange(5, dtype=np.int32)
-    assert one.limit(flows).tobytes() == two.limit(flows).tobytes()
+    assert one.limits.tobytes() == two.limits.tobytes()
 
 
 def test_a_restored_budget_goes_on_the_same() -> None:
@@ -87,8 +100,7 @@ def test_a_restored_budget_goes_on_the_same() -> None:
     one.count(np.zeros(5, np.int32), np.ones(5, np.bool_))
     two = Budget(6.0, 0.02)
     two.restore(one.snapshot())
-    flows = np.arange(4, dtype=np.int32)
     for budget in (one, two):
         run(budget, {0: (4, 0), 3: (1, 0)}, 2, start=now)
-    assert one.limit(flows).tobytes() == two.limit(flows).tobytes()
-    assert one.by_chance(flows).tolist() == two.by_chance(flows).tolist()
+    assert one.limits.tobytes() == two.limits.tobytes()
+    assert cleared(one, BROKEN) == cleared(two, BROKEN)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from collector_processor.decide.calibrate import Calibrator, drawn_hash, uniform_hash
+from collector_processor.decide.calibrate import Calibrated, Calibrator, drawn_hash, uniform_hash
 from collector_processor.kernels import calibrate as kernels
 from collector_processor.kernels.calibrate import COLD, OWN, POOLED
 from collector_processor.model import F64, ChainBatch, Symbols
@@ -22,6 +22,12 @@ def batch_of(n: int, *, flows: int = 1, first: int = 1, symbols: Symbols | None 
 
 def with_nan(values: F64) -> F64:
     return np.column_stack([values, np.full(len(values), np.nan)])
+
+
+def judged(calibrator: Calibrator, values: F64, batch: ChainBatch) -> Calibrated:
+    """What calibration says of chains with `values` [n, d], the first of `batch` otherwise."""
+    n = len(values)
+    return calibrator.calibrate(np.ascontiguousarray(values.T), batch.flow[:n], batch.tenant[:n])
 
 
 def trained(n: int = 300, seed: int = 0) -> tuple[Calibrator, ChainBatch]:
@@ -49,7 +55,7 @@ def test_one_in_a_hundred_normal_chains_has_a_p_value_of_one_per_cent(shape: str
     for first in range(1000, 21_000, 200):
         batch = batch_of(200, first=first)
         values = draw(200)
-        out = calibrator.calibrate(values, batch.flow, batch.tenant)
+        out = judged(calibrator, values, batch)
         low.append((out.p <= 0.05).mean())
         low_fused.append((out.p_fused <= 0.05).mean())
         calibrator.learn(np.column_stack([values, out.fused]), batch, np.ones(200, np.bool_))
@@ -64,17 +70,17 @@ def test_history_decides_who_is_compared_with_whom() -> None:
     calibrator = Calibrator(("a", "b"), PART, WEIGHTS, 300, 50)
     batch = batch_of(45, flows=3, symbols=symbols)
     values = np.random.default_rng(0).exponential(1.0, (45, 2))
-    out = calibrator.calibrate(values, batch.flow, batch.tenant)
+    out = judged(calibrator, values, batch)
     assert set(out.level) == {COLD}
     assert (out.p_fused == 1).all()
     assert np.isnan(out.fused).all()
     calibrator.learn(with_nan(values), batch, np.ones(45, np.bool_))
-    assert set(calibrator.calibrate(values, batch.flow, batch.tenant).level) == {COLD}
+    assert set(judged(calibrator, values, batch).level) == {COLD}
     calibrator.learn(with_nan(values), batch, np.ones(45, np.bool_))
-    assert set(calibrator.calibrate(values, batch.flow, batch.tenant).level) == {POOLED}
+    assert set(judged(calibrator, values, batch).level) == {POOLED}
     for _ in range(2):
         calibrator.learn(with_nan(values), batch, np.ones(45, np.bool_))
-    assert set(calibrator.calibrate(values, batch.flow, batch.tenant).level) == {OWN}
+    assert set(judged(calibrator, values, batch).level) == {OWN}
 
 
 def test_a_flow_is_judged_by_its_own_history() -> None:
@@ -86,29 +92,26 @@ def test_a_flow_is_judged_by_its_own_history() -> None:
     calibrator = Calibrator(("a", "b"), PART, WEIGHTS, 300, 50)
     calibrator.learn(with_nan(values), batch, np.ones(600, np.bool_))
     odd = np.full((600, 2), 12.0)
-    p = calibrator.calibrate(odd, batch.flow, batch.tenant).p_fused
+    p = judged(calibrator, odd, batch).p_fused
     assert p[~second].max() < 1e-3
     assert p[second].min() > 0.95
 
 
 def test_what_is_not_normal_is_not_learned() -> None:
     calibrator, batch = trained()
-    before = calibrator.calibrate(np.full((1, 2), 9.0), batch.flow[:1], batch.tenant[:1])
+    before = judged(calibrator, np.full((1, 2), 9.0), batch)
     calibrator.learn(with_nan(np.full((300, 2), 9.0)), batch, np.zeros(300, np.bool_))
-    after = calibrator.calibrate(np.full((1, 2), 9.0), batch.flow[:1], batch.tenant[:1])
+    after = judged(calibrator, np.full((1, 2), 9.0), batch)
     assert after.p_fused[0] == before.p_fused[0] < 1e-2
 
 
 def test_scoring_in_parts_is_scoring_as_a_whole() -> None:
     calibrator, batch = trained()
     values = np.random.default_rng(9).exponential(2.0, (300, 2))
-    whole = calibrator.calibrate(values, batch.flow, batch.tenant)
-    parts = [
-        calibrator.calibrate(values[cut], batch.flow[cut], batch.tenant[cut])
-        for cut in np.array_split(np.arange(300), 7)
-    ]
+    whole = judged(calibrator, values, batch)
+    parts = [judged(calibrator, values[cut], batch.take(cut)) for cut in np.array_split(np.arange(300), 7)]
     assert np.concatenate([part.p_fused for part in parts]).tobytes() == whole.p_fused.tobytes()
-    assert np.concatenate([part.p for part in parts]).tobytes() == whole.p.tobytes()
+    assert np.concatenate([part.p for part in parts], axis=1).tobytes() == whole.p.tobytes()
 
 
 def test_a_restored_calibration_says_the_same_and_goes_on_the_same() -> None:
@@ -117,7 +120,7 @@ def test_a_restored_calibration_says_the_same_and_goes_on_the_same() -> None:
     second.restore(first.snapshot())
     values = np.random.default_rng(9).exponential(2.0, (430, 2))
     for _ in range(2):
-        one, two = (c.calibrate(values, batch.flow, batch.tenant) for c in (first, second))
+        one, two = (judged(c, values, batch) for c in (first, second))
         assert one.p_fused.tobytes() == two.p_fused.tobytes()
         assert one.p.tobytes() == two.p.tobytes()
         for c in (first, second):
@@ -129,9 +132,9 @@ def test_a_detector_that_is_new_after_a_restart_starts_cold_and_the_others_stay(
     second = Calibrator(("b", "c"), PART, WEIGHTS, 300, 50)
     second.restore(first.snapshot())
     values = np.full((1, 2), 9.0)
-    one = first.calibrate(values, batch.flow[:1], batch.tenant[:1])
-    two = second.calibrate(values, batch.flow[:1], batch.tenant[:1])
-    assert two.p[0].tolist() == [one.p[0, 1], 1.0]
+    one = judged(first, values, batch)
+    two = judged(second, values, batch)
+    assert two.p[:, 0].tolist() == [one.p[1, 0], 1.0]
     assert two.level[0] == COLD
 
 
@@ -150,14 +153,14 @@ def test_a_shorter_history_after_a_restart_keeps_the_newest() -> None:
     first.learn(with_nan(np.arange(300.0)[:, None]), batch, np.ones(300, np.bool_))
     second = Calibrator(("a",), PART[:1], np.ones(1), 100, 50)
     second.restore(first.snapshot())
-    p = second.calibrate(np.array([[0.0], [250.0]]), batch.flow[:2], batch.tenant[:2]).p[:, 0]
+    p = judged(second, np.array([[0.0], [250.0]]), batch).p[0]
     assert p.tolist() == pytest.approx([1.0, 51 / (101 + kernels.PRIOR)])
 
 
 def test_a_changed_model_starts_its_calibration_anew() -> None:
     calibrator, batch = trained()
     calibrator.forget("b")
-    p = calibrator.calibrate(np.full((1, 2), 9.0), batch.flow[:1], batch.tenant[:1]).p[0]
+    p = judged(calibrator, np.full((1, 2), 9.0), batch).p[:, 0]
     assert p[0] < 0.01
     assert p[1] == 1.0
 
@@ -186,10 +189,10 @@ def test_a_component_is_its_detectors_least_p_value_times_their_number() -> None
     batch = batch_of(300)
     values = np.random.default_rng(0).exponential(1.0, (300, 3))
     calibrator.learn(with_nan(values), batch, np.ones(300, np.bool_))
-    out = calibrator.calibrate(values, batch.flow, batch.tenant)
-    assert (out.p_part[:, 0] == out.p[:, 0]).all()
-    np.testing.assert_allclose(out.p_part[:, 1], np.minimum(1.0, 2 * out.p[:, 1:].min(axis=1)))
-    np.testing.assert_allclose(out.fused, 2 * np.log(out.p_part**-0.5 @ np.array([1.0, 2.0]) / 3))
+    out = judged(calibrator, values, batch)
+    assert (out.p_part[0] == out.p[0]).all()
+    np.testing.assert_allclose(out.p_part[1], np.minimum(1.0, 2 * out.p[1:].min(axis=0)))
+    np.testing.assert_allclose(out.fused, 2 * np.log(np.array([1.0, 2.0]) @ out.p_part**-0.5 / 3))
 
 
 def test_a_ring_of_nothing_but_zeros_makes_nothing_impossible() -> None:
@@ -197,7 +200,7 @@ def test_a_ring_of_nothing_but_zeros_makes_nothing_impossible() -> None:
     calibrator = Calibrator(("a",), PART[:1], np.ones(1), 300, 50)
     batch = batch_of(60)
     calibrator.learn(with_nan(np.zeros((60, 1))), batch, np.ones(60, np.bool_))
-    p = calibrator.calibrate(np.array([[0.5], [2.0], [20.0]]), batch.flow[:3], batch.tenant[:3]).p[:, 0]
+    p = judged(calibrator, np.array([[0.5], [2.0], [20.0]]), batch).p[0]
     assert p[0] > 0.1
     assert p[1] > 0.02
     assert p[2] < 1e-4
@@ -207,7 +210,7 @@ def test_a_probability_that_a_detector_states_is_a_lower_bound() -> None:
     calibrator = Calibrator(("a", "b"), PART, WEIGHTS, 300, 50, stated=("b",))
     batch = batch_of(300)
     calibrator.learn(with_nan(np.full((300, 2), 0.5)), batch, np.ones(300, np.bool_))
-    p = calibrator.calibrate(np.full((1, 2), 6.0), batch.flow[:1], batch.tenant[:1]).p[0]
+    p = judged(calibrator, np.full((1, 2), 6.0), batch).p[:, 0]
     assert p[0] < np.exp(-6.0)
     assert p[1] == pytest.approx(np.exp(-6.0))
 

@@ -64,22 +64,22 @@ def test_the_cauchy_rule_is_finite_far_out(p: float) -> None:
     assert combined == pytest.approx(max(p, fuse.P_CERTAIN), rel=1e-6)
 
 
-def test_statistical_and_model_threshold() -> None:
-    score = np.array([0.9, 0.4, 0.6, 0.9, 0.9])
-    unusual = np.array([False, True, True, True, True])
-    damage = np.array([True, True, True, False, True])
-    out = fuse.grade(score, unusual, damage, DecideConfig())
-    assert out.tolist() == [Severity.NONE, Severity.INFO, Severity.WARNING, Severity.WARNING, Severity.CRITICAL]
+def test_the_model_threshold() -> None:
+    config = DecideConfig()
+    assert fuse.grade(0.4, True, config) == Severity.INFO
+    assert fuse.grade(0.6, True, config) == fuse.grade(0.9, False, config) == Severity.WARNING
+    assert fuse.grade(0.9, True, config) == Severity.CRITICAL
 
 
-def test_business_threshold() -> None:
-    config = DecideConfig(business=BusinessConfig(amount="amount", amount_critical=1e6, amount_minor=10.0))
-    severity = np.array([1, 2, 2, 2, 3], np.uint8)
-    amount = np.array([2e6, 5.0, np.nan, 500.0, 500.0])
-    out = fuse.weigh(severity, amount, np.array([0.0, 0.0, 0.0, 1.0, 1.0]), config)
-    assert out.tolist() == [Severity.CRITICAL, Severity.INFO, Severity.WARNING, Severity.CRITICAL, Severity.CRITICAL]
-    lowered = fuse.weigh(severity, amount * np.nan, np.full(5, -1.0), config)
-    assert lowered.tolist() == [Severity.INFO, Severity.INFO, Severity.INFO, Severity.INFO, Severity.WARNING]
+def test_the_business_threshold() -> None:
+    business = BusinessConfig(amount="amount", amount_critical=1e6, amount_minor=10.0)
+    assert fuse.weigh(Severity.INFO, 2e6, 0, business) == Severity.CRITICAL
+    assert fuse.weigh(Severity.WARNING, 5.0, 0, business) == Severity.INFO
+    assert fuse.weigh(Severity.WARNING, None, 0, business) == Severity.WARNING
+    assert fuse.weigh(Severity.WARNING, 500.0, 1, business) == Severity.CRITICAL
+    assert fuse.weigh(Severity.CRITICAL, 500.0, 1, business) == Severity.CRITICAL
+    assert fuse.weigh(Severity.INFO, None, -1, business) == Severity.INFO
+    assert fuse.weigh(Severity.CRITICAL, None, -1, business) == Severity.WARNING
 
 
 def test_every_kind_of_finding_has_a_category() -> None:

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collector_processor.kernels import calibrate as kernels
-from collector_processor.model import no_findings
 from tests.examples import examples
 
 SCORES = st.lists(st.sampled_from([0.0, 0.5, 1.0, 1.5, 7.25, -3.0]) | st.floats(-10, 10), min_size=1, max_size=60)
@@ -78,8 +77,8 @@ def test_an_empty_fused_ring_is_filled_from_the_detectors_rings() -> None:
     arrived, ordered, tail = np.zeros((1, 4, size)), np.zeros((1, 4, size)), np.zeros((1, 4, 2))
     count, head = np.zeros((1, 4), np.int32), np.zeros((1, 4), np.int32)
     part, weights = np.array([0, 1, 1], np.int32), np.array([1.0, 2.0])
-    row, take = np.zeros(70, np.int32), np.ones(70, np.bool_)
-    kernels.learn_chains(values, row, take, part, weights, 50, arrived, ordered, count, head, tail)
+    row, normal, uniform = np.zeros(70, np.int32), np.ones(70, np.bool_), np.zeros(70)
+    kernels.learn_chains(values, row, normal, uniform, 1, part, weights, 50, arrived, ordered, count, head, tail)
     kept = values[-size:, :3]
     ranks = (kept[None, :, :] >= kept[:, None, :]).sum(axis=1) / size
     second = np.minimum(1.0, 2 * ranks[:, 1:].min(axis=1))
@@ -98,10 +97,3 @@ def test_a_busy_row_keeps_a_sample_and_a_young_one_everything() -> None:
     assert not kept[:10].any()
     assert 15 < kept[:1000].sum() < 60
     assert 250 < kept[1000:].sum() < 350
-
-
-def test_the_best_finding_of_each_chain() -> None:
-    findings = no_findings(5)
-    findings["chain"] = [1, 1, 3, 3, 3]
-    findings["p"] = [0.5, 0.1, 0.2, 0.01, 0.01]
-    assert kernels.best_findings(findings, 5).tolist() == [-1, 1, -1, 3, -1]

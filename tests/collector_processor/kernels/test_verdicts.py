@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,31 +26,46 @@ def findings_of(rows: list[tuple[int, int, float]]) -> Findings:
     return out
 
 
-@given(FINDINGS, st.lists(P, min_size=CHAINS, max_size=CHAINS), st.integers(0, 2**CHAINS), st.booleans())
+@given(FINDINGS, st.randoms(use_true_random=False))
 @examples(60)
-def test_which_chains_are_unusual_suspect_and_broken(
-    rows: list[tuple[int, int, float]], p_values: list[float], where: int, is_open: bool
-) -> None:
-    findings, p = findings_of(rows), np.array(p_values)
-    damaging = np.array([True, False, True])
-    inside = np.array([bool(where >> c & 1) for c in range(CHAINS)]) if is_open else np.zeros(0, np.bool_)
-    damage, unusual = np.empty((2, CHAINS), np.bool_)
-    offsets, posterior, state = np.empty(CHAINS + 1, np.int64), np.empty(CHAINS), np.empty(CHAINS, np.uint8)
-    any_unusual = verdicts.judge(
-        *(p, np.full(CHAINS, 1e-6), 0.02, inside, 0.05, 0.5, findings, damaging, 0.01),
-        *(offsets, damage, unusual, posterior, state),
-    )
-    troubled = inside if is_open else np.zeros(CHAINS, np.bool_)
-    expected = (p <= 1e-6) | (troubled & (p <= 0.05))
-    suspect = (p <= 0.02) | expected if is_open else p <= 0.02
+def test_findings_are_put_in_the_order_of_chains(rows: list[tuple[int, int, float]], random: Random) -> None:
+    found = findings_of(rows)
+    found["detail"] = np.arange(found.size)
+    found = found.take(random.sample(range(found.size), found.size))
+    damaging, findings = np.array([True, False, True]), np.empty_like(found)
+    offsets, damage, best = np.empty(CHAINS + 1, np.int64), np.empty(CHAINS, np.bool_), np.empty(CHAINS, np.int64)
+    any_violation = verdicts.collate(found, damaging, 0.01, 1, findings, offsets, damage, best)
+    expected = found.take(np.argsort(found["chain"], kind="stable"))
+    assert findings.tobytes() == expected.tobytes()
+    assert offsets.tolist() == np.searchsorted(findings["chain"], np.arange(CHAINS + 1)).tolist()
     broken = np.zeros(CHAINS, np.bool_)
-    broken[findings["chain"][damaging[findings["kind"]] & (findings["p"] <= 0.01)]] = True
+    broken[found["chain"][damaging[found["kind"]] & (found["p"] <= 0.01)]] = True
+    assert damage.tolist() == broken.tolist()
+    assert any_violation == (found["kind"] == 1).any()
+    for chain, row in enumerate(best.tolist()):
+        p = findings["p"][offsets[chain] : offsets[chain + 1]]
+        assert row == (offsets[chain] + p.argmin() if p.size else -1)
+
+
+@given(
+    st.lists(st.tuples(P, st.booleans(), st.integers(-1, 1)), min_size=CHAINS, max_size=CHAINS),
+    st.integers(0, 2**CHAINS),
+    st.booleans(),
+)
+@examples(60)
+def test_which_chains_are_unusual_and_suspect(chains: list[tuple[float, bool, int]], where: int, is_open: bool) -> None:
+    p, damage, flow = (np.array(column) for column in zip(*chains, strict=True))
+    limits = np.array([1e-6, 0.01])
+    inside = np.array([bool(where >> c & 1) for c in range(CHAINS)]) if is_open else np.zeros(0, np.bool_)
+    unusual, posterior, state = np.empty(CHAINS, np.bool_), np.empty(CHAINS), np.empty(CHAINS, np.uint8)
+    any_unusual = verdicts.judge(p, flow, limits, 0.02, inside, 0.05, 0.5, damage, unusual, posterior, state)
+    troubled = inside if is_open else np.zeros(CHAINS, np.bool_)
+    expected = (p <= limits[np.maximum(flow, 0)]) | (troubled & (p <= 0.05))
+    suspect = (p <= 0.02) | expected if is_open else p <= 0.02
     assert unusual.tolist() == expected.tolist()
     assert any_unusual == expected.any()
-    assert damage.tolist() == broken.tolist()
-    assert state.tolist() == np.where(suspect, np.where(broken, verdicts.BROKEN, verdicts.NEW), verdicts.USUAL).tolist()
+    assert state.tolist() == np.where(suspect, np.where(damage, verdicts.BROKEN, verdicts.NEW), verdicts.USUAL).tolist()
     assert posterior.tolist() == np.where(troubled, p * 0.5, p).tolist()
-    assert offsets.tolist() == np.searchsorted(findings["chain"], np.arange(CHAINS + 1)).tolist()
 
 
 @given(FINDINGS, st.lists(st.integers(0, 2), min_size=CHAINS, max_size=CHAINS))
@@ -57,12 +74,13 @@ def test_what_incidents_note_of_a_batch(rows: list[tuple[int, int, float]], seve
     findings, severity = findings_of(rows), np.array(severities, np.uint8)
     repeated = np.array([False, True, False])
     flow, hi, lo = np.arange(CHAINS, dtype=np.int32), np.zeros(CHAINS, np.uint64), np.arange(CHAINS, dtype=np.uint64)
-    seen = np.empty(findings.size, SEEN)
-    count = incidents.note(findings, severity, repeated, 0.05, flow, hi, lo, seen)
+    seen, again = np.empty(findings.size, SEEN), np.empty(findings.size, np.int64)
+    count, often = incidents.note(findings, severity, repeated, 0.05, flow, hi, lo, seen, again)
     usual = repeated[findings["kind"]] & (severity[findings["chain"]] == 0)
     kept = findings.compress((findings["p"] <= 0.05) & ~usual)
     assert seen["flow"][:count].tolist() == kept["chain"].tolist()
     assert seen["service"][:count].tolist() == kept["service"].tolist()
+    assert again[:often].tolist() == np.flatnonzero(repeated[findings["kind"]] & ~usual).tolist()
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(NONE, 1)), max_size=12))
@@ -71,7 +89,11 @@ def test_the_chains_that_an_incident_is_about(rows: list[tuple[int, int, int]]) 
     seen = np.zeros(len(rows), SEEN)
     for i, (chain, service, instance) in enumerate(sorted(rows)):
         seen["lo"][i], seen["service"][i], seen["instance"][i] = chain, service, instance
-    first, own = incidents.about(seen, np.array([1, 2], np.int32), 2)
+    seen["flow"] = seen["lo"] + 7
+    first, flows, instances = np.empty((3, seen.size), np.int64)
+    chains, located = incidents.about(seen, np.array([1, 2], np.int32), 2, first, flows, instances)
     is_about = np.isin(seen["service"], [1, 2])
-    assert seen["lo"][first].tolist() == sorted(set(seen["lo"][is_about].tolist()))
-    assert own.tolist() == np.flatnonzero((seen["service"] == 2) & (seen["instance"] != NONE)).tolist()
+    assert seen["lo"][first[:chains]].tolist() == sorted(set(seen["lo"][is_about].tolist()))
+    assert flows[:chains].tolist() == seen["flow"][first[:chains]].tolist()
+    own = (seen["service"] == 2) & (seen["instance"] != NONE)
+    assert instances[:located].tolist() == seen["instance"][own].tolist()
