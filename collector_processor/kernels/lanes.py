@@ -396,15 +396,15 @@ def tokens_of(parts, head, kind, start, pool, features, is_head, of_calls, token
 
 
 @allocating_kernel
-def chances_of(parts, queries, vectors, vocabulary, start, pool, out):
+def chances_of(parts, queries, vectors, vocabulary, start, length, pool, out):
     """`chances` for the counted positions of each of `parts`, whose answers are `queries` float32[n, length, D]. `out`
-    has a place for each event of the lanes and for each end."""
+    has the places of `pool`: one for each event of a lane, and one for its end."""
     for k in range(len(parts)):
         lane, first, end, counted = parts[k]
-        events = pool[start[lane] : start[lane + 1]]
-        last = end + 1 if end == events.size else end
-        place = start[lane] + lane
-        chances(queries[k], first, vectors, vocabulary, events, counted, last, out[place : place + events.size + 1])
+        place, size = start[lane], length[lane]
+        last = end + 1 if end == size else end
+        events = pool[place : place + size]
+        chances(queries[k], first, vectors, vocabulary, events, counted, last, out[place : place + size + 1])
 
 
 @allocating_helper
