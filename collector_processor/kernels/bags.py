@@ -66,17 +66,17 @@ def bag_key(flow, event, level):
 
 
 @allocating_kernel
-def known_bags(first, event, offsets, flow, counted, bag_keys, bag_rows, keys, table_keys, table_rows, rows):
-    """Fills in the rows of chains from `first` on that have none in `rows` yet, up to one whose bag is new.
+def known_bags(first, event, offsets, flow, sequence, counted, bag_keys, bag_rows, table_keys, table_rows, rows):
+    """Fills in the rows of chains from `first` on, up to one whose bag is new.
 
-    A chain's row stands in the table under its key, else under that of its bag; what is found by that is entered. The
-    table has room. Gives the chain whose bag is new, -1 when there is none, and how many keys were entered. `counted`
-    as in `bag`."""
+    A chain's row stands in the table under its sequence, else under its bag; what is found by that is entered in the
+    table, which has room. Gives the chain whose bag is new, -1 when there is none, and how many sequences were entered.
+    `counted` as in `bag`."""
     distinct, level = np.empty(counted.size, np.int32), np.empty(counted.size, np.uint8)
     entered = 0
     for c in range(first, rows.size):
-        if rows[c] < 0:
-            rows[c] = find(table_keys, table_rows, keys[c])
+        key = max(sequence[c], uint64(1))
+        rows[c] = find(table_keys, table_rows, key)
         if rows[c] >= 0:
             continue
         n = _count(event[offsets[c] : offsets[c + 1]], counted, distinct)
@@ -86,7 +86,7 @@ def known_bags(first, event, offsets, flow, counted, bag_keys, bag_rows, keys, t
         rows[c] = find(bag_keys, bag_rows, bag_key(flow[c], distinct[:n], level[:n]))
         if rows[c] < 0:
             return c, entered
-        put(table_keys, table_rows, keys[c], rows[c])
+        put(table_keys, table_rows, key, rows[c])
         entered += 1
     return -1, entered
 
@@ -166,11 +166,14 @@ def merged(a, a_end, b, b_end, event, level, both, mine, theirs):
 
 
 @allocating_kernel
-def unembedded(row, rows, event, level, start, length, vector_of, out):
-    """Fills `out` with the events that `compare` needs vectors of and that have none; gives their number."""
+def unembedded(row, rows, event, level, start, length, vector_of):
+    """The events, int32, that `compare` needs vectors of and that have none."""
     size = 0
+    every = 0
     for r in rows:
         size = max(size, length[row] + length[r])
+        every += length[row] + length[r]
+    out = np.empty(every, np.int32)
     both = np.empty(size, np.int32)
     mine = np.empty(size)
     theirs = np.empty(size)
@@ -195,7 +198,7 @@ def unembedded(row, rows, event, level, start, length, vector_of, out):
                     if new:
                         out[found] = both[i]
                         found += 1
-    return found
+    return out[:found]
 
 
 @summing_kernel

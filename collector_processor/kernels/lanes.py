@@ -150,7 +150,7 @@ def append_lanes(
         row += 1
 
 
-@allocating_kernel
+@allocating_helper
 def greatest(lane, lane_offsets, lane_value):
     """Per chain the greatest value of its lanes, float64, and the lane that has it, int32 (-1: no lane)."""
     value, worst = np.empty(lane_offsets.size - 1), np.empty(lane_offsets.size - 1, np.int32)
@@ -349,8 +349,9 @@ def rank(flow, value, histogram, width, young, p):
 
 
 @allocating_kernel
-def count_values(flow, value, normal, histogram, width, memory):
+def count_values(lane, lane_offsets, lane_value, flow, normal, histogram, width, memory):
     """Adds the values of normal chains to their flows' histograms, of which a little fades with each epoch's chains."""
+    value, _ = greatest(lane, lane_offsets, lane_value)
     came = np.zeros(histogram.shape[0])
     for c in range(flow.size):
         if normal[c]:
@@ -396,15 +397,15 @@ def tokens_of(parts, head, kind, start, pool, features, is_head, of_calls, token
 
 
 @allocating_kernel
-def chances_of(parts, queries, vectors, vocabulary, start, pool, out):
+def chances_of(parts, queries, vectors, vocabulary, start, length, pool, out):
     """`chances` for the counted positions of each of `parts`, whose answers are `queries` float32[n, length, D]. `out`
-    has a place for each event of the lanes and for each end."""
+    has the places of `pool`: one for each event of a lane, and one for its end."""
     for k in range(len(parts)):
         lane, first, end, counted = parts[k]
-        events = pool[start[lane] : start[lane + 1]]
-        last = end + 1 if end == events.size else end
-        place = start[lane] + lane
-        chances(queries[k], first, vectors, vocabulary, events, counted, last, out[place : place + events.size + 1])
+        place, size = start[lane], length[lane]
+        last = end + 1 if end == size else end
+        events = pool[place : place + size]
+        chances(queries[k], first, vectors, vocabulary, events, counted, last, out[place : place + size + 1])
 
 
 @allocating_helper

@@ -24,9 +24,9 @@ from collector_processor.replay import Replay
 from collector_processor.training.fit import Prepared, fit, prepare
 from collector_processor.training.network import Network, write
 from collector_processor.training.synthetic import System
-from detectors.sequence_transformer.lanes import Counts, LaneTable
+from detectors.sequence_transformer.lanes import Counts, Lane, LaneTable
 from detectors.sequence_transformer.promoted import DESCRIPTION, MODEL, SHIPPED, ModelFile, described
-from detectors.sequence_transformer.transformer import Lane, Transformer
+from detectors.sequence_transformer.transformer import Lanes, Transformer
 
 LANES_MAX = 65_536
 LANES_MIN = 20  # distinct lanes that a system must have to be learned from
@@ -116,10 +116,16 @@ def compared(table: LaneTable, system: System, part: Prepared, models: dict[str,
     ]
     if not held:
         return {}
+    heads, kinds = np.array([lane.head for lane in held], np.int32), np.array([lane.kind for lane in held], np.uint8)
+    length = np.array([lane.events.size for lane in held])
+    start = np.cumsum(length + 1) - length - 1
+    places = np.concatenate([np.append(lane.events, np.int32(0)) for lane in held])  # 0: where the end goes
+    lanes = Lanes(heads, kinds, start, length, places)
     uniform = 1.0 / (table.vocabulary.size + 2.0)
     given = {"ngram": [np.full(lane.events.size + 1, -1.0) for lane in held]}
     for name, model in models.items():
-        given[name] = Transformer(model, table.symbols).probabilities(held, table.vocabulary)
+        p = Transformer(model, table.symbols).probabilities(lanes, table.vocabulary)
+        given[name] = np.split(p, start[1:])
     return {
         f"nats_{name}": round(
             float(

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from collector_processor.kernels import bags as kernels
-from collector_processor.kernels.table import LookupTable, find, find_many
-from collector_processor.model import F64, I32, I64, NONE, U8, U64, Bool, ChainBatch, Symbols
+from collector_processor.kernels.table import LookupTable, find
+from collector_processor.model import F64, I32, I64, NONE, U8, Bool, ChainBatch, Symbols
 from detectors.familiarity import Familiarity, grown
 from detectors.retrieval.embedding import EventVectors
 
@@ -62,25 +62,17 @@ class BagTable:
         """int32[n]: the row of each chain; new bags are added in the order of the batch."""
         if len(self.symbols.events) > self.weight.size:
             self._reserve_events(len(self.symbols.events))
-        keys = np.maximum(batch.sequence, np.uint64(1))
         rows = np.empty(len(batch), np.int32)
-        unseen = find_many(self.of_sequence.keys, self.of_sequence.values, keys, rows)
-        if unseen:
-            self._fill_in(batch, keys, rows, unseen)
-        return rows
-
-    def _fill_in(self, batch: ChainBatch, keys: U64, rows: I32, unseen: int) -> None:
-        """The rows of the chains whose sequence was not seen before; its bag may have been."""
         table, chain = self.of_sequence, 0
-        table.make_room(unseen)
+        table.make_room(rows.size)
+        columns = (batch.event, batch.offsets, batch.flow, batch.sequence, self.counted)
         while True:
-            columns = (batch.event, batch.offsets, batch.flow, self.counted, self.ids.keys, self.ids.values)
-            chain, entered = kernels.known_bags(chain, *columns, keys, table.keys, table.values, rows)
+            bags = (self.ids.keys, self.ids.values)
+            chain, entered = kernels.known_bags(chain, *columns, *bags, table.keys, table.values, rows)
             table.used += entered
             if chain < 0:
-                return
-            rows[chain] = self._row_on_sight(batch, chain)
-            table.put(int(keys[chain]), int(rows[chain]))
+                return rows
+            self._add_bag_of(batch, chain)
 
     def _reserve_events(self, events: int) -> None:
         known = self.weight.size
@@ -92,9 +84,9 @@ class BagTable:
     def _weight_of(self, seen_in: F64) -> F64:
         return np.asarray(np.log((1.0 + self.chains) / (1.0 + seen_in)) + 1.0)
 
-    def _row_on_sight(self, batch: ChainBatch, chain: int) -> int:
+    def _add_bag_of(self, batch: ChainBatch, chain: int) -> None:
         event, level = kernels.bag(batch.event[batch.offsets[chain] : batch.offsets[chain + 1]], self.counted)
-        return self.add(int(batch.flow[chain]), int(batch.closed_ns[chain]), event, level)
+        self.add(int(batch.flow[chain]), int(batch.closed_ns[chain]), event, level)
 
     def add(self, flow: int, now_ns: int, event: I32, level: U8) -> int:
         """The row of this bag, added when new."""
@@ -133,10 +125,9 @@ class BagTable:
             event, level = self.bag(row)
             return Nearest(1.0, float(np.sqrt((self.weight[event] * level).sum())))
         self.vectors.reserve(self.weight.size)
-        lacking = np.empty(int((self.length[rows] + self.length[row]).sum()), np.int32)
-        lacking = lacking[: kernels.unembedded(row, rows, *pool, self.vectors.row_of, lacking)]
+        lacking = kernels.unembedded(row, rows, *pool, self.vectors.row_of)
         if lacking.size:
-            self.vectors.of(lacking.tolist(), self.symbols.events.text)
+            self.vectors.make(lacking.tolist(), self.symbols.events.text)
         vectors = (self.vectors.vectors, self.vectors.row_of)
         other, (distance, deviation, event, extra) = kernels.closest(row, rows, *pool, self.weight, *vectors)
         return Nearest(distance, deviation, int(other), int(event), bool(extra))

@@ -8,9 +8,8 @@ event. It is computed when the row is first seen and anew whenever lanes of the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from collector_processor.kernels import lanes as kernels
 from collector_processor.kernels.table import LookupTable, move_two
 from collector_processor.model import F64, I32, I64, NONE, Bool, ChainBatch, Symbols
 from detectors.familiarity import grown
-from detectors.sequence_transformer.transformer import Lane, Transformer
+from detectors.sequence_transformer.transformer import Lanes, Transformer
 
 PORTION = 0.2  # of what was counted before: less is not yet counted
 NGRAMS_MAX = 1 << 21  # slots of the n-gram table
@@ -41,7 +40,15 @@ COLUMNS: dict[str, type] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Lane:
+    """One lane: its head (TOP: none), kind and events."""
+
+    head: int
+    kind: int
+    events: I32
+
+
+class Found(NamedTuple):
     """The lanes of a batch: rows of chain c are `lane[offsets[c] : offsets[c + 1]]`."""
 
     lane: I32
@@ -121,7 +128,7 @@ class LaneTable:
             self._enter(batch, unknown)
             several *= 2
         if self.size > known:
-            self.value_new(range(known, self.size))
+            self.value_new(known)
         return Found(lane, offsets)
 
     def _enter(self, batch: ChainBatch, unknown: I64) -> None:
@@ -159,25 +166,26 @@ class LaneTable:
             *(self.pool, self.model),
         )
 
-    def value_new(self, rows: Sequence[int]) -> None:
-        """Asks the Transformer about `rows` and values them."""
-        if self.transformer is not None and len(rows):
-            lanes = [self.lane(row) for row in rows]
-            for row, p in zip(rows, self.transformer.probabilities(lanes, self.vocabulary), strict=True):
-                start = int(self.column["start"][row])
-                self.model[start : start + p.size] = p
-        self.revalue(rows)
+    def value_new(self, first: int) -> None:
+        """Asks the Transformer about the rows from `first` on and values them."""
+        new, column = slice(first, self.size), self.column
+        if self.transformer is not None and self.size > first:
+            place = int(column["start"][first])
+            lanes = (column["head"][new], column["kind"][new], column["start"][new] - place, column["length"][new])
+            events = self.pool[place : self.used]
+            self.model[place : self.used] = self.transformer.probabilities(Lanes(*lanes, events), self.vocabulary)
+        self.revalue(np.arange(first, self.size))
 
     def value_all(self) -> None:
         """Values every row by the present models: the Transformer is another one."""
         self.model[: self.used] = -1.0
-        self.value_new(range(self.size))
+        self.value_new(0)
 
-    def revalue(self, rows: Sequence[int] | I64) -> None:
+    def revalue(self, rows: I64) -> None:
         """Computes the values of `rows` anew."""
         column, table = self.column, (self.counts.keys, self.counts.count, self.counts.kinds)
         kernels.value_lanes(
-            *(np.asarray(rows, np.int64), self.pool, column["start"], column["length"], column["head"], column["kind"]),
+            *(rows, self.pool, column["start"], column["length"], column["head"], column["kind"]),
             *(1.0 / (self.vocabulary.size + 2.0), self.model, *table, column["value"], column["worst"]),
             np.empty(LENGTH_MAX + 1),
         )

@@ -8,7 +8,7 @@ file is taken only with its known SHA-256 and only when everything is inside it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,8 @@ import numpy as np
 import onnxruntime
 
 from collector_processor.kernels import lanes as kernels
-from collector_processor.model import F32, F64, I32, Symbols
+from collector_processor.model import F32, F64, I32, I64, U8, Symbols
+from detectors.familiarity import grown
 from detectors.sequence_transformer.promoted import ModelFile
 from detectors.sequence_transformer.tokens import (
     FEATURES,
@@ -29,8 +30,8 @@ from detectors.sequence_transformer.tokens import (
 )
 
 CANDIDATES_FEW, CANDIDATES = 8, 64  # events per run
-LENGTHS = {1: 0, 2: 1, 8: 2, 16: 8, LENGTH: 16}  # positions of a run, and the least number of events that needs it
-BATCHES = {1: 16, 2: 8, 8: 4, 16: 1, LENGTH: 1}  # parts of lanes per run: long ones come one at a time
+BATCHES = {2: 16, 8: 4, 16: 1, LENGTH: 1}  # parts of lanes per run, by its positions: long ones come one by one
+LENGTHS = tuple(BATCHES)  # the positions of a run: the head, and fewer events than that
 DIGITS = 2  # of ln P that count: what a processor's own way of adding up changes lies far behind
 MODEL_BYTES_MAX = 8 << 20
 
@@ -40,11 +41,14 @@ class ModelRefusedError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Lane:
-    """A lane to be judged: its head (TOP: none), kind and events."""
+class Lanes:
+    """Lanes to be judged: head (TOP: none), kind and, in `events`, start and length of each. After the events of each
+    there is a place for its end."""
 
-    head: int
-    kind: int
+    head: I32
+    kind: U8
+    start: I64
+    length: I64
     events: I32
 
 
@@ -92,38 +96,37 @@ class Transformer:
         self.session = load(model.path, model.sha256)
         self.name = f"{model.name}-{model.sha256[:12]}"
         self.features = EventFeatures(symbols)
-        self.vectors: F32 = np.zeros((0, 0), np.float32)
+        self.vectors: F32 = np.zeros((0, 0), np.float32)  # of the end, and then of each event; with room for more
+        self.made = 0  # of them
 
-    def probabilities(self, lanes: Sequence[Lane], vocabulary: I32) -> list[F64]:
-        """Per lane float64[events + 1]: P of each event and of the end, among `vocabulary`, its own events and the end.
+    def probabilities(self, lanes: Lanes, vocabulary: I32) -> F64:
+        """float64[places]: P of each event and of each end, among `vocabulary`, the events of its lane and the end.
 
         A lane's answer does not depend on which others are asked in the same call: runs have fixed shapes, in which a
         row knows nothing of the others.
         """
-        sizes = [lane.events.size for lane in lanes]
-        start = np.cumsum([0, *sizes])
-        head, kind = np.array([(lane.head, lane.kind) for lane in lanes], np.int32).T.copy()
-        pool = np.concatenate([lane.events for lane in lanes])
-        parts = np.array([(n, *part) for n, size in enumerate(sizes) for part in split(size)])
-        events, found = parts[:, 2] - parts[:, 1], []
-        for length, least in LENGTHS.items():
-            fitting = parts[(least <= events) & (events < length)]
+        parts: dict[int, list[tuple[int, int, int, int]]] = {length: [] for length in LENGTHS}
+        for lane, events in enumerate(lanes.length.tolist()):
+            for first, end, counted in split(events):
+                parts[LENGTHS[bisect_right(LENGTHS, end - first)]].append((lane, first, end, counted))
+        features, columns = self.features.all(), (lanes.head, lanes.kind, lanes.start, lanes.events)
+        found = []
+        for length, fitting in parts.items():
             for lo in range(0, len(fitting), BATCHES[length]):
-                chosen = fitting[lo : lo + BATCHES[length]]
+                chosen = np.array(fitting[lo : lo + BATCHES[length]])
                 tokens = np.zeros((BATCHES[length], length, FEATURES), np.float32)
-                kernels.tokens_of(chosen, head, kind, start, pool, self.features.all(), IS_HEAD, OF_CALLS, tokens)
+                kernels.tokens_of(chosen, *columns, features, IS_HEAD, OF_CALLS, tokens)
                 found.append((chosen, self._run(tokens)))
-        while self.vectors.shape[0] <= len(self.features.symbols.events):
+        while self.made <= features.shape[0]:
             self._run(np.zeros((1, 1, FEATURES), np.float32))
-        out = np.empty(pool.size + len(lanes))
+        out = np.empty(lanes.events.size)
         for chosen, queries in found:
-            kernels.chances_of(chosen, queries, self.vectors, vocabulary, start, pool, out)
-        out = np.exp(np.round(np.log(out), DIGITS))
-        return np.split(out, (start[1:] + np.arange(1, len(lanes) + 1))[:-1])
+            kernels.chances_of(chosen, queries, self.vectors, vocabulary, lanes.start, lanes.length, lanes.events, out)
+        return np.asarray(np.exp(np.round(np.log(out), DIGITS)))
 
     def _run(self, tokens: F32) -> F32:
         """The queries of `tokens`. The same run makes vectors of some events that have none yet."""
-        features, have = self.features.all(), self.vectors.shape[0]
+        features, have = self.features.all(), self.made
         if have > features.shape[0]:
             (queries,) = self.session.run(["queries"], {"tokens": tokens, "candidates": tokens[0, :1]})
             return np.asarray(queries, np.float32)
@@ -131,8 +134,9 @@ class Transformer:
         padded = np.zeros((CANDIDATES if len(new) > CANDIDATES_FEW else CANDIDATES_FEW, FEATURES), np.float32)
         padded[: len(new)] = new
         queries, vectors = self.session.run(["queries", "vectors"], {"tokens": tokens, "candidates": padded})
-        made = np.asarray(vectors[: len(new)], np.float32)
-        self.vectors = np.concatenate([self.vectors, made]) if have else made
+        self.made += len(new)
+        self.vectors = grown(self.vectors if have else np.zeros((0, vectors.shape[1]), np.float32), self.made)
+        self.vectors[have : self.made] = vectors[: len(new)]
         return np.asarray(queries, np.float32)
 
 

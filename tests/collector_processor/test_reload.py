@@ -25,7 +25,7 @@ from collector_processor.reload import DETECTOR, Entry, Reloader, with_shipped_m
 from collector_processor.runtime import Service, StartError
 from collector_processor.training.registry import promote
 from detectors.sequence_transformer.promoted import SHIPPED
-from detectors.sequence_transformer.transformer import Lane
+from detectors.sequence_transformer.transformer import Lanes
 
 pytestmark = pytest.mark.slow  # models are tried out in processes of their own
 
@@ -67,8 +67,8 @@ class Constant:
     def name(self) -> str:
         return f"constant-{self.number}"
 
-    def probabilities(self, lanes: list[Lane], _vocabulary: Any) -> list[Any]:
-        return [np.full(lane.events.size + 1, np.exp(-1.0 - self.number / 100)) for lane in lanes]
+    def probabilities(self, lanes: Lanes, _vocabulary: Any) -> Any:
+        return np.full(lanes.events.size, np.exp(-1.0 - self.number / 100))
 
 
 class Bench:

@@ -11,7 +11,7 @@ from collector_processor.config import Config, SequenceTransformerConfig
 from collector_processor.model import Kind, Level, Outcome, Symbols, content_hash
 from collector_processor.training.synthetic import make_system
 from detectors.sequence_transformer import SequenceTransformer, build
-from detectors.sequence_transformer.transformer import Lane
+from detectors.sequence_transformer.lanes import Lane
 from tests.builders import NS, Node, log, span
 from tests.detectors.bench import ChainBench
 
@@ -190,7 +190,7 @@ def test_the_model_beats_the_n_grams_alone_on_lanes_never_seen() -> None:
             for head, kind, events, _ in held:
                 lane = np.array([head + (head >= 0)], np.int32), np.array([kind]), np.array([0, len(events)])
                 [row] = table.add(*lane, np.array(events, np.int32) + 1, np.zeros(1, np.int64)).tolist()
-                table.value_new([row])
+                table.value_new(row)
                 surprises += table.surprisals(row).tolist()
     assert np.mean(nats["general"]) < 0.9 * np.mean(nats["none"])
 
