@@ -228,29 +228,32 @@ def _blame(own, to, blamed, blamed_by, nats, column, sums, counts, hits):
 def score(
     offsets, event, kind, status, parent, service, family, named, column, table_keys, table_slots, variant_keys,
     variant_rows, nats, new_nats, usual_nats, asks, seen, seen_min, blamed, blamed_by, level, sums, usual_sums, counts,
-    hits, hit, least, own_least, hold, most,
+    hits, hit, least, own_least, hold, most, values, hashes, children, surprise, slot, unusual, at,
 ):  # fmt: skip
     """All that is said of a batch of chains: `observe`, `judge`, and what is surprising by itself.
 
-    Gives the value float64[chains] of each; surprise float32[2 * m] and slot int32[2 * m] of the logs and calls of each
-    record; the places therein of what is surprising, int64, and of the at most `most` of each chain that are so by
-    themselves (`windows.strongest`); and what `observe` found: uint64[2, m] and int32[3, m].
+    Fills `values` float64[chains]; what `observe` finds: `hashes` uint64[2, m] and `children` int32[3, m]; `surprise`
+    float32[m, 2] and `slot` int32[m, 2] of the logs and calls of each record; and int64, as far as there are any, the
+    places therein: `unusual` of what is surprising, `at` of the at most `most` of each chain that are so by themselves
+    (`windows.strongest`). Gives the numbers of both.
     """
-    m = event.size
-    hashes, children = np.empty((2, m), np.uint64), np.empty((3, m), np.int32)
     last, sibling, callee = children[0], children[1], children[2]
     observe(event, kind, status, parent, service, family, hashes[0], hashes[1], last, sibling, callee)
     chains = offsets.size - 1
-    parts, surprise, slot = np.zeros((chains, 3)), np.empty((m, 2), np.float32), np.empty((m, 2), np.int32)
+    parts = np.zeros((chains, 3))
     judge(
         offsets, event, kind, status, parent, service, hashes[0], hashes[1], last, sibling, callee, named, column,
         table_keys, table_slots, variant_keys, variant_rows, nats, new_nats, usual_nats, asks, seen, seen_min, blamed,
         blamed_by, level, sums, usual_sums, counts, hits, hit, least, parts, surprise, slot,
     )  # fmt: skip
-    flat, of = surprise.reshape(-1), slot.reshape(-1)
-    at = np.empty(min(flat.size, chains * most), np.int64)
-    at = at[: strongest(2 * offsets, flat, of, level, own_least, hold, hit, most, at)]
-    return in_nats(parts), flat, of, np.flatnonzero(flat > hit), at, hashes, children
+    in_nats(parts, values)
+    flat = surprise.reshape(-1)
+    n = 0
+    for place in range(flat.size):
+        if flat[place] > hit:
+            unusual[n] = place
+            n += 1
+    return n, strongest(2 * offsets, flat, slot.reshape(-1), level, own_least, hold, hit, most, at)
 
 
 @helper

@@ -112,18 +112,24 @@ class Topology:
             return Scores(np.zeros(len(batch)), no_findings())
         self._name_events()
         w, known, s, config = self.windows, self.known, self.known.slots, self.config
-        nats, surprise, slot, unusual, at, hashes, children = kernel.score(
-            *(*self._columns(batch), self.named, w.column, w.lookup.keys, w.lookup.values),
+        chains, records = len(batch), batch.records
+        nats, hashes, children = np.empty(chains), np.empty((2, records), np.uint64), np.empty((3, records), np.int32)
+        surprise, slot = np.empty((records, 2), np.float32), np.empty((records, 2), np.int32)
+        unusual, at = np.empty(2 * records, np.int64), np.empty(chains * config.findings_max, np.int64)
+        several, found = kernel.score(
+            *(*self._columns(batch), self.named, w.open(), w.lookup.keys, w.lookup.values),
             *(known.keys, known.found, known.rows["nats"], s["new_nats"], s["usual_nats"], s["asks"]),
             *(s["seen"], config.learn_min, self.blamed[: len(self.symbols.services)], self.blamed_by),
             *(w.level, w.sums, w.usual, w.counts, w.hits, np.float32(config.hit), np.float32(config.least)),
             *(np.float32(config.chain_surprise), np.float32(config.hold), config.findings_max),
+            *(nats, hashes, children, surprise, slot, unusual, at),
         )
-        if not unusual.size and not at.size:
+        if not several and not found:
             return Scores(nats, no_findings())
-        o = Observed(*children)
-        self._keep_examples(batch, o, hashes, slot, surprise, unusual)
-        return Scores(nats, self._chain_findings(batch, o, hashes, surprise, slot, at) if at.size else no_findings())
+        o, unusual, at = Observed(*children), unusual[:several], at[:found]
+        flat, of = surprise.ravel(), slot.ravel()
+        self._keep_examples(batch, o, hashes, of, flat, unusual)
+        return Scores(nats, self._chain_findings(batch, o, hashes, flat, of, at) if found else no_findings())
 
     def _name_events(self) -> None:
         """Notes which templates name another service: an error about a peer says where to look."""
@@ -287,7 +293,7 @@ class Topology:
 
     def advance(self, now_ns: int) -> Findings:
         w = self.windows
-        slots, exponent = w.judge(now_ns, self.config.hold, self.config.report)
+        slots = w.judge(now_ns, self.config.hold, self.config.report)
         rows = no_findings(slots.size)
         self.facts = {}
         reworded: list[int] = []
@@ -313,7 +319,7 @@ class Topology:
             ):
                 reworded.append(slot)
         if slots.size:
-            rows["p"] = np.maximum(np.exp(-exponent), P_MIN)
+            rows["p"] = np.maximum(np.exp(-w.exponents[slots]), P_MIN)
         w.turn(now_ns)
         oldest = now_ns - w.columns * w.epoch_ns
         self.reworded = {slot: since for slot, since in self.reworded.items() if since >= oldest}
