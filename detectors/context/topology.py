@@ -341,21 +341,25 @@ class Topology:
 
     def learn(self, batch: ChainBatch, normal: Bool) -> None:
         batch, normal = sampled(batch, normal)
-        spans, *learned = self._learn(batch, normal, every=True)
-        if spans.size:
-            self._new_slots(batch, spans)
-            _, *learned = self._learn(batch, normal, every=False)
-        places, rows, children = learned
-        if places.size:
+        records = batch.records
+        children, missing = np.empty((3, records), np.int32), np.empty(records, np.int64)
+        new = np.empty((2 * records, 2), np.int64)
+        lacking, found = self._learn(batch, normal, children, missing, new, every=True)
+        if lacking:
+            self._new_slots(batch, missing[:lacking])
+            _, found = self._learn(batch, normal, children, missing, new, every=False)
+        if found:
             o = Observed(*children)
-            for place, row in zip(places.tolist(), rows.tolist(), strict=True):
+            for place, row in new[:found].tolist():
                 members = self._members(batch, o, place // 2, of_logs=place % 2 == 0)
                 self.known.members[row, : len(members)] = members
                 if place % 2 == 1 and members:
                     self._note_asked(int(batch.event[place // 2]), members)
-            self.known.entered(places.size)
+            self.known.entered(found)
 
-    def _learn(self, batch: ChainBatch, normal: Bool, *, every: bool) -> tuple[Any, ...]:
+    def _learn(
+        self, batch: ChainBatch, normal: Bool, children: I32, missing: I64, new: I64, *, every: bool
+    ) -> tuple[int, int]:
         """Learns, unless operations have no slot and `every` one should; see `kernels.variants.learn`."""
         w, known, config = self.windows, self.known, self.config
         s, v = known.slots, known.rows
@@ -364,7 +368,7 @@ class Topology:
             *(w.lookup.keys, w.lookup.values, known.keys, known.found, v["count"], s["first"]),
             *(v["following"], s["distinct"], s["seen"], s["fresh"], s["excess"], known.novelty, NOVELTY_KEPT),
             *(known.used, config.shrink, np.float32(config.least), np.float32(config.hit)),
-            *(v["nats"], s["new_nats"], s["usual_nats"]),
+            *(v["nats"], s["new_nats"], s["usual_nats"], children, missing, new),
         )
 
     def _note_asked(self, event: int, members: list[int]) -> None:

@@ -174,28 +174,29 @@ class Online:
         self.lacking = np.flatnonzero(lacks)
 
     def evidence(self, finding: np.void) -> dict[str, Any]:
-        slot = int(finding["detail"])
-        if int(finding["level"]) == FLOW:
-            text = self.slices.sentence(int(finding["flow"]), self.symbols.flows.text[int(finding["flow"])])
+        said: Any = finding.item()  # in the order of FINDING: to ask for its fields one by one takes much longer
+        chain, _, _, level, flow, *_, expected, actual, slot = said
+        if level == FLOW:
+            text = self.slices.sentence(flow, self.symbols.flows.text[flow])
             return {"text": text} if text else {}
-        out: dict[str, Any] = {"expected": float(finding["expected"]), "actual": float(finding["actual"])}
+        out: dict[str, Any] = {"expected": expected, "actual": actual}
         if slot >= 0:
             out["history"] = int(self.history.seen[slot]) if slot < self.history.rows else 0
-        if slot in self.facts and int(finding["chain"]) == NONE:
+        if slot in self.facts and chain == NONE:
             slow, count = self.facts[slot]
             out |= {"slow": slow, "count": count, "window_s": self.config.window_s}
-            out["text"] = self._sentence(finding, slow, count)
+            out["text"] = self._sentence(said, slow, count)
         return out
 
-    def _sentence(self, finding: np.void, slow: int, count: int) -> str:
+    def _sentence(self, said: tuple[Any, ...], slow: int, count: int) -> str:
         """What a window finding says: `Calls into route: 1.9 s on the way, usually 12 ms (38 of 41 in 90 s)`."""
         services, events = self.symbols.services.text, self.symbols.events.text
-        callee, caller, event = int(finding["service"]), int(finding["caller"]), int(finding["event"])
+        _, _, kind, _, _, callee, event, caller, instance, _, expected, actual, _ = said
         operation = events[event] if event != NONE else ""
         way = " on the way"
-        if int(finding["kind"]) == SLOW_OPERATION:
+        if kind == SLOW_OPERATION:
             what, way = f"{f'{operation} in' if operation else 'Operations of'} {services[callee]}", " by themselves"
-            if not operation and (instance := int(finding["instance"])) != NONE:
+            if not operation and instance != NONE:
                 what += f" on {self.symbols.instances.text[instance]}"
         elif callee == NONE:
             what = f"Calls out of {services[caller]}"
@@ -203,8 +204,8 @@ class Online:
             what = f"Calls into {services[callee]}"
         else:
             what = f"Calls from {services[caller]} to {services[callee]} {operation}".rstrip()
-        actual, expected = _seconds(finding["actual"]), _seconds(finding["expected"])
-        return f"{what}: {actual}{way}, usually {expected} ({slow} of {count} in {self.config.window_s:.0f} s)"
+        slowness = f"{_seconds(actual)}{way}, usually {_seconds(expected)}"
+        return f"{what}: {slowness} ({slow} of {count} in {self.config.window_s:.0f} s)"
 
     def version(self) -> str:
         return "elements-1"
