@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import uint64
+from numba import float32, uint64
 
 from collector_processor.kernels.jit import allocating_kernel, helper, kernel
 from collector_processor.kernels.table import find
@@ -44,6 +44,13 @@ KIND = 7 << 40  # mask of the five above
 EVENT = (1 << 20) - 1  # mask of the callee in the key of a call
 SLOW_OPERATION, SLOW_CALL = 9, 10  # model.Kind
 OPERATION, EDGE, SERVICE = 1, 2, 4  # model.Level
+NS = 1e9
+P_MIN = 1e-300
+
+_LENGTH = np.array([math.exp(LOWEST + (b + 0.5) * WIDTH) for b in range(BINS)])  # of the middle of each bin, in ns
+_OCTAVE = np.array([1e6 * 2.0 ** (octave + 0.5) for octave in range(LEVELS)])  # the middle of each, in ns
+_FALLING = np.array([math.exp(-max(b - BINS, 0) * WIDTH / 0.7) for b in range(2 * BINS)])  # residuals at first
+_LEAST_SHARE = math.exp(-SURPRISE_MAX)
 
 
 @helper
@@ -212,12 +219,12 @@ def judge(
 def score(
     offsets, event, kind, parent, time_ns, duration, self_time, flow, start_ns, end_ns, service, instance, flow_typical,
     share, least_ns, longest_ns, column, table_keys, table_slots, pools, instances, table, usual_surprise, typical,
-    seen, seen_min, level, sums, usual_sums, counts, hits, hit_values, hit_usual, hit, least, hold, most,
+    seen, seen_min, level, sums, usual_sums, counts, hits, hit_values, hit_usual, hit, least, hold, most, nats, out,
 ):  # fmt: skip
     """All that is said of a batch of chains: `observe`, `material`, `judge`, and what is surprising by itself.
 
-    Gives the value float64[chains] of each, and of at most `most` observations a chain: int64[found, 6] of chain, key,
-    service, caller, row, slot, and float32[found, 2] of surprise and ns.
+    Fills `nats` float64[chains] with the value of each, and findings about at most `most` observations a chain, for
+    which there is room in `out`; gives their number.
     """
     size = 2 * event.size
     key, value, surprise = np.empty(size, np.uint64), np.empty(size, np.float32), np.empty(size, np.float32)
@@ -242,16 +249,19 @@ def score(
         first[c + 1] = max(first[c + 1], first[c])
     at = np.empty(min(n, chains * most), np.int64)
     found = strongest(first, surprise, slot, level, np.float32(least), np.float32(hold), np.float32(hit), most, at)
-    which, how = np.empty((found, 6), np.int64), np.empty((found, 2), np.float32)
     for k in range(found):
         i = at[k]
-        which[k, 0], which[k, 1], which[k, 2] = chain[i], np.int64(key[i]), near[i]
-        which[k, 3], which[k, 4], which[k, 5] = far[i], row[i], slot[i]
-        how[k, 0], how[k, 1] = surprise[i], value[i]
-    return in_nats(parts), which, how
+        finding = out[k]
+        say(np.int64(key[i]), near[i], far[i], slot[i], finding)
+        finding["chain"] = chain[i]
+        finding["instance"] = instance[row[i]]
+        finding["p"] = math.exp(-np.float64(surprise[i]))
+        finding["expected"], finding["actual"] = typical[slot[i]] / float32(NS), value[i] / float32(NS)
+    in_nats(parts, nats)
+    return found
 
 
-@kernel
+@helper
 def say(key, near, far, slot, out):
     """Fills in what a finding about an element or a pool is about: `out` is a row of FINDING."""
     kind = key & KIND
@@ -269,40 +279,49 @@ def say(key, near, far, slot, out):
 
 
 @kernel
-def say_chains(which, instance, out):
-    """Fills in what the findings `out` about observations are about; `which` as `score` gives it."""
-    for i in range(out.size):
-        say(which[i, 1], which[i, 2], which[i, 3], which[i, 5], out[i])
-        out[i]["chain"] = which[i, 0]
-        out[i]["instance"] = instance[which[i, 4]]
+def say_windows(slots, keys, near, far, within, exponents, hits, counts, hit_values, hit_usual, seen_in, out):
+    """Fills in findings `out` about the windows `slots`, except those of instances that are no more unusual than the
+    operations of their service as a whole (`within` int32[services]: its slot); gives how many there are.
 
-
-@allocating_kernel
-def say_windows(slots, keys, near, far, hits, counts, out):
-    """Fills in what the findings `out` about windows are about. Gives int64[k] surprising ones and int64[k] all in
-    each."""
-    surprising, observed = np.zeros(slots.size, np.int64), np.zeros(slots.size, np.int64)
-    for i in range(slots.size):
-        s = slots[i]
-        say(np.int64(keys[s]), near[s], far[s], s, out[i])
+    `seen_in` int64[k, 3] gets the slot of each, how many observations were surprising, and how many there were.
+    """
+    n = 0
+    for s in slots:
+        key = np.int64(keys[s])
+        pool = within[near[s]] if key & KIND == INSTANCE else -1
+        if pool >= 0 and exponents[s] <= exponents[pool]:
+            continue
+        surprising, observed, usual, values = 0, 0, 0.0, 0.0
         for column in range(counts.shape[1]):
-            surprising[i] += hits[s, column]
-            observed[i] += counts[s, column]
-    return surprising, observed
+            surprising += hits[s, column]
+            observed += counts[s, column]
+            usual += hit_usual[s, column]
+            values += hit_values[s, column]
+        seen_in[n, 0], seen_in[n, 1], seen_in[n, 2] = s, surprising, observed
+        finding = out[n]
+        say(key, near[s], far[s], s, finding)
+        finding["p"] = max(math.exp(-exponents[s]), P_MIN)
+        finding["expected"] = usual / max(surprising, 1) / NS
+        finding["actual"] = values / max(surprising, 1) / NS
+        n += 1
+    return n
 
 
-@kernel
-def learn_chains(flow, start_ns, end_ns, allowed, histogram):
-    """Adds chains' durations to `histogram` float32[flows, BINS]."""
+@helper
+def learn_chains(flow, start_ns, end_ns, allowed, histogram, changed):
+    """Adds chains' durations to `histogram` float32[flows, BINS]; `changed` bool[flows] is set where that was done."""
     for c in range(flow.size):
         if allowed[c]:
             histogram[max(flow[c], 0), int(_position(end_ns[c] - start_ns[c]))] += 1
+            changed[max(flow[c], 0)] = True
 
 
 @kernel
-def medians(histogram, least, out):
-    """Fills `out` float64[rows] with the median in ns of each histogram that holds `least`, the others with 0."""
+def medians(histogram, changed, least, out):
+    """Fills `out` float64[rows] with the median in ns of each histogram `changed` that holds `least`, else with 0."""
     for row in range(histogram.shape[0]):
+        if not changed[row]:
+            continue
         total = 0.0
         for b in range(BINS):
             total += histogram[row, b]
@@ -319,13 +338,15 @@ def medians(histogram, least, out):
 
 @kernel
 def count(
-    n, slot, value, chain, group, allowed, alarmed_ns, closed_ns, histogram, seen, fresh, middle, residual, touched
+    n, slot, value, chain, group, allowed, alarmed_ns, closed_ns, histogram, seen, fresh, middle, residual, touched,
+    changed,
 ):  # fmt: skip
     """Adds observations to the histograms, except of chains not `allowed` and of slots in alarm since they closed.
 
     A slot with few observations learns even then: what alarms about it is more likely its ignorance. `fresh`
     float32[slots] counts what the tables do not know yet; `touched` bool[slots] is set where it is time to `refresh`.
-    How far an observation is from the middle is only counted where the tables know a middle.
+    How far an observation is from the middle is only counted where the tables know a middle; `changed` bool[groups] is
+    set where it is.
     """
     for i in range(n):
         s = slot[i]
@@ -335,6 +356,7 @@ def count(
         histogram[s, b] += 1
         if seen[s] - fresh[s] >= MIDDLE_MIN:
             residual[group[i], min(max(b - middle[s] + BINS, 0), 2 * BINS - 1)] += 1
+            changed[group[i]] = True
         seen[s] += 1
         fresh[s] += 1
         touched[s] = fresh[s] >= STALE * seen[s]
@@ -370,24 +392,25 @@ def learn(
                 out[k, 0], out[k, 1], out[k, 2], out[k, 3] = np.int64(key[i]), near[i], far[i], of_group[i]
                 k += 1
         return out
-    touched = np.zeros(seen.size, np.bool_)
+    touched, groups_changed = np.zeros(seen.size, np.bool_), np.zeros(GROUPS, np.bool_)
     count(
         n, slot, value, chain, of_group, allowed, alarmed_ns, closed_ns, histogram, seen, fresh, middle, residual,
-        touched,
+        touched, groups_changed,
     )  # fmt: skip
-    learn_chains(flow, start_ns, end_ns, allowed, flows)
-    survivals(residual, prior, share)
-    medians(flows, flows_min, flow_typical)
+    flows_changed = np.zeros(flow_typical.size, np.bool_)
+    learn_chains(flow, start_ns, end_ns, allowed, flows, flows_changed)
+    survivals(residual, groups_changed, prior, share)
+    medians(flows, flows_changed, flows_min, flow_typical)
     slots = np.flatnonzero(touched)
     refresh(slots, histogram, seen, group, share, shrink, fresh, middle, typical, table, usual_surprise)
     return np.empty((0, 4), np.int64)
 
 
-@kernel
-def survival(counts, prior, falling, out):
+@helper
+def survival(counts, prior, out):
     """Fills `out` with the share of `counts` at or beyond each bin, its tail going on exponentially from 99 % on.
 
-    `prior` observations are believed before anything is seen, of which the share `falling` is at or beyond each bin.
+    `prior` observations are believed before anything is seen, which fall off by e every 0.7 nats above the middle.
     """
     size = counts.size
     total = prior
@@ -398,7 +421,7 @@ def survival(counts, prior, falling, out):
     beyond = 0.0
     for i in range(size - 1, -1, -1):
         above += counts[i]
-        out[i] = (above + prior * falling[i]) / total
+        out[i] = (above + prior * _FALLING[i]) / total
         if out[i] <= 0.01:
             start = i
             beyond = above
@@ -414,15 +437,12 @@ def survival(counts, prior, falling, out):
         out[i] = max(out[i], tail)
 
 
-@allocating_kernel
-def survivals(counts, prior, out):
-    """`survival` of every row; what is believed beforehand falls off by e every 0.7 nats above the middle."""
-    size = counts.shape[1]
-    falling = np.empty(size)
-    for i in range(size):
-        falling[i] = math.exp(-max(i - size // 2, 0) * WIDTH / 0.7)
+@kernel
+def survivals(counts, changed, prior, out):
+    """`survival` of every row `changed`."""
     for row in range(counts.shape[0]):
-        survival(counts[row], prior, falling, out[row])
+        if changed[row]:
+            survival(counts[row], prior, out[row])
 
 
 @helper
@@ -433,7 +453,7 @@ def material(flow, start_ns, end_ns, flow_typical, share, least_ns, longest_ns, 
         out[c] = max(share * max(flow_typical[max(flow[c], 0)], own), least_ns)
 
 
-@allocating_kernel
+@helper
 def refresh(slots, histogram, seen, group, share, shrink, fresh, middle, typical, table, usual_surprise):
     """Recomputes median and surprise table of `slots` from their histograms and the residuals of their groups.
 
@@ -441,11 +461,6 @@ def refresh(slots, histogram, seen, group, share, shrink, fresh, middle, typical
     `usual_surprise` float32[slots, LEVELS] is the mean surprise of the history when delays count in full from the
     middle of each octave on.
     """
-    length, octaves = np.empty(BINS), np.empty(LEVELS)  # of each bin, and the middle of each octave, in ns
-    for b in range(BINS):
-        length[b] = math.exp(LOWEST + (b + 0.5) * WIDTH)
-    for octave in range(LEVELS):
-        octaves[octave] = 1e6 * 2.0 ** (octave + 0.5)
     for k in range(slots.size):
         s = slots[k]
         fresh[s] = 0
@@ -456,17 +471,23 @@ def refresh(slots, histogram, seen, group, share, shrink, fresh, middle, typical
             below += histogram[s, m]
             m += 1
         middle[s] = m
-        typical[s] = length[m]
-        above = 0.0
+        typical[s] = _LENGTH[m]
+        above, before, surprise = 0.0, -1.0, 0.0
         for b in range(BINS - 1, -1, -1):
             above += histogram[s, b]
             prior = share[group[s], min(max(b - m + BINS, 0), 2 * BINS - 1)]
-            table[s, b] = min(-math.log((above + shrink * prior) / (seen[s] + shrink)), SURPRISE_MAX)
+            reached = (above + shrink * prior) / (seen[s] + shrink)
+            if reached != before:  # most of the time goes into logarithms, and bins without history are often alike
+                surprise = -math.log(reached) if reached > _LEAST_SHARE else SURPRISE_MAX
+            before = reached
+            table[s, b] = surprise
         for octave in range(LEVELS):
             usual_surprise[s, octave] = 0.0
         for b in range(m, BINS):
-            late = length[b] - typical[s]
+            late = _LENGTH[b] - typical[s]
             if histogram[s, b] > 0 and late > 0.0:
                 part = histogram[s, b] * table[s, b] / (seen[s] + shrink)
+                weighed = part * (late / _OCTAVE[0])
                 for octave in range(LEVELS):
-                    usual_surprise[s, octave] += part if late >= octaves[octave] else part * (late / octaves[octave])
+                    usual_surprise[s, octave] += part if late >= _OCTAVE[octave] else weighed
+                    weighed /= 2.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from collector_processor.kernels.jit import allocating_kernel, kernel
+from collector_processor.kernels.jit import helper, kernel
 
 SPAN_ERROR = 2  # status of a span from which on it is an error
 LOG_ERROR = 17  # severity number of a log line from which on it is one
@@ -30,7 +30,7 @@ def sum_flows(offsets, kind, status, flow, start_ns, end_ns, nats, sums):
         sums[f, 4] += round(nats[c] * FINE)
 
 
-@kernel
+@helper
 def sum_operations(offsets, kind, status, event, self_time, normal, shortest_ns, longest_ns, sums):
     """Adds the spans of normal chains to `sums` float64[events, 4]: spans, sum and squares of ln of self times in ns,
     errors."""
@@ -47,12 +47,16 @@ def sum_operations(offsets, kind, status, event, self_time, normal, shortest_ns,
                 sums[e, 3] += status[r] == SPAN_ERROR
 
 
-@allocating_kernel
-def creep(sums, now_ns, memory_ns, reference_ns, learn_min, first_ns, last_ns, frozen, then, now):
-    """Adds the `sums` of one epoch to both baselines of each operation, and zeroes them.
+@kernel
+def creep(
+    offsets, kind, status, event, self_time, normal, shortest_ns, longest_ns, sums, now_ns, memory_ns, reference_ns,
+    learn_min, first_ns, last_ns, frozen, then, now,
+):  # fmt: skip
+    """Adds the chains of one epoch to both baselines of each operation; `sums` is zero before and after.
 
     `then` float64[events, 4] is what was normal first, until `frozen`; `now` float64[events, 3], no squares, fades.
     """
+    sum_operations(offsets, kind, status, event, self_time, normal, shortest_ns, longest_ns, sums)
     for e in range(sums.shape[0]):
         if sums[e, 0] == 0.0:
             continue
@@ -64,6 +68,8 @@ def creep(sums, now_ns, memory_ns, reference_ns, learn_min, first_ns, last_ns, f
         now[e, 1] = now[e, 1] * fade + sums[e, 1]
         now[e, 2] = now[e, 2] * fade + sums[e, 3]
         if not frozen[e]:
-            then[e] += sums[e]
+            for i in range(sums.shape[1]):
+                then[e, i] += sums[e, i]
             frozen[e] = now_ns - first_ns[e] >= reference_ns and then[e, 0] >= learn_min
-        sums[e] = 0.0
+        for i in range(sums.shape[1]):
+            sums[e, i] = 0.0

@@ -228,29 +228,32 @@ def _blame(own, to, blamed, blamed_by, nats, column, sums, counts, hits):
 def score(
     offsets, event, kind, status, parent, service, family, named, column, table_keys, table_slots, variant_keys,
     variant_rows, nats, new_nats, usual_nats, asks, seen, seen_min, blamed, blamed_by, level, sums, usual_sums, counts,
-    hits, hit, least, own_least, hold, most,
+    hits, hit, least, own_least, hold, most, values, hashes, children, surprise, slot, unusual, at,
 ):  # fmt: skip
     """All that is said of a batch of chains: `observe`, `judge`, and what is surprising by itself.
 
-    Gives the value float64[chains] of each; surprise float32[2 * m] and slot int32[2 * m] of the logs and calls of each
-    record; the places therein of what is surprising, int64, and of the at most `most` of each chain that are so by
-    themselves (`windows.strongest`); and what `observe` found: uint64[2, m] and int32[3, m].
+    Fills `values` float64[chains]; what `observe` finds: `hashes` uint64[2, m] and `children` int32[3, m]; `surprise`
+    float32[m, 2] and `slot` int32[m, 2] of the logs and calls of each record; and int64, as far as there are any, the
+    places therein: `unusual` of what is surprising, `at` of the at most `most` of each chain that are so by themselves
+    (`windows.strongest`). Gives the numbers of both.
     """
-    m = event.size
-    hashes, children = np.empty((2, m), np.uint64), np.empty((3, m), np.int32)
     last, sibling, callee = children[0], children[1], children[2]
     observe(event, kind, status, parent, service, family, hashes[0], hashes[1], last, sibling, callee)
     chains = offsets.size - 1
-    parts, surprise, slot = np.zeros((chains, 3)), np.empty((m, 2), np.float32), np.empty((m, 2), np.int32)
+    parts = np.zeros((chains, 3))
     judge(
         offsets, event, kind, status, parent, service, hashes[0], hashes[1], last, sibling, callee, named, column,
         table_keys, table_slots, variant_keys, variant_rows, nats, new_nats, usual_nats, asks, seen, seen_min, blamed,
         blamed_by, level, sums, usual_sums, counts, hits, hit, least, parts, surprise, slot,
     )  # fmt: skip
-    flat, of = surprise.reshape(-1), slot.reshape(-1)
-    at = np.empty(min(flat.size, chains * most), np.int64)
-    at = at[: strongest(2 * offsets, flat, of, level, own_least, hold, hit, most, at)]
-    return in_nats(parts), flat, of, np.flatnonzero(flat > hit), at, hashes, children
+    in_nats(parts, values)
+    flat = surprise.reshape(-1)
+    n = 0
+    for place in range(flat.size):
+        if flat[place] > hit:
+            unusual[n] = place
+            n += 1
+    return n, strongest(2 * offsets, flat, slot.reshape(-1), level, own_least, hold, hit, most, at)
 
 
 @helper
@@ -320,7 +323,7 @@ def count_variants(
     return rows_used
 
 
-@kernel
+@helper
 def unknown(event, kind, table_keys, table_slots, out):
     """Fills `out` with the rows of spans whose operation has no slot, and returns how many there are."""
     n = 0
@@ -335,24 +338,22 @@ def unknown(event, kind, table_keys, table_slots, out):
 def learn(
     offsets, event, kind, status, parent, service, family, allowed, closed_ns, every, alarmed_ns, audited_ns, audit_ns,
     table_keys, table_slots, variant_keys, variant_rows, count, first, following, distinct, seen, fresh, excess,
-    novelty, kept, rows_used, shrink, least, hit, nats, new_nats, usual_nats,
+    novelty, kept, rows_used, shrink, least, hit, nats, new_nats, usual_nats, children, missing, new,
 ):  # fmt: skip
     """Takes in the variants of a batch of chains, and brings the surprises that follow from them up to date.
 
-    Gives, int64 each: the records of spans whose operation has no slot, and when there are any and `every` is set,
-    nothing is learned; the places in [m, 2] and the rows of variants first seen here; and the callees and siblings that
-    `observe` found, int32[3, m].
+    Fills `children` int32[3, m] as `score` does; `missing` int64[m] with the records of spans whose operation has no
+    slot, and when there are any and `every` is set, nothing is learned; `new` int64[2 * m, 2] with the places in [m, 2]
+    and the rows of variants first seen here. Gives the numbers of both.
     """
     m = event.size
-    hashes, children = np.empty((2, m), np.uint64), np.empty((3, m), np.int32)
+    hashes = np.empty((2, m), np.uint64)
     last, sibling, callee = children[0], children[1], children[2]
     observe(event, kind, status, parent, service, family, hashes[0], hashes[1], last, sibling, callee)
-    missing = np.empty(m, np.int64)
-    missing = missing[: unknown(event, kind, table_keys, table_slots, missing)]
-    places, new_row = np.empty(0, np.int64), np.empty((m, 2), np.int32)
-    if missing.size and every:
-        return missing, places, places, children
-    touched = np.zeros(alarmed_ns.size, np.bool_)
+    lacking = unknown(event, kind, table_keys, table_slots, missing)
+    if lacking and every:
+        return lacking, 0
+    new_row, touched = np.empty((m, 2), np.int32), np.zeros(alarmed_ns.size, np.bool_)
     count_variants(
         offsets, event, kind, hashes[0], hashes[1], allowed, closed_ns, alarmed_ns, audited_ns, audit_ns, table_keys,
         table_slots, variant_keys, variant_rows, count, first, following, distinct, seen, fresh, excess, novelty, kept,
@@ -362,9 +363,13 @@ def learn(
         np.flatnonzero(touched), first, following, count, seen, fresh, excess, novelty_rate(novelty), shrink, least,
         hit, nats, new_nats, usual_nats,
     )  # fmt: skip
-    flat = new_row.reshape(-1)
-    places = np.flatnonzero(flat >= 0)
-    return missing, places, flat[places].astype(np.int64), children
+    rows = new_row.reshape(-1)
+    found = 0
+    for place in range(rows.size):
+        if rows[place] >= 0:
+            new[found, 0], new[found, 1] = place, rows[place]
+            found += 1
+    return lacking, found
 
 
 @kernel

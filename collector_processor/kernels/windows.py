@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from collector_processor.kernels.jit import allocating_helper, allocating_kernel, kernel
+from collector_processor.kernels.jit import helper, kernel
 from collector_processor.kernels.table import LookupTable, find_many
 
 FIRST_SLOTS = 64
@@ -72,17 +72,16 @@ def patient(known_ns, since_ns, now_ns):
     return (now_ns - since_ns) * 1e-9 <= known_s * known_s / PATIENCE_S
 
 
-@allocating_kernel
+@kernel
 def judge_slots(
-    used, sums, usual, counts, mean, dispersion, memory, prior, piece, hold, report, now_ns, window_ns, level, born_ns,
-    since_ns, loud_ns, alarmed_ns,
+    used, sums, usual, counts, mean, dispersion, memory, prior, piece, hold, report, now_ns, window_ns, exponents,
+    level, born_ns, since_ns, loud_ns, alarmed_ns, reported,
 ):  # fmt: skip
-    """The exponents of the slots' windows, the greatest epoch of each taken down to the third: (int64[k] the slots from
-    `report` on, float64[k] theirs, the greatest of all).
+    """Fills the exponents of the slots' windows, the greatest epoch of each taken down to the third, and `reported`
+    with the slots from `report` on: (how many these are, the greatest exponent).
 
     loud_ns: the last boundary beyond `hold`; since_ns: the first of them without a whole window of quiet in between;
     alarmed_ns: the last one at which the alarm still held learning up."""
-    slots, exponents = np.empty(used, np.int64), np.empty(used)
     found = 0
     greatest = np.float32(0.0)
     for s in range(used):
@@ -90,7 +89,7 @@ def judge_slots(
         for e in range(counts.shape[1]):
             n += counts[s, e]
         if n == 0.0:
-            level[s] = 0.0
+            exponents[s] = level[s] = 0.0
             continue
         total = 0.0
         expected = 0.0
@@ -115,10 +114,11 @@ def judge_slots(
         known = memory[s, 1] + prior[1]
         swing = prior[4] * min(mean[s], expected / n)
         size = np.float32(exponent(total, n, max(mean[s], expected / n), dispersion[s], burst, known, swing))
+        exponents[s] = size
         level[s] = min(size, LEVEL_MAX)
         greatest = max(greatest, size)
         if size >= report:
-            slots[found], exponents[found] = s, size
+            reported[found] = s
             found += 1
         if size >= hold:
             if loud_ns[s] < now_ns - window_ns:
@@ -126,7 +126,7 @@ def judge_slots(
             loud_ns[s] = now_ns
             if patient(since_ns[s] - born_ns[s], since_ns[s], now_ns):
                 alarmed_ns[s] = now_ns
-    return slots[:found], exponents[:found], greatest
+    return found, greatest
 
 
 @kernel
@@ -185,19 +185,18 @@ def teach(
         dispersion[s] += max(sure, 0.0) / (memory[s, 9] + CLUMPS / (1.0 - linked))
 
 
-@allocating_helper
-def in_nats(chain_value):
-    """float64[n]: about -ln P(a normal chain looks so unusual), by Fisher's rule for two pieces of evidence.
+@helper
+def in_nats(chain_value, out):
+    """Fills `out` float64[n] with about -ln P(a normal chain looks so unusual), by Fisher's rule for two pieces of
+    evidence.
 
     `chain_value` float64[n, 3] has the greatest surprise of each chain's elements, how many there were (of so many the
     greatest is large by chance: Bonferroni), and the greatest level that an element it passed had at the last boundary.
     """
-    out = np.empty(chain_value.shape[0])
     for c in range(out.size):
         own = max(chain_value[c, 0] - math.log(max(chain_value[c, 1], 1.0)), 0.0)
         both = own + chain_value[c, 2]
         out[c] = both - math.log1p(both)
-    return out
 
 
 @kernel
@@ -279,6 +278,7 @@ class Windows:
         self.overflowed = 0
         self.lookup = LookupTable(2 * limit)
         self.column = 0
+        self.filled = [False] * columns  # which epochs of the ring may hold anything
         self.boundary_ns = 0
         self.shaken_ns = NEVER  # the last boundary at which anything was shaken
         self._allocate(FIRST_SLOTS)
@@ -294,6 +294,8 @@ class Windows:
         if self.used:
             memory[: self.used] = self.memory[: self.used]
         self.memory: Any = memory
+        self.exponents: Any = np.zeros(size)  # at the last boundary
+        self.reported: Any = np.zeros(size, np.int64)  # room for the slots that a boundary reports
 
     @property
     def size(self) -> int:
@@ -320,17 +322,25 @@ class Windows:
         self.lookup.put(key, slot)
         return slot
 
-    def judge(self, now_ns: int, hold: float, report: float) -> tuple[Any, Any]:
-        """(int64[k], float64[k]): slots and exponents of the windows that reach `report` at the boundary `now_ns`;
-        from `hold` on a slot is in alarm."""
-        slots, exponents, greatest = judge_slots(
+    def open(self) -> int:
+        """The column that the running epoch's surprises are added to: who adds any asks here first."""
+        self.filled[self.column] = True
+        return self.column
+
+    def judge(self, now_ns: int, hold: float, report: float) -> Any:
+        """int64[k]: the slots whose windows reach `report` at the boundary `now_ns`, until the next one; from `hold`
+        on a slot is in alarm."""
+        if True not in self.filled:
+            self.exponents[:] = self.level[:] = 0.0
+            return self.reported[:0]
+        found, greatest = judge_slots(
             *(self.used, self.sums, self.usual, self.counts, self.mean, self.dispersion, self.memory, self.prior),
-            *(self.piece, hold, np.float32(report), now_ns, self.columns * self.epoch_ns, self.level),
-            *(self.born_ns, self.since_ns, self.loud_ns, self.alarmed_ns),
+            *(self.piece, hold, np.float32(report), now_ns, self.columns * self.epoch_ns, self.exponents, self.level),
+            *(self.born_ns, self.since_ns, self.loud_ns, self.alarmed_ns, self.reported),
         )
         if greatest >= SHAKEN:
             self.shaken_ns = now_ns
-        return slots, exponents
+        return self.reported[:found]
 
     def turn(self, now_ns: int) -> None:
         """Opens the column of the epoch that begins at the boundary `now_ns`."""
@@ -339,6 +349,9 @@ class Windows:
         silent_ns = now_ns - self.columns * self.epoch_ns
         for _ in range(min(max(steps, 1), self.columns)):
             self.column = (self.column + 1) % self.columns
+            if not self.filled[self.column]:
+                continue
+            self.filled[self.column] = False
             teach(
                 *(self.used, self.column, self.sums, self.usual, self.counts, self.hits, self.hit_values),
                 *(self.hit_usual, self.alarmed_ns, silent_ns, self.kept, self.linked, self.shaken_ns < silent_ns),
@@ -379,6 +392,7 @@ class Windows:
                 getattr(self, name)[:used] = state[name]
         if not same:
             self.column = 0
+        self.filled = self.counts.any(0).tolist()
         self.lookup.clear()
         for slot, key in enumerate(self.key[:used].tolist()):
             self.lookup.put(key, slot)

@@ -14,7 +14,7 @@ for the cause of what the new words did.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,11 @@ STOPPED_SHARE = 0.9
 MANY = -2  # services are asked by the same operation
 CLIENT, PRODUCER = 4, 5  # span kinds in a ChainBatch
 P_MIN = 1e-300
+# As plain numbers: numpy is ten times slower with members of an enum.
+MISSING_LOG, ERROR, UNUSUAL_LOG = int(Kind.MISSING_LOG), int(Kind.ERROR), int(Kind.UNUSUAL_LOG)
+UNSEEN_CALL, UNUSUAL_CALLS, MISSING_CALL = int(Kind.UNSEEN_CALL), int(Kind.UNUSUAL_CALLS), int(Kind.MISSING_CALL)
+OPERATION, EDGE = int(Level.OPERATION), int(Level.EDGE)
+SUBJECT = ["kind", "level", "service", "caller", "event"]  # of FINDING
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{3,}")
 
 
@@ -112,18 +117,24 @@ class Topology:
             return Scores(np.zeros(len(batch)), no_findings())
         self._name_events()
         w, known, s, config = self.windows, self.known, self.known.slots, self.config
-        nats, surprise, slot, unusual, at, hashes, children = kernel.score(
-            *(*self._columns(batch), self.named, w.column, w.lookup.keys, w.lookup.values),
+        chains, records = len(batch), batch.records
+        nats, hashes, children = np.empty(chains), np.empty((2, records), np.uint64), np.empty((3, records), np.int32)
+        surprise, slot = np.empty((records, 2), np.float32), np.empty((records, 2), np.int32)
+        unusual, at = np.empty(2 * records, np.int64), np.empty(chains * config.findings_max, np.int64)
+        several, found = kernel.score(
+            *(*self._columns(batch), self.named, w.open(), w.lookup.keys, w.lookup.values),
             *(known.keys, known.found, known.rows["nats"], s["new_nats"], s["usual_nats"], s["asks"]),
             *(s["seen"], config.learn_min, self.blamed[: len(self.symbols.services)], self.blamed_by),
             *(w.level, w.sums, w.usual, w.counts, w.hits, np.float32(config.hit), np.float32(config.least)),
             *(np.float32(config.chain_surprise), np.float32(config.hold), config.findings_max),
+            *(nats, hashes, children, surprise, slot, unusual, at),
         )
-        if not unusual.size and not at.size:
+        if not several and not found:
             return Scores(nats, no_findings())
-        o = Observed(*children)
-        self._keep_examples(batch, o, hashes, slot, surprise, unusual)
-        return Scores(nats, self._chain_findings(batch, o, hashes, surprise, slot, at) if at.size else no_findings())
+        o, unusual, at = Observed(*children), unusual[:several], at[:found]
+        flat, of = surprise.ravel(), slot.ravel()
+        self._keep_examples(batch, o, hashes, of, flat, unusual)
+        return Scores(nats, self._chain_findings(batch, o, hashes, flat, of, at) if found else no_findings())
 
     def _name_events(self) -> None:
         """Notes which templates name another service: an error about a peer says where to look."""
@@ -143,10 +154,10 @@ class Topology:
                         new[event - have] = service
         self.named = np.concatenate([self.named, new])
 
-    def _members(self, batch: ChainBatch, o: Observed, row: int, what: int) -> list[int]:
-        """The events of the logs (0) or calls (1) of the span at `row`, in order, each at most twice."""
+    def _members(self, batch: ChainBatch, o: Observed, row: int, *, of_logs: bool) -> list[int]:
+        """The events of the logs or calls of the span at `row`, in order, each at most twice."""
         out = np.empty(MEMBERS_MAX, np.int32)
-        n = kernel.members(row, what == 0, batch.kind, batch.event, o.last, o.sibling, o.callee, out)
+        n = kernel.members(row, of_logs, batch.kind, batch.event, o.last, o.sibling, o.callee, out)
         members: list[int] = out[:n].tolist()
         return members
 
@@ -161,35 +172,38 @@ class Topology:
         return sorted(set(out))
 
     def _example(
-        self, batch: ChainBatch, o: Observed, hashes: U64, place: int, since: int, nats: float = 0.0
+        self, batch: ChainBatch, o: Observed, place: int, slot: int, variant: int, since: int, begun: int, nats: float
     ) -> Example:
         """What the variant at `place` is made of: of the logs (even places) or calls of a span."""
-        row, what = place // 2, place % 2
-        variant = int(hashes[what, row])
-        broken = what == 0 and bool(variant & 1)
-        unanswered = self._unanswered(batch, o, row) if what == 1 else []
-        calm = what == 0 and self._is_calm(batch, o, row)
-        asked = self._asked(batch, o, row) if what == 1 and o.callee[row] == row else NONE
-        chain = int(np.searchsorted(batch.offsets, row, side="right")) - 1
-        trace = f"{int(batch.trace_hi[chain]):016x}{int(batch.trace_lo[chain]):016x}"
-        members = self._members(batch, o, row, what)
-        return Example(since, members, unanswered, asked, broken, calm, variant, since, nats, trace)
+        row, of_calls = place // 2, place % 2 == 1
+        members = self._members(batch, o, row, of_logs=not of_calls)
+        broken = not of_calls and bool(variant & 1)
+        unanswered = self._unanswered(batch, o, row) if of_calls else []
+        asked = self._asked(batch, o, row, slot) if of_calls and o.callee[row] == row else NONE
+        calm = not of_calls and self._is_calm(batch, o, row)
+        trace = batch.trace_id(int(batch.offsets.searchsorted(row, "right")) - 1)
+        return Example(since, members, unanswered, asked, broken, calm, variant, begun, nats, trace)
 
-    def _asked(self, batch: ChainBatch, o: Observed, row: int) -> int:
+    def _asked(self, batch: ChainBatch, o: Observed, row: int, slot: int) -> int:
         """The event that the call at `row`, which got no answer, was for: its usual one, or one its caller lacks."""
-        slot, service = np.empty(2, np.int32), self.symbols.events.column("service")
-        above = int(batch.event[batch.parent[row]]) if batch.parent[row] >= 0 else 0
-        self.windows.find(np.array([2 * int(batch.event[row]) + 2, 2 * above + 2], np.uint64), slot)
-        asks = int(self.known.slots["asks"][slot[0]]) if slot[0] >= 0 else kernel.NOT_ASKING
+        asks = int(self.known.slots["asks"][slot])
         if asks in (NONE, kernel.NOT_ASKING):
             return NONE
         if asks != MANY:
-            return next(iter(self.known.usual(int(slot[0]))), NONE)
-        if batch.parent[row] < 0 or slot[1] < 0:
+            return next(iter(self.known.usual(slot)), NONE)
+        parent = int(batch.parent[row])
+        above = self._slot(2 * int(batch.event[parent]) + 2) if parent >= 0 else NONE
+        if above < 0:
             return NONE
-        seen = self._members(batch, o, int(batch.parent[row]), 1)
+        service, seen = self.symbols.events.column("service"), self._members(batch, o, parent, of_logs=False)
         own = service[batch.event[row]]
-        return next((e for e in self.known.usual(int(slot[1])) if e not in seen and service[e] != own), NONE)
+        return next((e for e in self.known.usual(above) if e not in seen and service[e] != own), NONE)
+
+    def _slot(self, key: int) -> int:
+        """The slot of an element; NONE when it has none."""
+        slot = np.empty(1, np.int32)
+        self.windows.find(np.array([key], np.uint64), slot)
+        return int(slot[0])
 
     def _is_calm(self, batch: ChainBatch, o: Observed, row: int) -> bool:
         """Whether the span at `row` and its logs tell of no error and no warning."""
@@ -207,9 +221,10 @@ class Topology:
         for k, s, nats in zip(unusual.tolist(), slot[unusual].tolist(), surprise[unusual].tolist(), strict=True):
             before = self.examples.get(s, NO_EXAMPLE)
             if nats > before.nats or (nats == before.nats and before.since != now):
-                new = self._example(batch, o, hashes, k, now, nats)
-                same = before.variant == new.variant and before.since in (now, now - self.windows.epoch_ns)
-                self.examples[s] = replace(new, begun=before.begun) if same else new
+                variant = int(hashes[k % 2, k // 2])
+                same = before.variant == variant and before.since in (now, now - self.windows.epoch_ns)
+                begun = before.begun if same else now
+                self.examples[s] = self._example(batch, o, k, s, variant, now, begun, nats)
 
     def _is_reworded(self, slot: int, example: Example) -> bool:
         """Whether the logs of the operation say by other words what they said before. See the module."""
@@ -244,27 +259,21 @@ class Topology:
             return 1.0
         return self.known.share_without(slot, gone[0])
 
-    def _say(self, finding: Any, slot: int, what: int, example: Example) -> None:
-        """Fills kind, level, service and caller of a finding about the logs (0) or calls (1) of an operation."""
-        own, usual, seen = int(self.windows.near[slot]), self.known.usual(slot), example.members
-        service = self.symbols.events.column("service")
-        finding["level"], finding["service"] = Level.OPERATION, own
+    def _subject(self, slot: int, what: int, example: Example) -> tuple[int, int, int, int, int]:
+        """Kind, level, service, caller and event of a finding about the logs (0) or calls (1) of an operation."""
+        own, event, seen = int(self.windows.near[slot]), (int(self.windows.key[slot]) - 1) // 2, example.members
         if what == 0:
             more, less = self.known.differs(slot, seen)
             fewer = not more and any(e not in seen for e in less)
-            finding["kind"] = Kind.ERROR if example.broken else Kind.MISSING_LOG if fewer else Kind.UNUSUAL_LOG
-            return
-        finding["kind"] = Kind.UNUSUAL_CALLS
+            return ERROR if example.broken else MISSING_LOG if fewer else UNUSUAL_LOG, OPERATION, own, NONE, event
+        service = self.symbols.events.column("service")
         if example.asked != NONE:
-            finding["level"], finding["caller"], finding["event"] = Level.EDGE, own, example.asked
-            finding["service"] = service[example.asked]
-            return
+            return UNUSUAL_CALLS, EDGE, int(service[example.asked]), own, example.asked
+        usual = self.known.usual(slot)
         missing = [e for e in usual if e not in seen and service[e] != own]
         if missing and any(e not in usual for e in example.unanswered):
-            finding["level"] = Level.EDGE
-            finding["service"], finding["caller"], finding["event"] = service[missing[0]], own, missing[0]
-        elif self._further(slot, seen):
-            finding["kind"] = Kind.UNSEEN_CALL
+            return UNUSUAL_CALLS, EDGE, int(service[missing[0]]), own, missing[0]
+        return UNSEEN_CALL if self._further(slot, seen) else UNUSUAL_CALLS, OPERATION, own, NONE, event
 
     def _further(self, slot: int, seen: list[int]) -> list[int]:
         """The calls to other services in `seen` that no known variant makes, or not so often."""
@@ -276,73 +285,81 @@ class Topology:
     ) -> Findings:
         """Findings about the variants at the places `at`."""
         out, rows = no_findings(at.size), at // 2
-        out["chain"] = np.searchsorted(batch.offsets, rows, side="right") - 1
-        out["event"] = batch.event[rows]
+        out["chain"] = batch.offsets.searchsorted(rows, "right") - 1
         out["instance"] = batch.instance[rows]
         out["p"] = np.exp(-surprise[at].astype(np.float64))
         out["detail"] = slot[at]
-        for i, (k, s) in enumerate(zip(at.tolist(), slot[at].tolist(), strict=True)):
-            self._say(out[i], s, k % 2, self._example(batch, o, hashes, k, 0))
+        alike: dict[Any, tuple[int, ...]] = {}  # what is seen once is mostly seen again and again
+        subjects = []
+        for k, s in zip(at.tolist(), slot[at].tolist(), strict=True):
+            e = self._example(batch, o, k, s, int(hashes[k % 2, k // 2]), 0, 0, 0.0)
+            key = (s, e.broken, e.asked, *e.members, NONE, *e.unanswered)
+            if key not in alike:
+                alike[key] = self._subject(s, k % 2, e)
+            subjects.append(alike[key])
+        out[SUBJECT] = subjects
         return out
 
     def advance(self, now_ns: int) -> Findings:
         w = self.windows
-        slots, exponent = w.judge(now_ns, self.config.hold, self.config.report)
+        slots = w.judge(now_ns, self.config.hold, self.config.report)
         rows = no_findings(slots.size)
         self.facts = {}
         reworded: list[int] = []
         for i, slot in enumerate(slots.tolist()):
-            key = int(w.key[slot])
-            rows["service"][i] = w.near[slot]
+            key, near = int(w.key[slot]), int(w.near[slot])
+            example = self.examples.get(slot, NO_EXAMPLE)
             if key & BLAMED:
-                rows["level"][i] = Level.EDGE
-                rows["kind"][i] = Kind.ERROR
-                rows["caller"][i] = self.blamed_by[w.near[slot]]
+                kind, *subject = ERROR, EDGE, near, int(self.blamed_by[near]), NONE
             else:
-                rows["event"][i] = (key - 1) // 2
-                self._say(rows[i], slot, (key - 1) % 2, self.examples.get(slot, NO_EXAMPLE))
+                kind, *subject = self._subject(slot, (key - 1) % 2, example)
             unusual, count = int(w.hits[slot].sum()), max(int(w.counts[slot].sum()), 1)
             self.facts[slot] = (unusual, count)
             rows["actual"][i] = unusual / count
-            rows["detail"][i] = slot
-            if int(rows["kind"][i]) == Kind.UNUSUAL_CALLS and self._left_out(slot):
-                rows["kind"][i] = Kind.MISSING_CALL
+            if kind == UNUSUAL_CALLS and self._left_out(slot):
+                kind = MISSING_CALL
                 rows["expected"][i] = self._absence(slot)
-            if int(rows["kind"][i]) == Kind.UNUSUAL_LOG and self._is_reworded(
-                slot, self.examples.get(slot, NO_EXAMPLE)
-            ):
+            if kind == UNUSUAL_LOG and self._is_reworded(slot, example):
                 reworded.append(slot)
+            rows[SUBJECT][i] = (kind, *subject)
         if slots.size:
-            rows["p"] = np.maximum(np.exp(-exponent), P_MIN)
+            rows["p"] = np.maximum(np.exp(-w.exponents[slots]), P_MIN)
+            rows["detail"] = slots
         w.turn(now_ns)
         oldest = now_ns - w.columns * w.epoch_ns
-        self.reworded = {slot: since for slot, since in self.reworded.items() if since >= oldest}
+        if self.reworded:
+            self.reworded = {slot: since for slot, since in self.reworded.items() if since >= oldest}
         for slot in reworded:
             self.reworded[slot] = now_ns
             example = self.examples[slot]
             key = int(kernel.variant_key(int(w.key[slot]), np.uint64(example.variant)))
             if self.known.take_over(slot, key, example.members):
                 w.clear(slot)
-        self.examples = {slot: kept for slot, kept in self.examples.items() if kept.since >= oldest}
+        if self.examples:
+            self.examples = {slot: kept for slot, kept in self.examples.items() if kept.since >= oldest}
         return rows
 
     def learn(self, batch: ChainBatch, normal: Bool) -> None:
         batch, normal = sampled(batch, normal)
-        spans, *learned = self._learn(batch, normal, every=True)
-        if spans.size:
-            self._new_slots(batch, spans)
-            _, *learned = self._learn(batch, normal, every=False)
-        places, rows, children = learned
-        if places.size:
+        records = batch.records
+        children, missing = np.empty((3, records), np.int32), np.empty(records, np.int64)
+        new = np.empty((2 * records, 2), np.int64)
+        lacking, found = self._learn(batch, normal, children, missing, new, every=True)
+        if lacking:
+            self._new_slots(batch, missing[:lacking])
+            _, found = self._learn(batch, normal, children, missing, new, every=False)
+        if found:
             o = Observed(*children)
-            for place, row in zip(places.tolist(), rows.tolist(), strict=True):
-                members = self._members(batch, o, place // 2, place % 2)
+            for place, row in new[:found].tolist():
+                members = self._members(batch, o, place // 2, of_logs=place % 2 == 0)
                 self.known.members[row, : len(members)] = members
                 if place % 2 == 1 and members:
                     self._note_asked(int(batch.event[place // 2]), members)
-            self.known.entered(places.size)
+            self.known.entered(found)
 
-    def _learn(self, batch: ChainBatch, normal: Bool, *, every: bool) -> tuple[Any, ...]:
+    def _learn(
+        self, batch: ChainBatch, normal: Bool, children: I32, missing: I64, new: I64, *, every: bool
+    ) -> tuple[int, int]:
         """Learns, unless operations have no slot and `every` one should; see `kernels.variants.learn`."""
         w, known, config = self.windows, self.known, self.config
         s, v = known.slots, known.rows
@@ -351,15 +368,13 @@ class Topology:
             *(w.lookup.keys, w.lookup.values, known.keys, known.found, v["count"], s["first"]),
             *(v["following"], s["distinct"], s["seen"], s["fresh"], s["excess"], known.novelty, NOVELTY_KEPT),
             *(known.used, config.shrink, np.float32(config.least), np.float32(config.hit)),
-            *(v["nats"], s["new_nats"], s["usual_nats"]),
+            *(v["nats"], s["new_nats"], s["usual_nats"], children, missing, new),
         )
 
     def _note_asked(self, event: int, members: list[int]) -> None:
         """Notes whom the operation `event` calls when it does nothing but call another service."""
-        service, at = self.symbols.events.column("service"), np.empty(1, np.int32)
-        self.windows.find(np.array([2 * event + 2], np.uint64), at)
+        service, slot = self.symbols.events.column("service"), self._slot(2 * event + 2)
         own, called, asks = int(service[event]), int(service[members[0]]), self.known.slots["asks"]
-        slot = int(at[0])
         if slot < 0:
             return
         if len(members) > 1 or called == own or asks[slot] == kernel.NOT_ASKING:

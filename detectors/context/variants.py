@@ -8,7 +8,6 @@ of rows, from the slot's `first` on.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from heapq import nlargest
 from typing import Any
@@ -63,10 +62,10 @@ class Variants:
 
     def of(self, slot: int) -> list[int]:
         """The rows of the slot's variants."""
-        rows, row = [], int(self.slots["first"][slot])
+        following, rows, row = self.rows["following"], [], int(self.slots["first"][slot])
         while row >= 0:
             rows.append(row)
-            row = int(self.rows["following"][row])
+            row = int(following[row])
         return rows
 
     def events(self, row: int) -> list[int]:
@@ -75,27 +74,30 @@ class Variants:
 
     def most_frequent(self, slot: int) -> int:
         """The row of the slot's most frequent variant; NONE when it has none."""
-        return max(self.of(slot), key=lambda row: float(self.rows["count"][row]), default=NONE)
+        return max(self.of(slot), key=self.rows["count"].item, default=NONE)
 
     def usual(self, slot: int) -> list[int]:
         """The events of the slot's most frequent variant."""
         best = self.most_frequent(slot)
         return self.events(best) if best != NONE else []
 
-    def differs(self, slot: int, seen: list[int]) -> tuple[Counter[int], Counter[int]]:
+    def differs(self, slot: int, seen: list[int]) -> tuple[list[int], list[int]]:
         """The events that `seen` has more of, and less of, than the known variant that it comes closest to: of the most
         frequent ones that which needs the fewest nats to be described, its own rarity and EDIT_NATS for each event that
         differs."""
-        own = Counter(seen)
-        best, more, less = np.inf, own, Counter[int]()
-        total = max(float(self.slots["seen"][slot]), 1.0)
-        for row in nlargest(COMPARED_MAX, self.of(slot), key=lambda row: float(self.rows["count"][row])):
-            known = Counter(self.events(row))
-            differing = ((known - own) + (own - known)).total()
-            nats = EDIT_NATS * differing - float(np.log((self.rows["count"][row] + 1e-9) / total))
-            if differing and nats < best:
-                best, more, less = nats, own - known, known - own
-        return more, less
+        count, total = self.rows["count"], max(float(self.slots["seen"][slot]), 1.0)
+        best, closest = np.inf, (seen, list[int]())
+        for row in nlargest(COMPARED_MAX, self.of(slot), key=count.item):
+            more, less = seen.copy(), []
+            for event in self.events(row):
+                if event in more:
+                    more.remove(event)
+                else:
+                    less.append(event)
+            nats = EDIT_NATS * len(more + less) - float(np.log((count[row] + 1e-9) / total))
+            if (more or less) and nats < best:
+                best, closest = nats, (more, less)
+        return closest
 
     def rarest(self, slot: int, events: Iterable[int]) -> int:
         """Of `events`, the one that spans of the slot have had least often; NONE when there is none."""

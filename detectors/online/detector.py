@@ -19,8 +19,6 @@ from collector_processor.config import Config
 from collector_processor.kernels import elements as kernel
 from collector_processor.kernels.windows import Windows
 from collector_processor.model import (
-    F32,
-    F64,
     I64,
     NONE,
     Bool,
@@ -41,7 +39,6 @@ CHAIN_NS_MAX = 10e9  # a chain may take hours and yet be late by seconds
 PRIOR = (0.6, 20.0, 0.6, 150.0, 0.5, 5.0)  # of surprises; see `windows.teach`
 INSTANCES_SHARE = 8  # one in so many slots may be that of an instance: they come and go with every release
 POOLS = {kernel.INTO: 0, kernel.WITHIN: 1, kernel.OUT_OF: 2}
-P_MIN = 1e-300
 # As plain numbers: numpy is ten times slower with members of an enum.
 SLOW_OPERATION, FLOW = int(Kind.SLOW_OPERATION), int(Level.FLOW)
 
@@ -61,6 +58,8 @@ class Online:
         self.slices = Slices(self.config.slice_s)
         self.pools = np.full((3, config.decode.services_max), NONE, np.int32)
         self.instances = np.full(config.decode.instances_max, NONE, np.int32)
+        self.lacking: I64 = np.zeros(0, np.int64)  # instances that want a slot of their own and have none
+        self.instances_known = 0  # of the symbols, as of when these were sought
         self.facts: dict[int, tuple[int, int]] = {}  # slow ones and all, of the windows last reported, by slot
 
     def score(self, batch: ChainBatch) -> Scores:
@@ -68,16 +67,17 @@ class Online:
             return Scores(np.zeros(len(batch)), no_findings())
         config, w, h = self.config, self.windows, self.history
         h.reserve_flows(len(self.symbols.flows))
-        nats, which, how = kernel.score(
+        nats, findings = np.empty(len(batch)), no_findings(len(batch) * config.findings_max)
+        found = kernel.score(
             *(*self._columns(batch), batch.instance),
-            *(h.flow_typical, config.material_share, config.material_ms * 1e6, CHAIN_NS_MAX, w.column),
+            *(h.flow_typical, config.material_share, config.material_ms * 1e6, CHAIN_NS_MAX, w.open()),
             *(w.lookup.keys, w.lookup.values, self.pools, self.instances, h.table, h.usual, h.typical, h.seen),
             config.learn_min,
             *(w.level, w.sums, w.usual, w.counts, w.hits, w.hit_values, w.hit_usual),
-            *(config.hit, config.chain_surprise, config.hold, config.findings_max),
+            *(config.hit, config.chain_surprise, config.hold, config.findings_max, nats, findings),
         )
         self.slices.observe(batch, nats)
-        return Scores(nats, self._chain_findings(batch, which, how) if len(which) else no_findings())
+        return Scores(nats, findings[:found])
 
     def _columns(self, batch: ChainBatch) -> tuple[Any, ...]:
         """What the kernels look at."""
@@ -86,45 +86,23 @@ class Online:
             *(batch.flow, batch.start_ns, batch.end_ns, self.symbols.events.column("service")),
         )
 
-    def _chain_findings(self, batch: ChainBatch, which: I64, how: F32) -> Findings:
-        """The most surprising elements of each chain, at most `findings_max`; elements in alarm need surprise less."""
-        out = no_findings(len(which))
-        kernel.say_chains(which, batch.instance, out)
-        out["p"] = np.exp(-how[:, 0].astype(np.float64))
-        out["expected"], out["actual"] = self.history.typical[which[:, 5]] / NS, how[:, 1] / NS
-        return out
-
     def advance(self, now_ns: int) -> Findings:
-        findings = self._window_findings(*self.windows.judge(now_ns, self.config.hold, self.config.report))
+        findings = self._window_findings(self.windows.judge(now_ns, self.config.hold, self.config.report))
         self.windows.turn(now_ns)
         slices = self.slices.advance(now_ns)
         return all_findings([findings, slices])
 
-    def _window_findings(self, slots: I64, exponent: F64) -> Findings:
-        w = self.windows
+    def _window_findings(self, slots: I64) -> Findings:
         self.facts = {}
-        if slots.size:
-            told = self._stands_out(slots, exponent)
-            slots, exponent = slots[told], exponent[told]
         if not slots.size:
             return no_findings()
-        rows = no_findings(slots.size)
-        hits, counts = kernel.say_windows(slots, w.key, w.near, w.far, w.hits, w.counts, rows)
-        rows["p"] = np.maximum(np.exp(-exponent), P_MIN)
-        rows["expected"] = w.hit_usual[slots].sum(1) / np.maximum(hits, 1) / NS
-        rows["actual"] = w.hit_values[slots].sum(1) / np.maximum(hits, 1) / NS
-        self.facts = dict(zip(slots.tolist(), zip(hits.tolist(), counts.tolist(), strict=True), strict=True))
-        return rows
-
-    def _stands_out(self, slots: I64, exponent: F64) -> Bool:
-        """bool[k]: all slots but those of instances that are no more unusual than their service as a whole."""
-        told = np.ones(slots.size, np.bool_)
-        instances = np.flatnonzero(self.windows.key[slots] & np.uint64(kernel.KIND) == kernel.INSTANCE)
-        if instances.size:
-            whole = dict(zip(slots.tolist(), exponent.tolist(), strict=True))
-            pools = self.pools[POOLS[kernel.WITHIN], self.windows.near[slots[instances]]]
-            told[instances] = exponent[instances] > [whole.get(pool, 0.0) for pool in pools.tolist()]
-        return told
+        w, rows, seen_in = self.windows, no_findings(slots.size), np.empty((slots.size, 3), np.int64)
+        found = kernel.say_windows(
+            *(slots, w.key, w.near, w.far, self.pools[POOLS[kernel.WITHIN]], w.exponents),
+            *(w.hits, w.counts, w.hit_values, w.hit_usual, seen_in, rows),
+        )
+        self.facts = {slot: (slow, count) for slot, slow, count in seen_in[:found].tolist()}
+        return rows[:found]
 
     def learn(self, batch: ChainBatch, normal: Bool) -> None:
         batch, normal = sampled(batch, normal)
@@ -176,39 +154,49 @@ class Online:
 
     def _new_instances(self, batch: ChainBatch) -> None:
         """Slots for instances of services that have several."""
-        met = np.unique(batch.instance)
-        met = met[(met > 0) & (self.instances[met] == NONE)]  # 0 is all those beyond the limit
-        if not met.size:
+        if self.instances_known != len(self.symbols.instances):
+            self._seek_lacking()
+        if not self.lacking.size:
             return
+        met = self.lacking[np.isin(self.lacking, batch.instance)]
+        room = max(0, self.config.elements_max // INSTANCES_SHARE - np.count_nonzero(self.instances != NONE))
         service_of = self.symbols.instances.column("service")
-        several = np.bincount(service_of)[service_of[met]] > 1
-        used = np.count_nonzero(self.instances != NONE)
-        for instance in met[several][: max(0, self.config.elements_max // INSTANCES_SHARE - used)].tolist():
+        for instance in met[:room].tolist():
             self.instances[instance] = self._add(kernel.INSTANCE | instance, int(service_of[instance]), NONE, 0)
+        if met.size:
+            self._seek_lacking()
+
+    def _seek_lacking(self) -> None:
+        service_of = self.symbols.instances.column("service")
+        self.instances_known = service_of.size
+        lacks = (self.instances[: service_of.size] == NONE) & (np.bincount(service_of)[service_of] > 1)
+        lacks[0] = False  # all those beyond the limit
+        self.lacking = np.flatnonzero(lacks)
 
     def evidence(self, finding: np.void) -> dict[str, Any]:
-        slot = int(finding["detail"])
-        if int(finding["level"]) == FLOW:
-            text = self.slices.sentence(int(finding["flow"]), self.symbols.flows.text[int(finding["flow"])])
+        said: Any = finding.item()  # in the order of FINDING: to ask for its fields one by one takes much longer
+        chain, _, _, level, flow, *_, expected, actual, slot = said
+        if level == FLOW:
+            text = self.slices.sentence(flow, self.symbols.flows.text[flow])
             return {"text": text} if text else {}
-        out: dict[str, Any] = {"expected": float(finding["expected"]), "actual": float(finding["actual"])}
+        out: dict[str, Any] = {"expected": expected, "actual": actual}
         if slot >= 0:
             out["history"] = int(self.history.seen[slot]) if slot < self.history.rows else 0
-        if slot in self.facts and int(finding["chain"]) == NONE:
+        if slot in self.facts and chain == NONE:
             slow, count = self.facts[slot]
             out |= {"slow": slow, "count": count, "window_s": self.config.window_s}
-            out["text"] = self._sentence(finding, slow, count)
+            out["text"] = self._sentence(said, slow, count)
         return out
 
-    def _sentence(self, finding: np.void, slow: int, count: int) -> str:
+    def _sentence(self, said: tuple[Any, ...], slow: int, count: int) -> str:
         """What a window finding says: `Calls into route: 1.9 s on the way, usually 12 ms (38 of 41 in 90 s)`."""
         services, events = self.symbols.services.text, self.symbols.events.text
-        callee, caller, event = int(finding["service"]), int(finding["caller"]), int(finding["event"])
+        _, _, kind, _, _, callee, event, caller, instance, _, expected, actual, _ = said
         operation = events[event] if event != NONE else ""
         way = " on the way"
-        if int(finding["kind"]) == SLOW_OPERATION:
+        if kind == SLOW_OPERATION:
             what, way = f"{f'{operation} in' if operation else 'Operations of'} {services[callee]}", " by themselves"
-            if not operation and (instance := int(finding["instance"])) != NONE:
+            if not operation and instance != NONE:
                 what += f" on {self.symbols.instances.text[instance]}"
         elif callee == NONE:
             what = f"Calls out of {services[caller]}"
@@ -216,8 +204,8 @@ class Online:
             what = f"Calls into {services[callee]}"
         else:
             what = f"Calls from {services[caller]} to {services[callee]} {operation}".rstrip()
-        actual, expected = _seconds(finding["actual"]), _seconds(finding["expected"])
-        return f"{what}: {actual}{way}, usually {expected} ({slow} of {count} in {self.config.window_s:.0f} s)"
+        slowness = f"{_seconds(actual)}{way}, usually {_seconds(expected)}"
+        return f"{what}: {slowness} ({slow} of {count} in {self.config.window_s:.0f} s)"
 
     def version(self) -> str:
         return "elements-1"
@@ -242,6 +230,7 @@ class Online:
         self.slices.restore(state["slices"])
         self.facts = {int(slot): (int(slow), int(count)) for slot, slow, count in state["facts"]}
         self.pools[:] = self.instances[:] = NONE
+        self.instances_known = 0
         for slot, key in enumerate(self.windows.key[: self.windows.used].astype(np.int64).tolist()):
             pool = POOLS.get(key & kernel.KIND)
             if key & kernel.KIND == kernel.INSTANCE:

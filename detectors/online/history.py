@@ -73,8 +73,9 @@ class History:
 
     def spread(self) -> None:
         """Brings what follows from the histograms of groups and flows up to date."""
-        kernel.survivals(self.residual, self.config.prior, self.residual_share)
-        kernel.medians(self.flows, FLOW_CHAINS_MIN, self.flow_typical)
+        every = np.ones(max(kernel.GROUPS, self.flow_typical.size), np.bool_)
+        kernel.survivals(self.residual, every, self.config.prior, self.residual_share)
+        kernel.medians(self.flows, every, FLOW_CHAINS_MIN, self.flow_typical)
 
     def snapshot(self, used: int) -> dict[str, Any]:
         """The state of the first `used` slots."""

@@ -124,10 +124,10 @@ class Slices:
 
     def observe(self, batch: ChainBatch, nats: F64) -> None:
         """Sums up closed chains with their scores `nats` [n]."""
-        need = int(batch.flow.max(initial=0)) + 1
-        if need > self.sums.shape[0]:
-            more = max(need, 2 * self.sums.shape[0]) - self.sums.shape[0]
-            self.sums = np.concatenate([self.sums, np.zeros((more, self.sums.shape[1]), np.int64)])
+        have = self.sums.shape[0]
+        if len(batch.symbols.flows) > have and (need := int(batch.flow.max(initial=0)) + 1) > have:
+            more = np.zeros((max(need, 2 * have) - have, len(FEATURES)), np.int64)
+            self.sums = np.concatenate([self.sums, more])
         columns = (batch.offsets, batch.kind, batch.status, batch.flow, batch.start_ns, batch.end_ns)
         kernels.sum_flows(*columns, nats, self.sums)
 

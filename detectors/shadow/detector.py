@@ -58,9 +58,8 @@ class Shadow:
         if not len(batch):
             return
         self._grow(len(self.symbols.events))
-        columns = (batch.offsets, batch.kind, batch.status, batch.event, batch.self_time)
-        kernels.sum_operations(*columns, normal, SHORTEST_NS, LONGEST_NS, self._sums)
         kernels.creep(
+            *(batch.offsets, batch.kind, batch.status, batch.event, batch.self_time, normal, SHORTEST_NS, LONGEST_NS),
             *(self._sums, int(batch.closed_ns[-1]), self.config.memory_s * NS, self.config.reference_s * NS),
             *(float(self.config.learn_min), self._first_ns, self._last_ns, self._frozen, self._then, self._now),
         )

@@ -51,8 +51,8 @@ def dispersion(sums: list[float], *, shaken: bool = False) -> float:
     windows = Windows(8, 9, EPOCH_NS, PRIOR, 0.995, 5.0)
     slot = windows.add(1, 0, -1)
     for epoch, deviation in enumerate(sums):
-        windows.sums[slot, windows.column] += SPANS + deviation
-        windows.counts[slot, windows.column] += SPANS
+        windows.sums[slot, windows.open()] += SPANS + deviation
+        windows.counts[slot, windows.open()] += SPANS
         windows.judge((epoch + 1) * EPOCH_NS, 8.0, 8.0)
         if shaken:
             windows.shaken_ns = (epoch + 1) * EPOCH_NS
@@ -85,10 +85,11 @@ def level(per_epoch: float, spans: int, swing: float, piece: float) -> float:
     out = 0.0
     for epoch in range(209):
         mean = 0.5 if epoch < 200 else per_epoch
-        windows.sums[slot, windows.column] += spans * mean
-        windows.usual[slot, windows.column] += spans * 0.5
-        windows.counts[slot, windows.column] += spans
-        out = float(windows.judge((epoch + 1) * EPOCH_NS, 8.0, 0.0)[1][slot])
+        windows.sums[slot, windows.open()] += spans * mean
+        windows.usual[slot, windows.open()] += spans * 0.5
+        windows.counts[slot, windows.open()] += spans
+        windows.judge((epoch + 1) * EPOCH_NS, 8.0, 0.0)
+        out = float(windows.exponents[slot])
         if epoch < 208:
             windows.turn((epoch + 1) * EPOCH_NS)
     return out
@@ -100,8 +101,8 @@ def after_usual_times(excess: list[float]) -> float:
     slot = windows.add(1, 0, -1)
     for epoch, deviation in enumerate([0.0] * 60 + excess):
         windows.turn((epoch + 1) * EPOCH_NS)
-        windows.sums[slot, windows.column] += SPANS + deviation
-        windows.counts[slot, windows.column] += SPANS
+        windows.sums[slot, windows.open()] += SPANS + deviation
+        windows.counts[slot, windows.open()] += SPANS
     windows.judge((61 + len(excess)) * EPOCH_NS, 8.0, 8.0)
     return float(windows.level[slot])
 
@@ -123,3 +124,23 @@ def test_no_number_of_observations_makes_what_is_slightly_more_than_usual_an_ala
     assert level(0.8, 1000, 0.5, piece) < 2.0
     assert level(8.0, 1000, 0.5, piece) > 20.0
     assert level(8.0, 4, 0.5, piece) > 10.0
+
+
+def test_a_window_that_has_run_empty_is_quiet() -> None:
+    windows = Windows(8, 9, EPOCH_NS, PRIOR, 0.995, 5.0)
+    slot = windows.add(1, 0, -1)
+    levels = []
+    for epoch in range(20):
+        if epoch < 5:
+            windows.sums[slot, windows.open()] += 100.0 * SPANS
+            windows.counts[slot, windows.open()] += SPANS
+        reported = windows.judge((epoch + 1) * EPOCH_NS, 8.0, 8.0).tolist()
+        levels.append(float(windows.level[slot]))
+        assert reported == ([slot] if levels[-1] > 0.0 else [])
+        windows.turn((epoch + 1) * EPOCH_NS)
+        restored = Windows(8, 9, EPOCH_NS, PRIOR, 0.995, 5.0)
+        restored.restore(windows.snapshot())
+        assert restored.filled == windows.filled
+    assert min(levels[4:11]) > 0.0
+    assert levels[13:] == [0.0] * 7
+    assert not any(windows.filled)
