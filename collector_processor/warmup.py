@@ -128,7 +128,7 @@ def seldom_needed() -> None:
     seen, rows = np.zeros(0, SEEN), np.zeros(0, np.int64)
     note(no_findings(), batch.outcome, KINDS, 1.0, batch.flow, batch.trace_hi, batch.trace_lo, seen, rows)
     about(seen, np.zeros(1, np.int32), 0, rows, rows, rows)
-    none, number = np.zeros(0, np.int64), np.zeros(1, np.int64)
+    none, number, numbers = np.zeros(0, np.int64), np.zeros(1, np.int64), np.zeros(1)
     sequence.containing(np.zeros(1, np.int32), np.zeros(1, np.int32), number, number, none)
     variants.novelty_rate(np.zeros(2))
     ids, shares = np.zeros(1, np.int32), np.zeros(1, np.float32)
