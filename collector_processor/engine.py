@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ from collector_processor.decide.verdicts import Decider
 from collector_processor.decode.decoder import Decoder
 from collector_processor.join.joiner import Joiner
 from collector_processor.model import (
+    COLUMNS,
     Bool,
     ChainBatch,
     Incident,
@@ -117,16 +118,21 @@ class Engine:
             if not payload.data:
                 continue
             batch = self.decoder.decode(payload)
-            for reason, count in batch.rejected.items():
-                key = (payload.signal, reason)
-                self.rejected[key] = self.rejected.get(key, 0) + count
-                self.received[payload.signal] += count
+            if batch.rejected:
+                self._note_rejected(payload.signal, batch.rejected)
             records = len(batch.rows)
+            if not records:
+                continue
             self.received[payload.signal] += records
-            self._is_stirred |= records > 0
+            self._is_stirred = True
             for chains in self.joiner.append(batch, self.now_ns):
                 self._judge(chains, output)
         return output
+
+    def _note_rejected(self, signal: Signal, rejected: dict[str, int]) -> None:
+        for reason, count in rejected.items():
+            self.rejected[signal, reason] = self.rejected.get((signal, reason), 0) + count
+            self.received[signal] += count
 
     def tick(self, now_ns: int) -> Output:
         """Closes what is due at `now_ns`. How often it is called changes when verdicts come, never what they say."""
@@ -228,7 +234,8 @@ class Engine:
             self._judge(chains, output)
         self._is_stirred = self.joiner.open_records > 0
         self._idle_epochs = 0 if self._epoch_chains else self._idle_epochs + 1
-        self._change_models(boundary_ns)
+        if self._changes:
+            self._change_models(boundary_ns)
         windows = [detector.advance(boundary_ns) for detector in self.detectors.values()]
         for index, found in enumerate(windows):
             if found.size:
@@ -390,4 +397,4 @@ def _saved(epoch: list[Judged]) -> list[dict[str, Any]]:
 
 def _columns(chains: ChainBatch) -> dict[str, Any]:
     """The arrays of a batch by name."""
-    return {column.name: getattr(chains, column.name) for column in fields(ChainBatch) if column.name != "symbols"}
+    return {name: getattr(chains, name) for name in COLUMNS}

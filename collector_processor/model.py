@@ -23,6 +23,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -396,22 +397,16 @@ class ChainBatch:
         """All chains of `batches` (at least one, of the same symbols) in order, as one batch."""
         if len(batches) == 1:
             return batches[0]
-        rows = np.cumsum([0] + [batch.records for batch in batches])
+        rows = list(accumulate((batch.records for batch in batches), initial=0))
         columns: dict[str, Any] = {}
-        for name in (column.name for column in fields(ChainBatch)):
+        for name in COLUMNS:
             parts = [getattr(batch, name) for batch in batches]
-            if name == "symbols":
-                columns[name] = parts[0]
-                continue
             if name == "offsets":
                 parts = [np.zeros(1, np.int64)] + [part[1:] + row for part, row in zip(parts, rows, strict=False)]
             elif name in ("root", "parent", "cell_record"):
-                parts = [
-                    np.where(part >= 0, part + row, NONE).astype(np.int32)
-                    for part, row in zip(parts, rows, strict=False)
-                ]
+                parts = [np.where(part >= 0, part + row, NONE) for part, row in zip(parts, rows, strict=False)]
             columns[name] = np.concatenate(parts)
-        return ChainBatch(**columns)
+        return ChainBatch(symbols=batches[0].symbols, **columns)
 
     def take(self, chains: I64 | Bool) -> ChainBatch:
         """The same batch with only `chains` (indices or mask), in that order."""
@@ -455,6 +450,9 @@ class ChainBatch:
             cell_number=self.cell_number[cells],
             cell_hash=self.cell_hash[cells],
         )
+
+
+COLUMNS = tuple(column.name for column in fields(ChainBatch) if column.name != "symbols")
 
 
 @dataclass(slots=True)
