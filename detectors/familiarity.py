@@ -123,9 +123,10 @@ class Familiarity:
     def odder_share(self, flow: int, odd: float) -> float:
         """Among normal rows that were new, the share at least as odd; beyond the oddest an exponential tail goes on."""
         past = self.flow["oddity"][flow, : self.flow["oddities"].item(flow)]  # all of them when there were more
-        rank = (np.count_nonzero(past >= odd - 1e-9) + 1) / (past.size + 1)
-        excess = max(0.0, odd - max(past.tolist(), default=0.0))
-        scale = (ODD_PRIOR * self.odd_scale + float(past.sum())) / (ODD_PRIOR + past.size)
+        values = past.tolist()
+        rank = (sum([value >= odd - 1e-9 for value in values]) + 1) / (len(values) + 1)
+        excess = max(0.0, odd - max(values, default=0.0))
+        scale = (ODD_PRIOR * self.odd_scale + float(np.add.reduce(past))) / (ODD_PRIOR + len(values))
         return float(rank * math.exp(-excess / scale))
 
     def adopt(self, age_s: float, repeats: int) -> bool:

@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from collector_processor.kernels.jit import allocating_kernel, expanded, kernel
+from collector_processor.kernels.jit import allocating_helper, allocating_kernel, expanded, helper, kernel
 
 REPEAT_MAX = 64  # longest loop body that is collapsed
 EVICTED = 2  # model.Outcome
@@ -113,17 +113,33 @@ def containing(query, pool, start, length, rows):
     return inside, gaps, prefix
 
 
+@allocating_helper
+def candidates(row, rows, signature, length, good, bad):
+    """Those of `rows` that hold every operation of `row` (by signature) and more steps, and were normal before."""
+    out = np.empty(rows.size, np.int64)
+    n = 0
+    for k in range(rows.size):
+        other = rows[k]
+        known = good[other] > 0.0 and bad[other] <= good[other]
+        if known and length[other] > length[row] and signature[row] & ~signature[other] == 0:
+            out[n] = other
+            n += 1
+    return out[:n]
+
+
 @allocating_kernel
 def holder(
-    query, pool, start, length, rows, gap, key, flow, good, total, transition_start, transition, transition_count,
-    origin, origin_count,
+    row, pool, start, length, signature, key, others, gap, flow, good, bad, total, transition_start, transition,
+    transition_count, origin, origin_count,
 ):  # fmt: skip
-    """The one of `rows` that `query` is most likely a broken-off part of: (its index, -1 when it is part of none; what
-    they have in common at the beginning; the share of its flow's chains that it has).
+    """The known one of `others` that `row` is most likely a broken-off part of: (that one, -1 when it is part of none;
+    what they have in common at the beginning; the share of its flow's chains that it has).
 
-    Likely is a frequent one, which `query` fits in with few gaps (`gap` each) and which goes on after the common
+    Likely is a frequent one, which `row` fits in with few gaps (`gap` each) and which goes on after the common
     beginning as it usually does. Of equal ones that with the greater `key`.
     """
+    rows = candidates(row, others, signature, length, good, bad)
+    query = pool[start[row] : start[row] + length[row]]
     inside, gaps, prefix = containing(query, pool, start, length, rows)
     best = -1
     greatest = 0.0
@@ -131,16 +147,16 @@ def holder(
     for r in range(rows.size):
         if not inside[r]:
             continue
-        row = rows[r]
-        share = good[row] / max(total[flow[row]], 1.0)
-        step = transition[transition_start[row] + prefix[r]]
+        other = rows[r]
+        share = good[other] / max(total[flow[other]], 1.0)
+        step = transition[transition_start[other] + prefix[r]]
         taken = (transition_count[step] + 0.5) / (origin_count[origin[step]] + 1.0)
         rank = math.log(max(share, 1e-9)) + gap * gaps[r] + math.log(taken)
-        if best < 0 or rank > greatest or (rank == greatest and key[row] > key[rows[best]]):
+        if best < 0 or rank > greatest or (rank == greatest and key[other] > key[rows[best]]):
             best = r
             greatest = rank
             best_share = share
-    return best, prefix[best] if best >= 0 else 0, best_share
+    return (rows[best], prefix[best], best_share) if best >= 0 else (-1, 0, best_share)
 
 
 @kernel
@@ -185,7 +201,7 @@ def count_rootless(tenant, root, normal, chains, rootless):
             rootless[tenant[c]] += root[c] < 0
 
 
-@kernel
+@helper
 def residual(actual, expected, dispersion):
     """Signed root deviance of a count under a negative binomial of that mean and variance = mean * dispersion.
 
@@ -220,7 +236,7 @@ def shares(good, flow, total, ratio, out):
         out[row] = good[row] / max(total[flow[row]], 1.0) * ratio[row]
 
 
-@kernel
+@helper
 def turn(ring, sum_short, sum_long, at, short, epochs):
     """Moves a window on by `epochs` epochs, all of them empty yet. Returns the place of the last one."""
     size = ring.shape[0]
@@ -279,7 +295,7 @@ def repeated(counts, flow, total, total_min, novel, good, bad):
     return out[:n]
 
 
-@kernel
+@helper
 def share_excess(
     rows_short, flows_short, rows_long, flows_long, share, dispersion, flow, total, total_min, slices, slices_min,
     difference_min, greatest, nats,
@@ -307,7 +323,7 @@ def share_excess(
     return most
 
 
-@kernel
+@helper
 def rate_excess(
     short, long, rates, part, dispersion, slices, slices_min, profiled, away, before, before_min, rate, away_chains,
     difference_min, greatest, nats,
@@ -339,15 +355,19 @@ def rate_excess(
     return most
 
 
-@allocating_kernel
-def candidates(row, rows, signature, length, good, bad):
-    """Those of `rows` that hold every operation of `row` (by signature) and more steps, and were normal before."""
-    out = np.empty(rows.size, np.int64)
-    n = 0
-    for k in range(rows.size):
-        other = rows[k]
-        known = good[other] > 0.0 and bad[other] <= good[other]
-        if known and length[other] > length[row] and signature[row] & ~signature[other] == 0:
-            out[n] = other
-            n += 1
-    return out[:n]
+@kernel
+def excess(
+    rows_short, flows_short, rows_long, flows_long, share, dispersion, flow, total, total_min, slices, slices_min,
+    row_difference_min, greatest_share, of_rows, rates, part, rate_dispersion, rate_slices_min, profiled, away, before,
+    rate, away_chains, flow_difference_min, greatest_rate, of_flows,
+):  # fmt: skip
+    """`share_excess`, which fills `of_rows`, and `rate_excess`, which fills `of_flows`; the greatest of all."""
+    of_shares = share_excess(
+        rows_short, flows_short, rows_long, flows_long, share, dispersion, flow, total, total_min, slices, slices_min,
+        row_difference_min, greatest_share, of_rows,
+    )  # fmt: skip
+    of_rates = rate_excess(
+        flows_short, flows_long, rates, part, rate_dispersion, slices, rate_slices_min, profiled, away, before,
+        slices_min, rate, away_chains, flow_difference_min, greatest_rate, of_flows,
+    )  # fmt: skip
+    return max(of_shares, of_rates)

@@ -83,6 +83,7 @@ class ChainSequence:
         self.tenant_rootless = np.zeros(1024)
         self.repeats = Extremes(1.0, 1.5)
         self.share = np.zeros(0)
+        self.shares_stand = False  # whether what they are made of has not changed since
         self.slice_index = NONE  # of the last `advance`
         self.recurred, self.came = (
             3.0,
@@ -157,8 +158,7 @@ class ChainSequence:
             p = min(1.0, 2.0 * min(p, self.known.late_rate(flow)))
         p = max(p, P_MIN)
         length = int(self.paths.column["length"][row])
-        known = self.paths.candidates(row, self.paths.flow_rows(flow))
-        broken = self._broken_off(row, known, p, late)
+        broken = self._broken_off(row, self.paths.flow_rows(flow), p, late)
         if broken is not None:
             return broken if length >= self.config.interrupted_length_min else Judgement(NONE, p)
         return self._new(row, at, p)
@@ -187,12 +187,11 @@ class ChainSequence:
         order = np.lexsort((column["key"][rows], -self.known.row["good"][rows], -prefix))
         return int(rows[order[0]])
 
-    def _broken_off(self, row: int, known: I64, p: float, late: bool) -> Judgement | None:
-        """The judgement when `row` is a proper subsequence of one of `known`, else None."""
-        best, at, share = self.paths.holder(row, known, GAP)
-        if best < 0:
+    def _broken_off(self, row: int, rows: I64, p: float, late: bool) -> Judgement | None:
+        """The judgement when `row` is a proper subsequence of a known one of `rows`, else None."""
+        other, at, share = self.paths.holder(row, rows, GAP)
+        if other == NONE:
             return None
-        other = int(known[best])
         operations = self.paths.operations(other)
         step, after = int(operations[at]), int(operations[at - 1]) if at else NONE
         subject, caller = self._suspect(row, other, at, late)
@@ -204,17 +203,19 @@ class ChainSequence:
         A call that was made and not answered, or whose caller is missing too: the callee. A caller that went on without
         the step: the caller. One that stopped: whom it had called last, for that is where it went wrong or threw.
         """
-        known, seen = self.paths.operations(other), self.paths.operations(row)
+        known, seen = self.paths.operations(other).tolist(), self.paths.operations(row).tolist()
         caller, client = self.paths.caller_of(other, at)
         asked = client != NONE and client in self.paths.unanswered.get(row, ())
-        if caller == NONE or late or asked or not bool((seen == caller).any()):
-            return int(known[at]), self._service(caller)
+        if caller == NONE or late or asked or caller not in seen:
+            return known[at], self._service(caller)
         siblings = self.paths.siblings(other, caller)
-        if not set(seen[at:].tolist()).isdisjoint(int(known[k]) for k in siblings if k > at):
+        if not set(seen[at:]).isdisjoint([known[k] for k in siblings if k > at]):
             return caller, NONE
         home = self._service(caller)
-        called = [int(known[k]) for k in siblings if k < at and self._service(int(known[k])) != home]
-        return (called[-1], home) if called else (caller, NONE)
+        for k in reversed(siblings):
+            if k < at and self._service(known[k]) != home:
+                return known[k], home
+        return caller, NONE
 
     def _judge_late(self, row: int, cold: bool) -> Judgement:
         """A chain closed without its root, on a path that is usual, or in a flow too young to say.
@@ -232,7 +233,7 @@ class ChainSequence:
         else:
             rows = self.paths.flow_rows(flow)
             p = self.known.late_rate(flow)
-        broken = self._broken_off(row, self.paths.candidates(row, rows), min(1.0, max(p, P_MIN)), late=True)
+        broken = self._broken_off(row, rows, min(1.0, max(p, P_MIN)), late=True)
         if broken is None:
             return Judgement(NONE, 1.0 if cold else p)
         return broken
@@ -261,8 +262,11 @@ class ChainSequence:
         """The share of each row expected now."""
         if self.share.size != self.known.size:
             self.share = np.empty(self.known.size)
+        elif self.shares_stand:
+            return
         row = self.known.row
         kernels.shares(row["good"], row["flow"], self.known.flow["total"], row["ratio"], self.share)
+        self.shares_stand = True
 
     def _end_slice(self, now_ns: int) -> None:
         """Learns from the slice that ended at `now_ns`."""
@@ -290,6 +294,7 @@ class ChainSequence:
         self.known.view("ratio")[:] = np.divide(shares, overall, out=np.ones_like(overall), where=overall > 0)
         self.known.recount()
         self._forget_judgements()
+        self.shares_stand = False
         self._refresh_shares()
 
     def _forget_judgements(self) -> None:
@@ -307,29 +312,31 @@ class ChainSequence:
             *(counts, flow, self.known.flow["total"], float(self.config.learn_chains_min)),
             *(self.paths.column["novel"], known["good"], known["bad"]),
         )
-        if rows.size == 0:
-            return no_findings()
         groups: dict[tuple[int, int, int], list[tuple[int, int, Judgement]]] = {}
-        for row, of_flow, count in zip(rows.tolist(), flow[rows].tolist(), counts[rows].tolist(), strict=True):
+        for row in rows.tolist():
             judgement = self._judgement(row, flags.NEW)
             if judgement.kind != NONE:
-                groups.setdefault((of_flow, judgement.kind, judgement.subject), []).append((count, row, judgement))
-        groups = {key: found for key, found in groups.items() if sum(c for c, _, _ in found) >= self.config.repeat_min}
-        if not groups:
-            return no_findings()
-        findings = no_findings(len(groups))
-        for i, ((of_flow, _, _), found) in enumerate(groups.items()):
-            count = sum(c for c, _, _ in found)
+                key = int(flow[row]), judgement.kind, judgement.subject
+                groups.setdefault(key, []).append((int(counts[row]), row, judgement))
+        said = []
+        for (of_flow, _, _), found in groups.items():
+            count = sum([entry[0] for entry in found])
+            if count < self.config.repeat_min:
+                continue
             _, row, judgement = max(found, key=lambda entry: (entry[0], -entry[1]))
-            chains = float(self.distribution.flows.sum_long[of_flow])
-            self._fill(findings[i : i + 1], row, judgement)
+            expected = float(self.distribution.flows.sum_long[of_flow]) * judgement.p
             again = (self.recurred / self.came) ** (count - len(found))
-            nominal = max(P_MIN, repeat_tail(len(found), chains * judgement.p) * again)
-            self.repeats.current[of_flow] = max(self.repeats.current[of_flow], -math.log(nominal))
-            findings["p"][i] = max(nominal, self.repeats.p(of_flow, -math.log(nominal)))
-            findings["expected"][i], findings["actual"][i] = chains * judgement.p, count
+            nominal = max(P_MIN, repeat_tail(len(found), expected) * again)
+            nats = -math.log(nominal)
+            self.repeats.current[of_flow] = max(self.repeats.current[of_flow], nats)
+            if nominal < WINDOW_P and (p := max(nominal, self.repeats.p(of_flow, nats))) < WINDOW_P:
+                said.append((row, judgement, p, expected, count))
+        findings = no_findings(len(said))
+        for i, (row, judgement, p, expected, count) in enumerate(said):
+            self._fill(findings[i : i + 1], row, judgement)
+            findings["p"][i], findings["expected"][i], findings["actual"][i] = p, expected, count
             findings["detail"][i] = row * 8 + flags.NEW
-        return findings.compress(findings["p"] < WINDOW_P)
+        return findings
 
     def _out_of_range(self, now_ns: int) -> Findings:
         flow = self.known.view("flow")
@@ -374,6 +381,7 @@ class ChainSequence:
     def learn(self, batch: ChainBatch, normal: Bool) -> None:
         if len(batch) == 0:
             return
+        self.shares_stand = False
         changed = self.paths.learn(self.paths.rows(batch), batch, normal)
         kernels.count_rootless(batch.tenant, batch.root, normal, self.tenant_chains, self.tenant_rootless)
         if changed or float(self.known.flow["total"].sum()) > self.learned_at * 1.05:
@@ -481,7 +489,7 @@ class ChainSequence:
         self.tenant_chains = np.array(state["tenant_chains"], np.float64)
         self.tenant_rootless = np.array(state["tenant_rootless"], np.float64)
         self.learned_at = float(state["learned_at"])
-        self.share = np.array(state["share"], np.float64)
+        self.share, self.shares_stand = np.array(state["share"], np.float64), False
         self.repeats.restore(state["repeats"])
         self.slice_index = int(state["slice_index"])
         self.recurred, self.came = float(state["recurred"]), float(state["came"])

@@ -237,47 +237,40 @@ class Distribution:
 
         `total` [flows] normal chains; flows of `total_min` or more may be judged by shares.
         """
-        out = self._shares_out_of_range(share, flow, total, total_min)
-        return out + self._rates_out_of_range(self.slot(max(0, now_ns - 1)))
+        rows, flows = self.rows, self.flows
+        expected, part = self.flow_profile.expected(self.slot(max(0, now_ns - 1))), self.short / self.epochs
+        rates = self.rates(expected)
+        of_rows, of_flows = np.empty((2, flow.size)), np.empty((2, rates.size))
+        most = kernels.excess(
+            *(rows.sum_short, flows.sum_short, rows.sum_long, flows.sum_long, share, self.dispersion, flow),
+            *(total, total_min, self.slices, SLICES_MIN, ROW_DIFFERENCE_MIN, self.share_extremes.current, of_rows),
+            *(rates, part, self.rate_dispersion, RATE_SLICES_MIN, expected is not None, self.away, self.before),
+            *(self.rate, AWAY_CHAINS, FLOW_DIFFERENCE_MIN, self.rate_extremes.current, of_flows),
+        )
+        if most <= NATS_MIN:
+            return []
+        return self._shares_out_of_range(of_rows, share, flow) + self._rates_out_of_range(of_flows, rates)
 
     def _was_away(self, slices: I64, least: int) -> Bool:
         """[flows] whether so many slices without a chain, `least` at least, are too many for its rate to be chance."""
         away: Bool = (slices >= least) & (slices * self.rate >= AWAY_CHAINS)
         return away
 
-    def _shares_out_of_range(self, share: F64, flow: I32, total: F64, total_min: float) -> list[Excess]:
-        rows, flows, extremes = self.rows, self.flows, self.share_extremes
-        nats = np.empty((2, flow.size))
-        most = kernels.share_excess(
-            *(rows.sum_short, flows.sum_short, rows.sum_long, flows.sum_long, share, self.dispersion, flow),
-            *(total, total_min, self.slices, SLICES_MIN, ROW_DIFFERENCE_MIN, extremes.current, nats),
-        )
-        if most <= NATS_MIN:
-            return []
+    def _shares_out_of_range(self, nats: F64, share: F64, flow: I32) -> list[Excess]:
         out = []
         for window, row in np.argwhere(np.abs(nats) > NATS_MIN).tolist():
             counts, flow_counts = self.counts(bool(window))
             size, f = float(nats[window, row]), int(flow[row])
-            p, expected = extremes.p(f, abs(size)), float(flow_counts[f] * share[row])
+            p, expected = self.share_extremes.p(f, abs(size)), float(flow_counts[f] * share[row])
             out.append(Excess("row", row, bool(window), p, size, int(counts[row]), expected))
         return out
 
-    def _rates_out_of_range(self, slot: int) -> list[Excess]:
-        expected, part = self.flow_profile.expected(slot), self.short / self.epochs
-        rates, flows, extremes = self.rates(expected), self.flows, self.rate_extremes
-        nats = np.empty((2, rates.size))
-        most = kernels.rate_excess(
-            *(flows.sum_short, flows.sum_long, rates, part, self.rate_dispersion, self.slices, RATE_SLICES_MIN),
-            *(expected is not None, self.away, self.before, SLICES_MIN, self.rate, AWAY_CHAINS),
-            *(FLOW_DIFFERENCE_MIN, extremes.current, nats),
-        )
-        if most <= NATS_MIN:
-            return []
+    def _rates_out_of_range(self, nats: F64, rates: F64) -> list[Excess]:
         out = []
         for window, f in np.argwhere(np.abs(nats) > NATS_MIN).tolist():
-            size, usual = float(nats[window, f]), float(rates[f] * (1.0 if window else part))
-            count = int(self.counts(bool(window))[1][f])
-            out.append(Excess("flow", f, bool(window), extremes.p(f, abs(size)), size, count, usual))
+            size, usual = float(nats[window, f]), float(rates[f] * (1.0 if window else self.short / self.epochs))
+            p, count = self.rate_extremes.p(f, abs(size)), int(self.counts(bool(window))[1][f])
+            out.append(Excess("flow", f, bool(window), p, size, count, usual))
         return out
 
     def counts(self, long: bool) -> tuple[I64, I64]:

@@ -177,13 +177,6 @@ class PathTable:
         )  # fmt: skip
         return float(worst), int(at)
 
-    def candidates(self, row: int, rows: I64) -> I64:
-        """Those of `rows` that hold every operation of `row` (by signature) and more steps, and were normal before."""
-        column, known = self.column, self.familiarity.row
-        return kernels.candidates(  # type: ignore[no-any-return]
-            row, rows, column["signature"], column["length"], known["good"], known["bad"]
-        )
-
     def containing(self, row: int, rows: I64) -> tuple[Any, Any, Any]:
         """Kernel `containing` for the operations of `row`."""
         return kernels.containing(  # type: ignore[no-any-return]
@@ -194,9 +187,9 @@ class PathTable:
         """Kernel `holder`: which of `rows` the operations of `row` are a broken-off part of."""
         column, known = self.column, self.familiarity.row
         return kernels.holder(  # type: ignore[no-any-return]
-            *(self.operations(row), self.pool, column["start"], column["length"], rows, gap, column["key"]),
-            *(known["flow"], known["good"], self.familiarity.flow["total"], self.transition_start, self.transition),
-            *(self.transition_count, self.origin, self.origin_count),
+            *(row, self.pool, column["start"], column["length"], column["signature"], column["key"], rows, gap),
+            *(known["flow"], known["good"], known["bad"], self.familiarity.flow["total"]),
+            *(self.transition_start, self.transition, self.transition_count, self.origin, self.origin_count),
         )
 
     def flow_rows(self, flow: int) -> I64:
