@@ -166,11 +166,14 @@ def merged(a, a_end, b, b_end, event, level, both, mine, theirs):
 
 
 @allocating_kernel
-def unembedded(row, rows, event, level, start, length, vector_of, out):
-    """Fills `out` with the events that `compare` needs vectors of and that have none; gives their number."""
+def unembedded(row, rows, event, level, start, length, vector_of):
+    """The events, int32, that `compare` needs vectors of and that have none."""
     size = 0
+    every = 0
     for r in rows:
         size = max(size, length[row] + length[r])
+        every += length[row] + length[r]
+    out = np.empty(every, np.int32)
     both = np.empty(size, np.int32)
     mine = np.empty(size)
     theirs = np.empty(size)
@@ -195,7 +198,7 @@ def unembedded(row, rows, event, level, start, length, vector_of, out):
                     if new:
                         out[found] = both[i]
                         found += 1
-    return found
+    return out[:found]
 
 
 @summing_kernel

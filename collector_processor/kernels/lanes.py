@@ -150,7 +150,7 @@ def append_lanes(
         row += 1
 
 
-@allocating_kernel
+@allocating_helper
 def greatest(lane, lane_offsets, lane_value):
     """Per chain the greatest value of its lanes, float64, and the lane that has it, int32 (-1: no lane)."""
     value, worst = np.empty(lane_offsets.size - 1), np.empty(lane_offsets.size - 1, np.int32)
@@ -349,8 +349,9 @@ def rank(flow, value, histogram, width, young, p):
 
 
 @allocating_kernel
-def count_values(flow, value, normal, histogram, width, memory):
+def count_values(lane, lane_offsets, lane_value, flow, normal, histogram, width, memory):
     """Adds the values of normal chains to their flows' histograms, of which a little fades with each epoch's chains."""
+    value, _ = greatest(lane, lane_offsets, lane_value)
     came = np.zeros(histogram.shape[0])
     for c in range(flow.size):
         if normal[c]:

@@ -99,7 +99,7 @@ class ChainSequence:
         value, state, odd = self.known.score(rows, batch.outcome)
         if not odd:
             return Scores(value, no_findings())
-        unusual = np.flatnonzero((state != flags.KNOWN) & (state != flags.COLD))
+        unusual = np.flatnonzero(state & (flags.NEW | flags.TIMED_OUT))
         return Scores(value, self._findings(rows, state, unusual, value))
 
     def _findings(self, rows: I32, state: Any, chains: I64, value: Any) -> Findings:
@@ -208,12 +208,13 @@ class ChainSequence:
         asked = client != NONE and client in self.paths.unanswered.get(row, ())
         if caller == NONE or late or asked or caller not in seen:
             return known[at], self._service(caller)
-        siblings = self.paths.siblings(other, caller)
-        if not set(seen[at:]).isdisjoint([known[k] for k in siblings if k > at]):
+        callers = self.paths.callers_of(other)
+        following = [step for step, by in zip(known[at + 1 :], callers[at + 1 :], strict=True) if by == caller]
+        if not set(seen[at:]).isdisjoint(following):
             return caller, NONE
         home = self._service(caller)
-        for k in reversed(siblings):
-            if k < at and self._service(known[k]) != home:
+        for k in range(at - 1, -1, -1):
+            if callers[k] == caller and self._service(known[k]) != home:
                 return known[k], home
         return caller, NONE
 
@@ -445,9 +446,11 @@ class ChainSequence:
         return f"{self.symbols.services.text[self._service(event)]} {self.symbols.events.text[event]}"
 
     def _text(self, row: int) -> str:
-        names = [self._event_text(int(event)) or "" for event in self.paths.operations(row)]
-        if len(names) > 12:
-            names = [*names[:8], f"({len(names) - 10} more)", *names[-2:]]
+        events = self.paths.operations(row).tolist()
+        first, last = (events, []) if len(events) <= 12 else (events[:8], events[-2:])
+        names = [self._event_text(event) or "" for event in first + last]
+        if last:
+            names.insert(len(first), f"({len(events) - 10} more)")
         return " > ".join(names)
 
     def version(self) -> str:

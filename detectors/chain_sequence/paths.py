@@ -71,10 +71,10 @@ class PathTable:
         start = self.column["start"][row]
         return self.pool[start : start + self.column["length"][row]]
 
-    def siblings(self, row: int, caller: int) -> list[int]:
-        """The positions of the operations of `row` that `caller` called."""
+    def callers_of(self, row: int) -> list[int]:
+        """What called each operation: the module entry above it; NONE at the top."""
         start = self.column["start"][row]
-        return np.flatnonzero(self.callers[start : start + self.column["length"][row]] == caller).tolist()
+        return self.callers[start : start + self.column["length"][row]].tolist()  # type: ignore[no-any-return]
 
     def caller_of(self, row: int, position: int) -> tuple[int, int]:
         """What called the operation at `position`: the module entry above it, and its client span; NONE without one."""
@@ -199,8 +199,10 @@ class PathTable:
     def learn(self, rows: I32, batch: ChainBatch, normal: Bool) -> bool:
         """Counts chains; True when a path became known, or stopped being so."""
         odd = np.zeros(self.size)
-        for row in set(rows[self.familiarity.row["good"][rows] <= 0].tolist()):
-            odd[row], _ = self.surprise(row)
+        good = self.familiarity.row["good"]
+        for row in set(rows.tolist()):
+            if good[row] <= 0:
+                odd[row], _ = self.surprise(row)
         kernels.count_transitions(
             *(rows, normal, batch.outcome, self.transition_start, self.transition_length),
             *(self.transition, self.transition_count, self.origin, self.origin_count),

@@ -125,10 +125,9 @@ class BagTable:
             event, level = self.bag(row)
             return Nearest(1.0, float(np.sqrt((self.weight[event] * level).sum())))
         self.vectors.reserve(self.weight.size)
-        lacking = np.empty(int((self.length[rows] + self.length[row]).sum()), np.int32)
-        lacking = lacking[: kernels.unembedded(row, rows, *pool, self.vectors.row_of, lacking)]
+        lacking = kernels.unembedded(row, rows, *pool, self.vectors.row_of)
         if lacking.size:
-            self.vectors.of(lacking.tolist(), self.symbols.events.text)
+            self.vectors.make(lacking.tolist(), self.symbols.events.text)
         vectors = (self.vectors.vectors, self.vectors.row_of)
         other, (distance, deviation, event, extra) = kernels.closest(row, rows, *pool, self.weight, *vectors)
         return Nearest(distance, deviation, int(other), int(event), bool(extra))

@@ -148,9 +148,10 @@ class Retrieval:
         if len(batch) == 0:
             return
         rows = self.bags.rows(batch)
-        odd = np.zeros(self.bags.size)
-        for row in sorted(set(rows[(self.known.row["good"][rows] <= 0) & normal].tolist())):
-            odd[row] = self._judgement(row)[1].deviation
+        odd, good = np.zeros(self.bags.size), self.known.row["good"]
+        for row in sorted(set(rows[normal].tolist())):
+            if good[row] <= 0:
+                odd[row] = self._judgement(row)[1].deviation
         changed = self.bags.learn(rows, batch, normal, odd)
         if batch.cell_record.size:
             self.values.learn(batch, normal)

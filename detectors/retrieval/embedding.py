@@ -147,17 +147,14 @@ class EventVectors:
         """Room in `row_of` for so many events."""
         self.row_of = grown(self.row_of, events, NONE)
 
-    def of(self, events: list[int], texts: list[str]) -> F32:
-        """float32[len(events), dimensions]; `texts` of all events."""
+    def make(self, events: list[int], texts: list[str]) -> None:
+        """Sees to it that each of `events` has a vector; `texts` of all events."""
         self.reserve(len(texts))
-        out = np.empty((len(events), self.embedder.dimensions), np.float32)
-        for i, event in enumerate(events):
+        for event in events:
             if self.row_of[event] == NONE:
                 if len(self.events) >= self.limit:
                     self._keep(self.events[math.ceil(self.limit / 2) :])
                 self._put(event, self.embedder.embed(texts[event]))
-            out[i] = self.vectors[self.row_of[event]]
-        return out
 
     def _keep(self, kept: list[int]) -> None:
         vectors = self.vectors[self.row_of[kept]]

@@ -59,7 +59,7 @@ class SequenceTransformer:
         found = self.lanes.find(batch)
         self.ranks.reserve(len(self.symbols.flows))
         value, worst, p, unusual = kernels.score(
-            *(found.lane, found.offsets, self.lanes.column["value"], batch.outcome, batch.flow),
+            *(*found, self.lanes.column["value"], batch.outcome, batch.flow),
             *(self.ranks.histogram, WIDTH, float(self.ranks.young), FINDING_P, NATS_MIN),
         )
         return Scores(value, self._findings(batch, unusual, p, worst) if unusual.size else no_findings())
@@ -95,9 +95,8 @@ class SequenceTransformer:
         if len(batch) == 0:
             return
         found = self.lanes.find(batch)
-        value, _ = kernels.greatest(found.lane, found.offsets, self.lanes.column["value"])
         self.ranks.reserve(len(self.symbols.flows))
-        self.ranks.learn(batch.flow, value, normal)
+        self.ranks.learn(found, self.lanes.column["value"], batch.flow, normal)
         self.lanes.learn(found, batch, normal)
         self.lanes.evict()
 

@@ -9,7 +9,7 @@ event. It is computed when the row is first seen and anew whenever lanes of the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -48,8 +48,7 @@ class Lane:
     events: I32
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """The lanes of a batch: rows of chain c are `lane[offsets[c] : offsets[c + 1]]`."""
 
     lane: I32

@@ -9,6 +9,7 @@ import numpy as np
 from collector_processor.kernels import lanes as kernels
 from collector_processor.model import F64, I32, Bool
 from detectors.familiarity import describe_young, grown
+from detectors.sequence_transformer.lanes import Found
 
 BINS = 96
 WIDTH = 0.25  # nats
@@ -30,9 +31,9 @@ class Ranks:
         """Room for so many flows."""
         self.histogram = grown(self.histogram, flows)
 
-    def learn(self, flow: I32, value: F64, normal: Bool) -> None:
-        """Takes in the values of normal chains."""
-        kernels.count_values(flow, value, normal, self.histogram, WIDTH, MEMORY)
+    def learn(self, found: Found, lane_value: F64, flow: I32, normal: Bool) -> None:
+        """Takes in the values of normal chains: of each the greatest of its lanes."""
+        kernels.count_values(*found, lane_value, flow, normal, self.histogram, WIDTH, MEMORY)
 
     def chains(self, flow: int) -> float:
         """How many chains the flow's histogram rests on."""

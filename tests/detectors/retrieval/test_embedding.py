@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,23 +41,28 @@ def test_a_rare_word_weighs_more_than_one_that_all_texts_have() -> None:
     assert both @ rare > both @ common
 
 
+def made(vectors: EventVectors, events: list[int], texts: list[str]) -> Any:
+    vectors.make(events, texts)
+    return vectors.vectors[vectors.row_of[events]]
+
+
 def test_each_text_is_embedded_once_and_the_number_of_vectors_is_bounded() -> None:
     vectors = EventVectors(HashedEmbedder(), limit=4)
     texts = [f"text number {i}" for i in range(20)]
-    first = vectors.of([1, 2, 1], texts)
+    first = made(vectors, [1, 2, 1], texts)
     assert (first[0] == first[2]).all()
     assert vectors.embedder.texts == 2  # type: ignore[attr-defined]
     for event in range(20):
-        vectors.of([event], texts)
+        vectors.make([event], texts)
     assert len(vectors.events) <= 4
 
 
 def test_a_snapshot_takes_vectors_and_frequencies_along() -> None:
     one, other = EventVectors(HashedEmbedder(), 100), EventVectors(HashedEmbedder(), 100)
     texts = [f"word{i} received" for i in range(10)]
-    one.of([0, 1, 2], texts)
+    one.make([0, 1, 2], texts)
     other.restore(one.snapshot())
-    assert (one.of([0, 5], texts) == other.of([0, 5], texts)).all()
+    assert (made(one, [0, 5], texts) == made(other, [0, 5], texts)).all()
 
 
 def test_a_sentence_model_is_used_when_configured(tmp_path: Path) -> None:
