@@ -15,6 +15,7 @@ import numpy as np
 
 from collector_processor.kernels.lanes import CALLS
 from collector_processor.model import F32, Symbols
+from detectors.familiarity import grown
 from detectors.hashing import folded, ngrams
 
 TEXT = 64
@@ -52,16 +53,15 @@ class EventFeatures:
 
     def __init__(self, symbols: Symbols) -> None:
         self.symbols = symbols
-        self.rows = np.zeros((0, FEATURES), np.float32)
+        self.rows = np.zeros((64, FEATURES), np.float32)  # with room for more
+        self.made = 0
 
     def all(self) -> F32:
         """float32[events, FEATURES]: of every event so far."""
-        known, events = self.rows.shape[0], len(self.symbols.events)
-        if events > known:
-            is_log = self.symbols.events.column("is_log")
-            new = [
-                text_features(self.symbols.events.text[event], is_log=bool(is_log[event] > 0))
-                for event in range(known, events)
-            ]
-            self.rows = np.concatenate([self.rows, np.array(new)])
-        return self.rows
+        events = len(self.symbols.events)
+        if events > self.made:
+            self.rows, is_log = grown(self.rows, events), self.symbols.events.column("is_log")
+            for event in range(self.made, events):
+                self.rows[event] = text_features(self.symbols.events.text[event], is_log=bool(is_log[event] > 0))
+            self.made = events
+        return self.rows[:events]

@@ -17,6 +17,7 @@ import onnxruntime
 
 from collector_processor.kernels import lanes as kernels
 from collector_processor.model import F32, F64, I32, I64, U8, Symbols
+from detectors.familiarity import grown
 from detectors.sequence_transformer.promoted import ModelFile
 from detectors.sequence_transformer.tokens import (
     FEATURES,
@@ -29,7 +30,7 @@ from detectors.sequence_transformer.tokens import (
 )
 
 CANDIDATES_FEW, CANDIDATES = 8, 64  # events per run
-BATCHES = {1: 16, 2: 8, 8: 4, 16: 1, LENGTH: 1}  # parts of lanes per run, by its positions: long ones come one by one
+BATCHES = {2: 16, 8: 4, 16: 1, LENGTH: 1}  # parts of lanes per run, by its positions: long ones come one by one
 LENGTHS = tuple(BATCHES)  # the positions of a run: the head, and fewer events than that
 DIGITS = 2  # of ln P that count: what a processor's own way of adding up changes lies far behind
 MODEL_BYTES_MAX = 8 << 20
@@ -95,7 +96,8 @@ class Transformer:
         self.session = load(model.path, model.sha256)
         self.name = f"{model.name}-{model.sha256[:12]}"
         self.features = EventFeatures(symbols)
-        self.vectors: F32 = np.zeros((0, 0), np.float32)
+        self.vectors: F32 = np.zeros((0, 0), np.float32)  # of the end, and then of each event; with room for more
+        self.made = 0  # of them
 
     def probabilities(self, lanes: Lanes, vocabulary: I32) -> F64:
         """float64[places]: P of each event and of each end, among `vocabulary`, the events of its lane and the end.
@@ -115,7 +117,7 @@ class Transformer:
                 tokens = np.zeros((BATCHES[length], length, FEATURES), np.float32)
                 kernels.tokens_of(chosen, *columns, features, IS_HEAD, OF_CALLS, tokens)
                 found.append((chosen, self._run(tokens)))
-        while self.vectors.shape[0] <= features.shape[0]:
+        while self.made <= features.shape[0]:
             self._run(np.zeros((1, 1, FEATURES), np.float32))
         out = np.empty(lanes.events.size)
         for chosen, queries in found:
@@ -124,7 +126,7 @@ class Transformer:
 
     def _run(self, tokens: F32) -> F32:
         """The queries of `tokens`. The same run makes vectors of some events that have none yet."""
-        features, have = self.features.all(), self.vectors.shape[0]
+        features, have = self.features.all(), self.made
         if have > features.shape[0]:
             (queries,) = self.session.run(["queries"], {"tokens": tokens, "candidates": tokens[0, :1]})
             return np.asarray(queries, np.float32)
@@ -132,8 +134,9 @@ class Transformer:
         padded = np.zeros((CANDIDATES if len(new) > CANDIDATES_FEW else CANDIDATES_FEW, FEATURES), np.float32)
         padded[: len(new)] = new
         queries, vectors = self.session.run(["queries", "vectors"], {"tokens": tokens, "candidates": padded})
-        made = np.asarray(vectors[: len(new)], np.float32)
-        self.vectors = np.concatenate([self.vectors, made]) if have else made
+        self.made += len(new)
+        self.vectors = grown(self.vectors if have else np.zeros((0, vectors.shape[1]), np.float32), self.made)
+        self.vectors[have : self.made] = vectors[: len(new)]
         return np.asarray(queries, np.float32)
 
 
