@@ -253,7 +253,7 @@ class ChainSequence:
             distribution.push(boundary, np.zeros(size, np.int64), flow)  # what was seen since came after it
             self._end_slice(boundary)
         ended = distribution.push(now_ns, self.known.view("seen"), flow)
-        findings = (self._repeated(), self._out_of_range(now_ns))
+        findings = (self._repeated(flow), self._out_of_range(now_ns, flow))
         if ended:
             self._end_slice(now_ns)
         self._enter_slice(now_ns)
@@ -303,12 +303,12 @@ class ChainSequence:
         self.judged.clear()
         self.learned_at = float(self.known.flow["total"].sum())
 
-    def _repeated(self) -> Findings:
+    def _repeated(self, flow: I32) -> Findings:
         """New and broken-off paths seen `repeat_min` times within the last slice, summed per flow, kind and subject.
 
         p: that many different ones by chance, times that they came again so often (geometric, from earlier new paths).
         """
-        counts, flow, known = self.distribution.rows.sum_long, self.known.view("flow"), self.known.row
+        counts, known = self.distribution.rows.sum_long, self.known.row
         rows = kernels.repeated(
             *(counts, flow, self.known.flow["total"], float(self.config.learn_chains_min)),
             *(self.paths.column["novel"], known["good"], known["bad"]),
@@ -339,8 +339,7 @@ class ChainSequence:
             findings["detail"][i] = row * 8 + flags.NEW
         return findings
 
-    def _out_of_range(self, now_ns: int) -> Findings:
-        flow = self.known.view("flow")
+    def _out_of_range(self, now_ns: int, flow: I32) -> Findings:
         total, least = self.known.flow["total"], float(self.config.learn_chains_min)
         found = self.distribution.out_of_range(now_ns, self.share, flow, total, least)
         if not found:
