@@ -237,8 +237,6 @@ class Distribution:
 
         `total` [flows] normal chains; flows of `total_min` or more may be judged by shares.
         """
-        if self.ended < SLICES_MIN:
-            return []
         rows, flows = self.rows, self.flows
         expected, part = self.flow_profile.expected(self.slot(max(0, now_ns - 1))), self.short / self.epochs
         rates = self.rates(expected)
