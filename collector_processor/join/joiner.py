@@ -70,7 +70,7 @@ class Joiner:
         self._slots = np.zeros(4096, np.int32)
         self._room = 0  # so many records fit for certain, each with a chain of its own; what is closed since is more
         self._closed = Closed(config.closed_remembered_max, int(config.closed_remembered_s * SECOND))
-        self._by_key = np.zeros((config.chains_max, 3), np.uint64)
+        self._by_key = kernel.rows_of(kernel.KEY, config.chains_max)
         self._state = np.zeros(kernel.STATE, np.int64)
         self._seed = seed
         self._state[kernel.CLOSED_GENERATION] = self._closed.generation

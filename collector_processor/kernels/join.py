@@ -8,6 +8,7 @@ that are due leave the table is told in `kernels/emit.py`.
 
 from __future__ import annotations
 
+import mmap
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,8 @@ RECORD = np.dtype(
     align=True,
 )
 CELL = np.dtype([("next", np.int32), ("key", np.int32), ("number", np.float64), ("hash", np.uint64)], align=True)
+KEY = np.dtype((np.uint64, 3))  # of `by_key`, see `append`
+HUGE_FROM = 4 << 20  # bytes from which on pages may be huge, as numpy has it
 FREE = np.iinfo(np.int64).max  # deadline of a row that holds no chain
 COMPLETE, TIMEOUT, EVICTED = 0, 1, 2  # model.Outcome
 
@@ -93,10 +96,14 @@ STATE = 23
 
 
 def rows_of(kind: np.dtype[Any], n: int) -> Any:
-    """An array for n rows of CHAIN, RECORD or CELL; zeros, so that no snapshot holds what lay in memory before. What
-    runs uncompiled reads their fields as attributes too."""
-    rows = np.zeros(n, kind)
-    return rows.view(np.recarray) if config.DISABLE_JIT else rows
+    """An array for n rows of CHAIN, RECORD, CELL or KEY; zeros, so that no snapshot holds what lay in memory before. It
+    has pages of its own, which take memory when they are written: `np.zeros` may be given memory that has been used,
+    and fills it. What runs uncompiled reads fields as attributes too."""
+    pages = mmap.mmap(-1, max(1, n * kind.itemsize), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if n * kind.itemsize >= HUGE_FROM:
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    rows = np.frombuffer(pages, kind, n)
+    return rows.view(np.recarray) if config.DISABLE_JIT and kind.names else rows
 
 
 @expanded

@@ -14,6 +14,8 @@ from collector_processor.config import DecodeConfig, JoinConfig
 from collector_processor.decode.decoder import Decoder
 from collector_processor.join.joiner import Joiner
 from collector_processor.model import ChainBatch, Outcome, Payload, Signal, Symbols, content_hash
+from collector_processor.process import give_memory_back
+from tests.benchmarks.engine import resident_bytes
 from tests.examples import examples
 
 SECOND = 1_000_000_000
@@ -340,3 +342,18 @@ def test_tenants_with_the_same_names_and_trace_ids_never_mix(sent: list[tuple[st
         ]
         assert own.span_id.tolist() == expected.span_id.tolist()
         assert together.symbols.events.hash[own.event].tolist() == join.symbols.events.hash[expected.event].tolist()
+
+
+def test_what_the_limits_allow_takes_no_memory_before_it_is_used() -> None:
+    """Also where there is memory that others have used and given back."""
+    large = np.empty(31 << 20, np.uint8)  # once it is gone, glibc has what is smaller in one heap
+    del large
+    used = [np.ones(30 << 20, np.uint8) for _ in range(2)]
+    behind = np.ones(1 << 20, np.uint8)
+    del used
+    give_memory_back()
+    before = resident_bytes()
+    joiner = Joiner(JoinConfig(), Symbols(), ())
+    assert resident_bytes() - before < 8 << 20
+    assert behind.all()
+    assert joiner.open_chains == 0
