@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -65,12 +66,8 @@ def load(path: Path, sha256: str) -> onnxruntime.InferenceSession:
     digest = hashlib.sha256(data).hexdigest()
     if digest != sha256:
         raise ModelRefusedError(f"{path}: SHA-256 is {digest}, expected {sha256}")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
     try:
-        # From bytes, without a path: a model that refers to files outside cannot be completed and fails here.
-        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        session = _session(data)
     except Exception as error:  # ONNX Runtime has no public exception class that covers all of these
         raise ModelRefusedError(f"{path}: cannot be loaded by itself: {error}") from error
     inputs = {entry.name: entry.shape for entry in session.get_inputs()}
@@ -82,6 +79,17 @@ def load(path: Path, sha256: str) -> onnxruntime.InferenceSession:
     if inputs["tokens"][-1] != FEATURES or inputs["candidates"][-1] != FEATURES:
         raise ModelRefusedError(f"{path}: made for other features than {FEATURES}")
     return session
+
+
+@lru_cache(maxsize=2)
+def _session(data: bytes) -> onnxruntime.InferenceSession:
+    """A model ready to run, which any number of engines may do at once.
+
+    From bytes, without a path: a model that refers to files outside cannot be completed and fails here."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
 class Transformer:
