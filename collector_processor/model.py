@@ -223,7 +223,8 @@ class Names:
         return new
 
     def _show(self) -> None:
-        """New names are rare, and columns are asked for all the time."""
+        """New names are rare, and columns are asked for all the time, by other threads too: whoever reads gets all of an
+        earlier state or all of this one."""
         self._shown = {name: values[: len(self.text)] for name, values in self._column.items()}
 
     def snapshot(self) -> dict[str, Any]:
