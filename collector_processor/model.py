@@ -148,15 +148,14 @@ def all_findings(parts: Sequence[Findings]) -> Findings:
 
 def content_hash(*parts: str | bytes | int) -> int:
     """64-bit content hash of `parts`, the same in every process and on every machine (blake2b, RFC 7693)."""
-    digest = hashlib.blake2b(digest_size=8)
+    data = b""
     for part in parts:
         if isinstance(part, int):
             part = part.to_bytes(16, "little", signed=True)
         elif isinstance(part, str):
             part = part.encode("utf-8", "surrogatepass")
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(part)
-    return int.from_bytes(digest.digest(), "little")
+        data += len(part).to_bytes(8, "little") + part
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,8 +223,8 @@ class Names:
         return new
 
     def _show(self) -> None:
-        """New names are rare, and columns are asked for all the time, by other threads too: each reader gets the whole
-        of an earlier state or of this one."""
+        """New names are rare, and columns are asked for all the time, by other threads too: whoever reads gets all of
+        an earlier state or all of this one."""
         self._shown = {name: values[: len(self.text)] for name, values in self._column.items()}
 
     def snapshot(self) -> dict[str, Any]:

@@ -46,12 +46,14 @@ _HINTS: Final = re.findall(  # for the kernel: four characters of each, blanks l
     ghp_ gho_ ghs_ ghu_ ghr_ pat_ lpat xoxa xoxb xoxe xoxo xoxp xoxr xoxs ive_ est_
     """,
 )
+# One of these stands, in lower case, in whatever _ANNOUNCED finds something in: a sign, and words that hold it.
 _WORDS: Final = (
-    *(scheme + blank for scheme in ("bearer", "basic", "apikey") for blank in " \t\n\r\f\v"),
-    *("private key", "eyj", "akia", "asia", "aiza", "glpat-", "xox", "k_live_", "k_test_", "sk-", "github_pat_"),
-    *("gho_", "ghp_", "ghs_", "ghu_", "ghr_"),
+    *((scheme, tuple(scheme + blank for blank in " \t\n\r\f\v")) for scheme in ("bearer", "basic", "apikey")),
+    *((word, (word,)) for word in ("private key", "eyj", "akia", "asia", "aiza")),
+    ("-", ("glpat-", "xox", "sk-")),
+    ("_", ("k_live_", "k_test_", "github_pat_", "gho_", "ghp_", "ghs_", "ghu_", "ghr_")),
 )
-_ASSIGNED: Final = re.compile(r"[:=]")
+_SEPARATORS: Final = str.maketrans("", "", "_.-")
 
 
 def _pattern(config: RedactionConfig) -> str | None:
@@ -81,9 +83,10 @@ class Redactor:
         pattern = _pattern(config)
         self._pattern = None if pattern is None else re.compile(pattern, re.IGNORECASE | re.DOTALL | re.ASCII)
         self._own = [re.compile(pattern) for pattern in config.patterns]
-        # What a text holds in lower case if `_pattern` finds something; a name's last part stands before `=` or `:`.
+        # What a text in lower case holds if `_pattern` finds something: a word; or a name, joined up, with `=` or `:`.
         self._words = _WORDS if config.secrets else ()
-        self._names = tuple(sorted({re.split(r"[_.-]", name.lower())[-1] for name in config.attributes}))
+        names = {name.casefold().translate(_SEPARATORS) for name in config.attributes}
+        self._names = [(name, re.compile(re.escape(name) + r"[\s\"'\\]*[:=]").search) for name in sorted(names)]
 
     def __call__(self, text: str, mark: str = MARK) -> str:
         """`text` with `mark` for each card number, account number, secret and whatever else the config names."""
@@ -109,12 +112,15 @@ class Redactor:
     def _may_hold(self, text: str) -> bool:
         if "@" in text and "://" in text:
             return True
-        lower = text.lower()
-        for word in self._words:
-            if word in lower:
-                return True
-        before = _ASSIGNED.split(lower)[:-1]
-        return any(part.rstrip(" \t\n\r\f\v\"'\\").endswith(self._names) for part in before)
+        lower = text.casefold()
+        for sign, words in self._words:
+            if sign in lower:
+                for word in words:
+                    if word in lower:
+                        return True
+        joined = lower.replace("_", "").replace("-", "").replace(".", "")
+        named = [assigned for name, assigned in self._names if name in joined]
+        return any(assigned(joined) for assigned in named)
 
 
 def _without_cards(text: str, mark: str) -> str:

@@ -27,7 +27,7 @@ from collector_processor.decode.templates import Templates
 from collector_processor.kernels import decode as kernel
 from collector_processor.kernels.cells import read_cells
 from collector_processor.kernels.resolve import read, resolve, resolve_resources, resource_key
-from collector_processor.kernels.table import LookupTable, find_many
+from collector_processor.kernels.table import LookupTable
 from collector_processor.kernels.wire import CLASSES, hash_one
 from collector_processor.model import I32, NONE, U8, U64, Payload, RecordBatch, Signal, Symbols, content_hash
 from collector_processor.redact import Redactor
@@ -166,16 +166,19 @@ class Decoder:
             known = (instances, service_of, events.keys, events.values)
             n = resolve(rows, self._all, len(rows), *known, unknown, keys)
         while n:
-            # In ascending order of row, so that ids do not depend on the seed. A full table is emptied between keys:
-            # what was put before is then unknown again, and the loop goes round once more for it.
+            # In ascending order of row, so that ids do not depend on the seed. What a full table has no room for is
+            # unknown again, and the loop goes round once more for it.
             first: dict[int, int] = {}
             for index, key in enumerate(keys[:n].tolist()):
-                first.setdefault(key, index)
-            for key, index in itertools.islice(first.items(), events.limit):
-                row = rows[unknown[index]]
-                service = int(service_of[instances[int(row[kernel.RESOURCE])]])
-                start, end = int(row[kernel.TEXT]) >> 32, int(row[kernel.TEXT]) & 0xFFFFFFFF
-                events.put(key, self._event(data[start:end], row, service, is_log))
+                if key not in first:
+                    first[key] = index
+            found = list(itertools.islice(first.items(), events.limit))
+            ids = np.empty(len(found), np.int32)
+            for i, row in enumerate(rows[unknown[[index for _, index in found]]].tolist()):
+                service = int(service_of[instances[row[kernel.RESOURCE]]])
+                start, end = row[kernel.TEXT] >> 32, row[kernel.TEXT] & 0xFFFFFFFF
+                ids[i] = self._event(data[start:end], row, service, is_log)
+            events.put_many(np.array([key for key, _ in found], np.uint64), ids)
             n = resolve(rows, unknown, n, instances, service_of, events.keys, events.values, unknown, keys)
 
     def _salt(self, tenant: int) -> np.uint64:
@@ -188,20 +191,23 @@ class Decoder:
     def _resolve_resources(self, data: bytes, buffer: U8, tenant: int, salt: np.uint64, instances: I32) -> None:
         """Fills in the instance id of each Resource of the request."""
         table, spans = self.resources, self._spans
+        new: dict[int, int] = {}  # kept from round to round: a full table is emptied, of what the request needs too
         while resolve_resources(buffer, spans, instances.size, salt, table.keys, table.values, instances):
             for index in np.flatnonzero(instances == NONE).tolist():
                 start, end = spans[index].tolist()
-                key = resource_key(buffer, start, end, salt)
-                if find_many(table.keys, table.values, np.array([key], np.uint64), np.empty(1, np.int32)):
-                    table.put(int(key), self._new_resource(data[start:end], tenant))
+                key = int(resource_key(buffer, start, end, salt))
+                if key not in new:
+                    new[key] = self._new_resource(data[start:end], tenant)
+            table.put_many(np.array(list(new), np.uint64), np.array(list(new.values()), np.int32))
 
     def _new_resource(self, data: bytes, tenant: int) -> int:
         """The instance id of a serialised Resource, on first sight."""
         values: dict[str, str] = {}
         try:
             for attribute in Resource.FromString(data).attributes:
-                if attribute.key == "service.name" or attribute.key in INSTANCE_KEYS:
-                    values[attribute.key] = attribute.value.string_value
+                key = attribute.key
+                if key == "service.name" or key in INSTANCE_KEYS:
+                    values[key] = attribute.value.string_value
         except DecodeError:  # the rest of the request is good: its service stays unknown
             values = {}
         name = self._name(values.get("service.name") or UNKNOWN_SERVICE)
@@ -212,13 +218,13 @@ class Decoder:
             content_hash("instance", tenant_name, name, host), host or name, service=service
         )
 
-    def _event(self, data: bytes, row: Any, service: int, is_log: bool) -> int:
+    def _event(self, data: bytes, row: list[int], service: int, is_log: bool) -> int:
         """The event id of a span name or log body, on first sight."""
         symbols = self.symbols
         service_key = int(symbols.services.hash[service])
-        kind = int(row[kernel.KIND])
+        kind = row[kernel.KIND]
         if is_log:
-            is_text = not int(row[kernel.EVENT]) & 1
+            is_text = not row[kernel.EVENT] & 1
             text = self.templates.template(service_key, body_text(data, is_text)[: self.config.body_bytes_max])
         else:
             name = IDENTIFIER.sub("<*>", clean(data[:NAME_BYTES_MAX].decode("utf-8", "replace")))

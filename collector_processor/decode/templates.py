@@ -14,8 +14,9 @@ How it works. Called once per *distinct* masked hash of the decode kernel, so it
 from __future__ import annotations
 
 import re
+import string
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -28,15 +29,18 @@ BODY_CHARS_MAX: Final = 4096
 CLUSTERS_OF_SHAPE_MAX: Final = 32
 MASKED_MAX: Final = 1024  # masked texts kept
 SNAPSHOT_VERSION: Final = 2
+DEPTH_MAX: Final = 12  # of groups: deeper than anybody reads
+HIDDEN: Final = "\0"  # stands for a group or quoted string in what holds it; no control character is left then
 MESSAGE_FIELDS: Final = ("message", "msg", "body", "event", "log")
 
 # In the normalised text a word is a run of these, as in the kernel: every non-ASCII character counts as a letter.
 # Written as what it is not, because `re` takes milliseconds over each range that goes beyond ASCII.
 _W: Final = r"[^\x00-/:-@\[-^`{-\x7f]"
 _DIGIT_WORD: Final = re.compile(rf"(?<!{_W})[^\x00-@\[-^`{{-\x7f]*+[0-9]{_W}*+")
-_REST: Final = rf"(?!{_W})(?:[-.:/+,@%]0(?!{_W})|-{_W}++)*+"
-_JOINED: Final = re.compile(rf"(?<!{_W})(?<!{_W}-)(?:{_W}++-)*?0{_REST}")
-_JOINED_BEHIND: Final = re.compile(rf"0(?<!{_W}0){_REST}")  # the same where no `-0` is: `re` is fast at finding a sign
+_DIGITS_JOINED: Final = re.compile(rf"[0-9]{_W}*+(?:[-.:/+,@%][^\x00-@\[-^`{{-\x7f]*+[0-9]{_W}*+|-{_W}++)*+")
+_JOINED: Final = re.compile(rf"0(?!{_W})(?<!{_W}0)(?:[-.:/+,@%]0(?!{_W})|-{_W}++)*+")  # the same of words `0`
+_WORD_SIGNS: Final = string.ascii_letters + string.digits + "_"
+_NO_WORD: Final = frozenset(("", *map(chr, range(128)))).difference(_WORD_SIGNS)
 _MONTH: Final = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]{0,6}"
 # What is masked as a whole: (what a text with such a thing contains, pattern). Earlier ones win at the same place.
 _ATOMS: Final = (
@@ -52,13 +56,13 @@ _ATOMS: Final = (
 )
 _HEX: Final = r"(?<!\w)[a-fA-F]{12,}(?!\w)"  # hexadecimal without a digit
 _HEX_RUN: Final = re.compile(r"[a-fA-F]{12}")
-_JOINT: Final = re.compile(r"0-|[-.:/+,@%]0")  # stands in whatever _JOINED makes shorter
+_ATOM_SIGN: Final = re.compile(r"/|@|:\\|Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec")  # stands in every other one
 _ZERO: Final = re.compile(rf"0(?!{_W})(?<!{_W}0)")  # the word `0`
 _ANSI: Final = re.compile(r"\x1b\[0?m?")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]+")
-_TOKEN: Final = re.compile(
-    rf'"[^"\\]*(?:\\.[^"\\]*)*"?|(?<!{_W})\'[^\']*\'(?!{_W})|{_W}+|[\[({{]|[\])}}]|\s+|[^\s]', re.DOTALL
-)
+_VALUE: Final = re.compile(rf"{HIDDEN}|=(?:{_W}++)|:(?:{_W}++)")
+# A key of at most nine words and signs, and what it is set off by.
+_PAIR: Final = re.compile(rf"(\s*+{_W}++|(?:{_W}++|\s++|[{HIDDEN}!-/:-@\[-^`{{-~]){{1,9}}?)([=:])")
 _WORD: Final = re.compile(rf"{_W}+\Z")
 # A word that can be a variable: a plain one, not an identifier, not part of a dotted name, not a level or a key.
 _PLACE: Final = re.compile(rf"(?<!{_W})(?<![.$#])([A-Z]?[^\x00-`{{-\x7f]++|[A-Z]++)(?!{_W})(?![$#(=:])(?!\.[^ ])")
@@ -97,77 +101,110 @@ _NULLS: Final = frozenset(("null", "none", "nil", "nan", "undefined"))
 _OPEN: Final = {"[": "]", "(": ")", "{": "}"}
 
 
-class _Reader:
-    """Masks normalised text that holds pairs, dumps and lists by recursive descent of bounded depth."""
+def _stops(is_prose: bool) -> re.Pattern[str]:
+    """What the reader stops at: strings as a whole, a group as a whole that has no other in it, other brackets.
 
-    def __init__(self, text: str) -> None:
-        self.tokens: list[str] = _TOKEN.findall(text)
-        self.at = 0
+    `[.` is an abbreviated logger name (`o.a.c.c.C.[.[.[/]`), not a group. In prose, a group stays that holds neither
+    a pair nor a list. (`re` is fast at finding patterns whose every choice starts with a certain sign.)"""
+    choices = [r'"[^"\\]*(?:\\.[^"\\]*)*"?', rf"'(?<!{_W}')[^']*'(?!{_W})"]
+    for opening, closing in _OPEN.items():
+        stays = rf"|(?!\s)[^=:,;()\[\]{{}}\"']*+(?<!\s)\{closing}" if is_prose else ""
+        choices.append(rf"\{opening}(?!\.{stays})(?:[^()\[\]{{}}\"']*+\{closing})?")
+        choices += [] if is_prose else [rf"\{closing}"]
+    return re.compile("|".join(choices), re.DOTALL)
 
-    def top(self) -> str:
-        """The whole text masked: prose stays, pairs keep their keys."""
-        out: list[str] = []
-        tokens, last = self.tokens, ""
-        while self.at < len(tokens):
-            token = tokens[self.at]
-            if token in _OPEN and self.opens():
-                last = self.group(1)
+
+_IN_PROSE: Final = _stops(is_prose=True)
+_IN_GROUP: Final = _stops(is_prose=False)
+
+
+class _Group:
+    """A bracketed group that is being read, or the prose around all of them, which has no brackets."""
+
+    __slots__ = ("closing", "inside", "opening", "text")
+
+    def __init__(self, opening: str) -> None:
+        self.opening = opening
+        self.closing = _OPEN.get(opening)
+        self.text = ""  # what was read of it, with HIDDEN for each group and quoted string in it
+        self.inside: list[str] = []  # what HIDDEN stands for: groups masked, strings as they are
+
+
+def _read(text: str) -> str:
+    """Masks normalised text that holds pairs, dumps and lists. It jumps from one bracket or quote to the next."""
+    group = _Group("")
+    stack = [group]
+    shown = at = 0
+    while found := (_IN_GROUP if len(stack) > 1 else _IN_PROSE).search(text, at):
+        start, at = found.span()
+        sign = text[start]
+        if sign in _OPEN and len(stack) > DEPTH_MAX:
+            group.text += text[shown:start] + VARIABLE
+            at = start + 1
+        elif sign in _OPEN:
+            group.text += text[shown:start]
+            if at == start + 1:
+                group = _Group(sign)
+                stack.append(group)
+            else:  # all of a group with no other in it
+                group.text += HIDDEN
+                group.inside.append(sign + _items(text[start + 1 : at - 1], [], len(stack)) + text[at - 1])
+        elif sign == group.closing:
+            group.text += text[shown:start]
+            group = _end_group(stack)
+        elif at > start + 1:
+            group.text += text[shown:start] + HIDDEN
+            group.inside.append(found[0])
+        else:
+            continue
+        shown = at
+    group.text += text[shown:]
+    while len(stack) > 1:
+        group = _end_group(stack, is_cut=True)
+    return _prose(group.text, group.inside)
+
+
+def _end_group(stack: list[_Group], is_cut: bool = False) -> _Group:
+    """Masks the innermost group; returns the one around it."""
+    group = stack.pop()
+    masked = _items(group.text, group.inside, len(stack), is_cut)
+    stack[-1].text += HIDDEN
+    stack[-1].inside.append(f"{group.opening}{masked}{group.closing}")
+    return stack[-1]
+
+
+def _prose(text: str, inside: list[str]) -> str:
+    """Prose stays, pairs keep their keys: a quoted string, and a word right behind `key=` or `key:`, is a variable."""
+    out: list[str] = []
+    hidden = iter(inside)
+    shown = 0
+    last, last_at = "", 0  # the value that was read last as it is shown, and where it began
+    for found in _VALUE.finditer(text):
+        start, end = found.span()
+        is_hidden = text[start] == HIDDEN
+        sign = start - 1 if is_hidden else start
+        key, key_at = "", 0
+        if sign > 0 and text[sign] in "=:":
+            if sign == shown:
+                key, key_at = last.strip("\"'"), last_at
             else:
-                self.at += 1
-                quoted = len(token) > 1 and token[0] in "\"'"
-                last = self.atom(token, out, quoted) if quoted or last in ("=", ":") else token
-            out.append(last)
-        return "".join(out)
-
-    def opens(self) -> bool:
-        """Whether this bracket opens a group. `[.` is an abbreviated logger name (`o.a.c.c.C.[.[.[/]`), not a group."""
-        return self.at + 1 == len(self.tokens) or self.tokens[self.at + 1] != "."
-
-    def atom(self, token: str, before: list[str], quoted: bool) -> str:
-        """A quoted string or what stands after `key=` and `key:` in prose: both are variables."""
-        if not quoted and not _WORD.match(token):
-            return token
-        key = ""
-        if len(before) >= 2 and before[-1] in ("=", ":") and before[-2].strip("\"'"):
-            key = before[-2].strip("\"'")
-            if before[-1] == ":" and not quoted and len(before) >= 3 and before[-3] == ":":
-                key = ""  # `Class::method`
-        if quoted:
-            if self.at < len(self.tokens) and self.tokens[self.at] == ":":
-                return token
-            return token if _tells(key, token) else VARIABLE
-        if not key or not _WORD.match(key) or _tells(key, token):
-            return token
-        return VARIABLE
-
-    def group(self, depth: int) -> str:
-        """The bracketed group that starts here. Its items are split at commas and semicolons."""
-        tokens, end = self.tokens, len(self.tokens)
-        opening = tokens[self.at]
-        closing = _OPEN[opening]
-        self.at += 1
-        item: list[str] = []
-        items = [item]
-        closed = False
-        while self.at < end:
-            token = tokens[self.at]
-            if token in _OPEN and self.opens():
-                if depth < 12:
-                    item.append(self.group(depth + 1))
-                    continue
-                token = VARIABLE  # deeper than anybody reads: this bounds the recursion
-            self.at += 1
-            if token == closing:
-                closed = True
-                break
-            if token in {",", ";"}:
-                item = []
-                items.append(item)
-            else:
-                item.append(token)
-        if not closed and len(items) > 1:
-            items.pop()  # cut off by the length limit
-        return opening + _items(items, depth) + closing
+                key = _last_word(text[shown:sign])
+                key_at = sign - len(key)
+                if text[key_at - 1 : key_at] == " ":
+                    key = key.lstrip()  # blanks that are not ASCII are letters, but not right behind one that is
+        if is_hidden:
+            value = next(hidden)
+            is_fixed = value[0] in _OPEN or text[end : end + 1] == ":" or _tells(key, value)
+        else:
+            start += 1
+            value = text[start:end]
+            is_method = text[sign] == ":" and key_at > 0 and text[key_at - 1] == ":"  # `Class::method`
+            is_fixed = is_method or not _WORD.match(key) or _tells(key, value)
+        last, last_at = value if is_fixed else VARIABLE, start
+        out += (text[shown:start], last)
+        shown = end
+    out.append(text[shown:])
+    return "".join(out)
 
 
 def _tells(key: str, value: str) -> bool:
@@ -181,41 +218,50 @@ def _tells(key: str, value: str) -> bool:
     return len(value) <= 120 and "=" not in value and VARIABLE not in value
 
 
-def _items(items: list[list[str]], depth: int) -> str:
-    """The inside of a group: pairs keep their keys at the first level, deeper only what tells an outcome."""
+def _items(text: str, inside: list[str], depth: int, is_cut: bool = False) -> str:
+    """The inside of a group: pairs keep their keys at the first level, deeper only what tells an outcome. `is_cut`: the
+    length limit cut it off."""
+    items = text.replace(";", ",").split(",")
+    if is_cut and len(items) > 1:
+        items.pop()
     if depth > 2:
         return VARIABLE if any(items) else ""
+    hidden = iter(inside)
     parts: list[str] = []
     masked = False
     words = 0
     for item in items:
-        text = "".join(item).strip()
-        split = 0
-        for i in range(1, min(10, len(item))):
-            if item[i] in ("=", ":"):
-                split = i
-                break
-        if not split:
-            if text:
-                words += bool(_WORD.match(text))
-                parts.append(_unquoted(text))
+        pair = _PAIR.match(item)
+        if pair is None:
+            plain = _revealed(item, hidden).strip()
+            if plain:
+                words += bool(_WORD.match(plain))
+                parts.append(_unquoted(plain))
             continue
-        key = "".join(item[:split]).strip().strip("\"'")
-        value = "".join(item[split + 1 :]).strip()
+        key = _revealed(pair[1], hidden).strip().strip("\"'")
+        value = _revealed(item[pair.end() :], hidden).strip()
         last = key.rsplit(" ", 1)[-1].rsplit(".", 1)[-1]
         if _tells(last, value):
-            parts.append(f"{key}{item[split]}{value}")
+            parts.append(f"{key}{pair[2]}{value}")
         elif depth > 1:
             masked = True
         else:
             nested = value.endswith(("]", ")", "}")) and not value.startswith(VARIABLE)
-            parts.append(f"{key}{item[split]}{_nested(value) if nested else VARIABLE}")
+            parts.append(f"{key}{pair[2]}{_nested(value) if nested else VARIABLE}")
     if words and words == len(parts) == len(items) and (words > 1 or depth > 1):
         return VARIABLE
     unique = list(dict.fromkeys(parts))
     if depth > 1 and len(unique) > 3:
         unique, masked = [], True
     return ", ".join([*unique, VARIABLE] if masked else unique)
+
+
+def _revealed(text: str, hidden: Iterator[str]) -> str:
+    """`text` with the next of `hidden` for each HIDDEN."""
+    if HIDDEN not in text:
+        return text
+    first, *rest = text.split(HIDDEN)
+    return first + "".join(next(hidden) + piece for piece in rest)
 
 
 def _nested(value: str) -> str:
@@ -230,21 +276,46 @@ def _unquoted(text: str) -> str:
 
 def _normalise(body: str) -> str:
     """`body` with every variable word as `0`: the only thing later steps read, so they agree with the kernel's hash."""
-    text = _DIGIT_WORD.sub("0", body[:BODY_CHARS_MAX])
-    return _joined(_ANSI.sub("", text) if "\x1b" in text else text)
+    text = body[:BODY_CHARS_MAX]
+    if "\x1b" in text:
+        text = _ANSI.sub("", _DIGIT_WORD.sub("0", text))
+        return _joined(text, _JOINED)
+    return _joined(text, _DIGITS_JOINED)
 
 
-def _joined(text: str) -> str:
-    """`text` with variables that punctuation joins as one."""
-    if not _JOINT.search(text):
-        return text
-    return (_JOINED if "-0" in text else _JOINED_BEHIND).sub("0", text)
+def _joined(text: str, variables: re.Pattern[str]) -> str:
+    """`text` with `0` for each of `variables`, which begins at a digit, and what it ends: a word and what `-` joins."""
+    pieces = variables.split(text)
+    for i in range(len(pieces) - 1):
+        piece = pieces[i]
+        if piece[-1:] not in _NO_WORD:
+            piece = _without_last_word(piece)
+        while piece[-1:] == "-" and (shorter := _without_last_word(piece[:-1])) != piece[:-1]:
+            piece = shorter
+        pieces[i] = piece
+    return "0".join(pieces)
+
+
+def _without_last_word(text: str) -> str:
+    """`text` up to the word that it ends with; all of it when it ends with none."""
+    shorter = text.rstrip(_WORD_SIGNS)
+    while shorter[-1:] > "\x7f":
+        shorter = shorter[:-1].rstrip(_WORD_SIGNS)
+    return shorter
+
+
+def _last_word(text: str) -> str:
+    """The word that `text` ends with, or nothing."""
+    return text[len(_without_last_word(text)) :]
 
 
 def _without_atoms(text: str) -> str:
     """`text` with `0` for each date, address, path and hexadecimal number. Only what can be there is looked for."""
+    is_hex = _HEX_RUN.search(text) is not None
+    if not is_hex and not _ATOM_SIGN.search(text):
+        return text
     there = tuple(any(sign in text for sign in signs) for signs, _ in _ATOMS)
-    pattern = _atoms(there, _HEX_RUN.search(text) is not None)
+    pattern = _atoms(there, is_hex)
     return pattern.sub("0", text) if pattern is not None else text
 
 
@@ -303,9 +374,12 @@ def _masked(text: str, redact: Redact | None) -> str:
     """`mask` of what `_normalise` gave."""
     if redact is not None:
         text = redact(text, "0")
-    text = _CONTROL.sub(" ", _first_line(_message(text)))
-    text = _joined(_without_atoms(text))
-    text = _ZERO.sub(VARIABLE, " ".join(_Reader(text).top().split()))
+    text = _first_line(_message(text))
+    if not text.isprintable():
+        text = _CONTROL.sub(" ", text)
+    text = _without_atoms(text)
+    text = _joined(text, _JOINED) if "-0" in text else _JOINED.sub("0", text)
+    text = _ZERO.sub(VARIABLE, " ".join(_read(text).split()))
     while f"{VARIABLE}, {VARIABLE}" in text:
         text = text.replace(f"{VARIABLE}, {VARIABLE}", VARIABLE)
     if len(text) > TEMPLATE_CHARS_MAX:

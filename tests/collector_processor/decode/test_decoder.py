@@ -203,6 +203,13 @@ def test_a_full_lookup_table_is_emptied_and_goes_on() -> None:
     assert np.array_equal(decode(d, data).rows[:, kernel.EVENT], first)
 
 
+def test_a_request_with_more_resources_than_the_lookup_table_holds_is_read() -> None:
+    d = Decoder(DecodeConfig(lookups_max=16), JoinConfig(), Symbols(), SEED)
+    for services in (range(10), range(20), range(5, 25)):
+        batch = decode(d, traces(*(span(1, n + 1, service=f"s{chr(0x4E00 + n)}") for n in services)))
+        assert len(set(batch.rows[:, kernel.RESOURCE].tolist())) == len(services)
+
+
 def test_names_beyond_the_limit_count_as_other() -> None:
     symbols = Symbols(events_max=10)
     d = Decoder(DecodeConfig(), JoinConfig(), symbols, SEED)
