@@ -20,7 +20,7 @@ from collector_processor.config import JoinConfig
 from collector_processor.join.closed import Closed
 from collector_processor.kernels import join as kernel
 from collector_processor.kernels.emit import collect, drop_parked, emit, find_paths, fitting, set_waits, sort_few
-from collector_processor.kernels.table import LookupTable, find_many, take
+from collector_processor.kernels.table import LookupTable, find_many
 from collector_processor.model import (
     I32,
     NONE,
@@ -251,83 +251,91 @@ class Joiner:
             self._state[top], self._state[free] = 0, -1
 
     def _emit_batch(self, due: I32, records: int, longest: int, evicted: bool) -> ChainBatch:
-        symbols = self.symbols
-        n, cells = due.size, int(self._state[kernel.CELLS_OPEN])
-        tenant, root, entry = np.empty((3, n), np.int32)
-        chain_time, chain_hash = np.empty((4, n), np.int64), np.empty((4, n), np.uint64)
+        symbols, table = self.symbols, self._path_keys
+        n, cells = due.size, self._state.item(kernel.CELLS_OPEN)
+        chain_int, chain_time, chain_hash = (
+            np.empty((5, n), np.int32),
+            np.empty((4, n), np.int64),
+            np.empty((4, n), np.uint64),
+        )
         outcome, offsets = np.empty(n, np.uint8), np.empty(n + 1, np.int64)
         record_int, record_time = np.empty((3, records), np.int32), np.empty(records, np.int64)
         record_float, record_span = np.empty((2, records), np.float32), np.empty(records, np.uint64)
         record_byte = np.empty((3, records), np.uint8)
         cell_int, cell_number = np.empty((2, cells), np.int32), np.empty(cells, np.float64)
         cell_hash = np.empty(cells, np.uint64)
-        self._closed.reserve(int(self._state[kernel.CLOSED_HELD]), n)
-        m, k = emit(
+        self._closed.reserve(self._state.item(kernel.CLOSED_HELD), n)
+        m, k, unknown = emit(
             *(due, evicted, symbols.events.hash, symbols.events.column("service"), self._salts, self._limits[1]),
             *(self._slots, self._chains, self._deadlines, self._pool, self._cells, self._closed.table),
-            *(self._state,),
-            *(self._gap, self._seen, max(1, longest)),
-            *(tenant, root, entry, chain_time, chain_hash, outcome, offsets),
+            *(self._state, self._gap, self._seen, max(1, longest)),
+            *(self._flow_of, symbols.flows.hash, table.keys, table.values),
+            *(chain_int, chain_time, chain_hash, outcome, offsets),
             *(record_int, record_time, record_float, record_span, record_byte, cell_int, cell_number, cell_hash),
         )
         self._closed_chains += n
+        if k < cells:  # others stay open; a batch may be kept for long, and need not hold their room
+            cell_int, cell_number, cell_hash = cell_int[:, :k].copy(), cell_number[:k].copy(), cell_hash[:k].copy()
+        tenant, root, entry, flow, path = chain_int
+        trace_hi, trace_lo, path_hash, sequence = chain_hash
+        start_ns, end_ns, closed_ns, arrived_ns = chain_time
+        event, instance, parent = record_int[:, :m]
+        duration, self_time = record_float[:, :m]
+        kind, status, enters = record_byte[:, :m]
         batch = ChainBatch(
             symbols=symbols,
             tenant=tenant,
-            trace_hi=chain_hash[0],
-            trace_lo=chain_hash[1],
-            flow=self._flows(tenant, entry),
-            path=np.empty(n, np.int32),
-            sequence=chain_hash[3],
-            start_ns=chain_time[0],
-            end_ns=chain_time[1],
-            closed_ns=chain_time[2],
-            arrived_ns=chain_time[3],
+            trace_hi=trace_hi,
+            trace_lo=trace_lo,
+            flow=flow,
+            path=path,
+            sequence=sequence,
+            start_ns=start_ns,
+            end_ns=end_ns,
+            closed_ns=closed_ns,
+            arrived_ns=arrived_ns,
             outcome=outcome,
             root=root,
             offsets=offsets,
-            event=record_int[0, :m],
-            instance=record_int[1, :m],
-            parent=record_int[2, :m],
+            event=event,
+            instance=instance,
+            parent=parent,
             time_ns=record_time[:m],
-            duration=record_float[0, :m],
-            self_time=record_float[1, :m],
+            duration=duration,
+            self_time=self_time,
             span_id=record_span[:m],
-            kind=record_byte[0, :m],
-            status=record_byte[1, :m],
-            enters=record_byte[2, :m].view(np.bool_),
-            cell_record=cell_int[0, :k].copy(),
-            cell_key=cell_int[1, :k].copy(),
-            cell_number=cell_number[:k].copy(),
-            cell_hash=cell_hash[:k].copy(),
+            kind=kind,
+            status=status,
+            enters=enters.view(np.bool_),
+            cell_record=cell_int[0],
+            cell_key=cell_int[1],
+            cell_number=cell_number,
+            cell_hash=cell_hash,
         )
-        self._name_paths(batch, chain_hash[2])
+        if unknown:
+            self._name_flows(batch, entry)
+            self._name_paths(batch, path_hash)
         return batch
 
     # -- names on first sight ----------------------------------------------------------------------------------------
 
-    def _flows(self, tenant: I32, entry: I32) -> I32:
-        """Flow ids of chains that begin with the operations `entry`."""
-        flow = np.empty(entry.size, np.int32)
-        if take(self._flow_of, entry, flow):
-            symbols = self.symbols
-            services = symbols.events.column("service")
-            for row in np.flatnonzero(flow < 0).tolist():
-                event = int(entry[row])
-                if self._flow_of[event] >= 0:
-                    continue
-                text = f"{symbols.services.text[services[event]]} {symbols.events.text[event]}"
-                key = content_hash("flow", int(symbols.events.hash[event]))
-                self._flow_of[event] = symbols.flows.add(key, text, tenant=int(tenant[row]), event=event)
-            take(self._flow_of, entry, flow)
-        return flow
+    def _name_flows(self, batch: ChainBatch, entry: I32) -> None:
+        """Fills batch.flow with the flows of chains that begin with the operations `entry`."""
+        symbols = self.symbols
+        services = symbols.events.column("service")
+        for row in np.flatnonzero(batch.flow < 0).tolist():
+            event = int(entry[row])
+            if self._flow_of[event] >= 0:
+                continue
+            text = f"{symbols.services.text[services[event]]} {symbols.events.text[event]}"
+            key = content_hash("flow", int(symbols.events.hash[event]))
+            self._flow_of[event] = symbols.flows.add(key, text, tenant=int(batch.tenant[row]), event=event)
+        batch.flow[:] = self._flow_of[entry]
 
     def _name_paths(self, batch: ChainBatch, hashes: U64) -> None:
         """Fills batch.path; a path is interned within its flow."""
         table, keys = self._path_keys, np.empty_like(hashes)
-        columns = (hashes, batch.flow, self.symbols.flows.hash, table.keys, table.values)
-        if not find_paths(*columns, keys, batch.path):
-            return
+        find_paths(hashes, batch.flow, self.symbols.flows.hash, table.keys, table.values, keys, batch.path)
         paths = self.symbols.paths
         texts = self.symbols.events.text
         first: dict[int, int] = {}

@@ -12,7 +12,7 @@ import numpy as np
 from numba import int64, uint64
 
 from collector_processor.kernels.closed import enter
-from collector_processor.kernels.jit import allocating_kernel, helper, inlined, kernel
+from collector_processor.kernels.jit import allocating_helper, allocating_kernel, helper, inlined, kernel
 from collector_processor.kernels.join import (
     CELLS_FREE,
     CELLS_OPEN,
@@ -30,7 +30,7 @@ from collector_processor.kernels.join import (
     free_chain,
     hash_of,
 )
-from collector_processor.kernels.table import find_many
+from collector_processor.kernels.table import find, find_many
 from collector_processor.kernels.tree import (
     EVENT_BITS,
     EVENT_MASK,
@@ -99,13 +99,18 @@ def learn_wait(root, gap, estimate, seen):
         estimate[root] += 0.002 * (gap - estimate[root])
 
 
+@inlined
+def path_key(path, flow):
+    """What a path is looked up by: its hash within the flow of that content hash."""
+    return path ^ (flow | uint64(1))
+
+
 @kernel
-def find_paths(hashes, flow, flow_hash, table_keys, table_values, keys, path):
-    """Fills `keys` with what paths are looked up by, a hash within their flow, and `path` with their ids, -1 for a new
-    one. Returns how many are new."""
+def find_paths(hashes, flow, flow_hash, table_keys, table_ids, keys, path):
+    """Fills `keys` with what paths are looked up by, and `path` with their ids, -1 for a new one."""
     for c in range(hashes.size):
-        keys[c] = hashes[c] ^ (flow_hash[flow[c]] | uint64(1))
-    return find_many(table_keys, table_values, keys, path)
+        keys[c] = path_key(hashes[c], flow_hash[flow[c]])
+    find_many(table_keys, table_ids, keys, path)
 
 
 @kernel
@@ -125,48 +130,42 @@ def fitting(due, first, chains, chains_max, records_max):
 @allocating_kernel
 def emit(
     due, evicted, hashes, event_service, salts, age_max, slots, chains, deadlines, pool, cells, closed, state, gaps,
-    seen, outlier, tenant, root_row, entry_event, chain_time, chain_hash, outcome, offsets, record_int, record_time,
-    record_float, record_span, record_byte, cell_int, cell_number, cell_hash,
+    seen, outlier, flow_of, flow_hash, path_keys, path_ids, chain_int, chain_time, chain_hash, outcome, offsets,
+    record_int, record_time, record_float, record_span, record_byte, cell_int, cell_number, cell_hash,
 ):  # fmt: skip
     """Writes the chains `due` out in that order, forgets them and frees their records.
 
     hashes uint64[events]: content hash of each event. event_service int32[events]. salts uint64[tenants]. gaps, seen:
-    as in `learn_wait`. outlier int64: records of the longest chain.
+    as in `learn_wait`. outlier int64: records of the longest chain. flow_of int32[events], flow_hash uint64[flows], and
+    the table of paths by `path_key`: names known so far.
 
-    Out, per chain: tenant, root_row (row or -1), entry_event int32[n], chain_time int64[4, n] (start, end, when it was
-    due, last arrival), chain_hash uint64[4, n] (trace id hi, lo, path, sequence), outcome uint8[n] (model.Outcome),
-    offsets int64[n + 1]. Per record: record_int int32[3, m] (event, instance, parent row), record_time int64[m],
-    record_float float32[2, m] (duration, self time), record_span uint64[m], record_byte uint8[3, m] (kind, status, 1
-    when the span enters a module). Per attribute value: cell_int int32[2, k] (row, key), cell_number float64[k],
-    cell_hash uint64[k]. Returns (records, attribute values) written. Parked chains must not be among `due`."""
+    Out, per chain: chain_int int32[5, n] (tenant, root's row or -1, entry event, flow, path, both -1 when unknown),
+    chain_time int64[4, n] (start, end, when it was due, last arrival), chain_hash uint64[4, n] (trace id hi, lo,
+    path, sequence), outcome uint8[n] (model.Outcome), offsets int64[n + 1]. Per record: record_int int32[3, m]
+    (event, instance, parent row), record_time int64[m], record_float float32[2, m] (duration, self time),
+    record_span uint64[m], record_byte uint8[3, m] (kind, status, 1 when the span enters a module). Per attribute
+    value: cell_int int32[2, k] (row, key), cell_number float64[k], cell_hash uint64[k]. Returns (records, attribute
+    values, chains of unknown path) written. Parked chains must not be among `due`."""
     size = 8
     while size < 2 * outlier:
         size *= 2
-    order = np.empty(outlier, np.int32)
-    times = np.empty(outlier, np.int64)
-    scratch = np.empty(outlier, np.int32)
     table = np.zeros(size, np.int32)
-    parent = np.empty(outlier, np.int32)
-    first_child = np.empty(outlier, np.int32)
-    next_sibling = np.empty(outlier, np.int32)
-    place = np.empty(outlier, np.int32)
-    walk = np.empty(outlier, np.int32)
-    covered = np.empty(outlier, np.int64)
-    reach = np.empty(outlier, np.int64)
-    alone = np.empty(outlier, np.float32)
+    room = np.empty((6, outlier), np.int32)
+    scratch, parent, first_child, next_sibling, place, walk = room[0], room[1], room[2], room[3], room[4], room[5]
+    long_room, alone = np.empty((2, outlier), np.int64), np.empty(outlier, np.float32)
+    covered, reach = long_room[0], long_room[1]
+    rows, arrival = np.empty(record_time.size, np.int32), np.empty(record_time.size, np.int64)
+    list_records(due, chains, pool, rows, arrival)
+    listed = 0
     m = 0
     n_cells = 0
+    unknown = 0
     offsets[0] = 0
     for c in range(due.size):
         s = due[c]
         n = chains[s].count
-        k = chains[s].head
-        for i in range(
-            n - 1, -1, -1
-        ):  # the list runs from the last arrival to the first, which is nearly sorted backwards
-            order[i] = k
-            times[i] = pool[k].time
-            k = pool[k].next
+        order, times = rows[listed : listed + n], arrival[listed : listed + n]
+        listed += n
         total = n
         mask = 7
         while mask + 1 < 2 * n:
@@ -224,16 +223,21 @@ def emit(
             entry = int64(pool[order[root]].event & EVENT_MASK)
         elif entry < 0:
             entry = int64(pool[order[0]].event & EVENT_MASK)
-        tenant[c] = chains[s].tenant
-        root_row[c] = m + place[root] if root >= 0 else -1
-        entry_event[c] = entry
+        path = mix(path, uint64(entry >= 0))
+        flow = flow_of[entry]
+        chain_int[0, c] = chains[s].tenant
+        chain_int[1, c] = m + place[root] if root >= 0 else -1
+        chain_int[2, c] = entry
+        chain_int[3, c] = flow
+        chain_int[4, c] = find(path_keys, path_ids, path_key(path, flow_hash[flow])) if flow >= 0 else -1
+        unknown += chain_int[4, c] < 0
         chain_time[0, c] = start
         chain_time[1, c] = finish_time
         chain_time[2, c] = deadlines[s]
         chain_time[3, c] = chains[s].last
         chain_hash[0, c] = chains[s].hi ^ salts[chains[s].tenant]
         chain_hash[1, c] = chains[s].lo
-        chain_hash[2, c] = mix(path, uint64(entry >= 0))
+        chain_hash[2, c] = path
         chain_hash[3, c] = sequence
         in_time = chains[s].root >= 0 and deadlines[s] < chains[s].opened + age_max
         outcome[c] = EVICTED if evicted else (COMPLETE if in_time else TIMEOUT)
@@ -246,7 +250,32 @@ def emit(
         state[CLOSED_FORGOTTEN] += 1 - entered
         free_records(pool, cells, state, chains[s].head, total)
         free_chain(slots, chains, deadlines, state, s)
-    return m, n_cells
+    return m, n_cells, unknown
+
+
+@allocating_helper
+def list_records(due, chains, pool, rows, times):
+    """The records of each of `due`, one chain after the other: their rows in the pool and their times.
+
+    A chain's list leads from record to record, which mostly lie in no cache: lists are followed side by side, so that
+    the processor waits for many at once. They run from the last arrival to the first, and that is nearly sorted
+    backwards."""
+    at, end, begin = np.empty(due.size, np.int32), np.empty(due.size, np.int64), 0
+    for c in range(due.size):
+        at[c] = chains[due[c]].head
+        begin += chains[due[c]].count
+        end[c] = begin
+    left = due.size
+    while left:
+        left = 0
+        for c in range(due.size):
+            k = at[c]
+            if k >= 0:
+                end[c] -= 1
+                rows[end[c]] = k
+                times[end[c]] = pool[k].time
+                at[c] = pool[k].next
+                left += 1
 
 
 @helper

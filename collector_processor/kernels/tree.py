@@ -64,24 +64,24 @@ def sort_records(pool, hashes, order, times, scratch, scratch_times, n):
             hi = min(lo + 2 * run, n)
             if times[mid - 1] < times[mid]:
                 continue  # the two runs already stand in order
-            for k in range(lo, hi):
+            for k in range(lo, mid):
                 scratch[k] = order[k]
                 scratch_times[k] = times[k]
             i, j, k = lo, mid, lo
-            while k < hi:
-                right = i >= mid
-                if i < mid and j < hi:
-                    right = scratch_times[j] < scratch_times[i]
-                    if scratch_times[j] == scratch_times[i]:
-                        right = less(pool, hashes, scratch[j], scratch[i])
-                if right:
-                    order[k] = scratch[j]
-                    times[k] = scratch_times[j]
-                    j += 1
-                else:
-                    order[k] = scratch[i]
-                    times[k] = scratch_times[i]
-                    i += 1
+            while i < mid and j < hi:
+                left, right = scratch_times[i], times[j]
+                is_right = right < left
+                if right == left:
+                    is_right = less(pool, hashes, order[j], scratch[i])
+                times[k] = right if is_right else left
+                order[k] = order[j] if is_right else scratch[i]
+                j += is_right
+                i += not is_right
+                k += 1
+            while i < mid:
+                order[k] = scratch[i]
+                times[k] = scratch_times[i]
+                i += 1
                 k += 1
         run *= 2
 
