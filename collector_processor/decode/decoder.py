@@ -69,7 +69,7 @@ class Decoder:
         self._wanted_log = self._key_hashes((*LINK_KEYS, *self.attributes))
         self._hides = (redaction.cards, redaction.before_journal)
         self._tenants: dict[str, int] = {}
-        self._salts: dict[int, np.uint64] = {}
+        self._secrets: dict[tuple[bool, int], U64] = {}
         self._rows = np.zeros((4096, kernel.COLUMNS), np.uint64)
         self._cells = np.zeros((4096, 4), np.int64)
         self._spans = np.zeros((256, 2), np.int64)  # where each resource stands in the payload
@@ -132,13 +132,13 @@ class Decoder:
     def _read(self, buffer: U8, is_log: bool, tenant: int) -> tuple[int, int, int, int]:
         """Runs the kernel, with larger buffers while they are too small: (rows, cells, resources, rows that hold
         something new, or -1 when a resource is new). Rows are negative when it gave up."""
-        wanted, lengths = self._wanted_log if is_log else self._wanted_span
+        wanted, _ = self._wanted_log if is_log else self._wanted_span
         links = len(LINK_KEYS) if is_log else 0
         resources, events, service_of = self.resources, self.events, self.symbols.instances.column("service")
         while True:
             n, n_cells, n_resources, own, missing = read(
-                buffer, is_log, self._rows, self.seed, wanted, lengths, links, self._cells, self._spans, CLASSES,
-                kernel.OWN_SCOPE, self.config.body_bytes_max, self._salt(tenant), self._instances, resources.keys,
+                buffer, is_log, self._secrets_of(is_log, tenant), self._rows, wanted, links, self._cells, self._spans,
+                CLASSES, kernel.OWN_SCOPE, self.config.body_bytes_max, self._instances, resources.keys,
                 resources.values, service_of, events.keys, events.values, self._unknown, self._unknown_keys,
             )  # fmt: skip
             if n != kernel.FULL:
@@ -160,7 +160,7 @@ class Decoder:
         n, instances = missing, self._instances[:n_resources]
         events, unknown, keys = self.events, self._unknown, self._unknown_keys
         if n < 0:
-            self._resolve_resources(data, buffer, tenant, self._salt(tenant), instances)
+            self._resolve_resources(data, buffer, tenant, self._secrets_of(is_log, tenant)[2], instances)
         service_of = self.symbols.instances.column("service")
         if n < 0:
             known = (instances, service_of, events.keys, events.values)
@@ -181,12 +181,15 @@ class Decoder:
             events.put_many(np.array([key for key, _ in found], np.uint64), ids)
             n = resolve(rows, unknown, n, instances, service_of, events.keys, events.values, unknown, keys)
 
-    def _salt(self, tenant: int) -> np.uint64:
-        """What the tenant adds to the keys of its Resources: no tenant can know another's."""
-        salt = self._salts.get(tenant)
-        if salt is None:
-            salt = self._salts[tenant] = np.uint64(content_hash("tenant salt", int(self.seed), tenant))
-        return salt
+    def _secrets_of(self, is_log: bool, tenant: int) -> U64:
+        """Seed, lengths of the wanted keys, and what the tenant adds to the keys of its Resources: no tenant can know
+        another's."""
+        secrets = self._secrets.get((is_log, tenant))
+        if secrets is None:
+            _, lengths = self._wanted_log if is_log else self._wanted_span
+            salt = content_hash("tenant salt", int(self.seed), tenant)
+            secrets = self._secrets[is_log, tenant] = np.array([self.seed, lengths, salt], np.uint64)
+        return secrets
 
     def _resolve_resources(self, data: bytes, buffer: U8, tenant: int, salt: np.uint64, instances: I32) -> None:
         """Fills in the instance id of each Resource of the request."""

@@ -129,12 +129,14 @@ class Joiner:
             if size > self._room:
                 gone += self._make_room(size, now_ns)
             self._room -= size
+            if part.tenant >= self._salts.size:
+                self._draw_salts(part.tenant)
             kernel.append(
                 part.rows,
                 size,
                 part.signal == LOGS,
                 part.tenant,
-                self._salt(part.tenant),
+                self._salts,
                 now_ns,
                 part.cell_row,
                 part.cell_key,
@@ -155,13 +157,11 @@ class Joiner:
             )
         return gone
 
-    def _salt(self, tenant: int) -> np.uint64:
-        """What the tenant adds to the key of its chains."""
-        while tenant >= self._salts.size:
-            name = self.symbols.tenants.text[self._salts.size]
+    def _draw_salts(self, tenant: int) -> None:
+        """Settles what each tenant up to this one adds to the keys of its chains."""
+        for name in self.symbols.tenants.text[self._salts.size : tenant + 1]:
             salt = 0 if name == DEFAULT_TENANT else content_hash("salt", self._seed, name)
             self._salts = np.append(self._salts, np.uint64(salt))
-        return self._salts[tenant]  # type: ignore[no-any-return]  # an element is a np.uint64
 
     def _make_room(self, n: int, now_ns: int) -> list[ChainBatch]:
         """Sees to it that n chains and n records fit."""
@@ -210,7 +210,7 @@ class Joiner:
         chains = self._chains[rows]
         tenant = chains["tenant"]
         if rows.size:
-            self._salt(int(tenant.max()))
+            self._draw_salts(int(tenant.max()))
         return self.symbols.tenants.hash[tenant], chains["lo"], chains["hi"] ^ self._salts[tenant]
 
     def next_deadline(self) -> int | None:
@@ -225,7 +225,7 @@ class Joiner:
 
     def _emit(self, due: I32, evicted: bool) -> list[ChainBatch]:
         due = due[: drop_parked(due, self._slots, self._chains, self._deadlines, self._pool, self._cells, self._state)]
-        self._salt(len(self.symbols.tenants) - 1)
+        self._draw_salts(len(self.symbols.tenants) - 1)
         if due.size <= FEW:
             sort_few(due, self._deadlines, self._chains, self._salts, self.symbols.tenants.hash)
         else:

@@ -242,7 +242,7 @@ def append(
     n,
     is_log,
     tenant,
-    salt,
+    salts,
     now,
     cell_row,
     cell_key,
@@ -263,12 +263,13 @@ def append(
 ):
     """Appends rows[:n] of one payload to their chains.
 
-    salt: uint64 that tells tenants apart in the key. closed: the table of kernels/closed.py. cell_*: the payload's
-    cells, ascending by row; keys below n_business are business keys, and attribute_of int32[keys] says which are kept
-    (-1 not). by_key (uint64[b, 3]: hash, chain key; direct-mapped) finds the chain of a business key. waits
+    salts uint64[tenants]: what tells tenants apart in the key. closed: the table of kernels/closed.py. cell_*: the
+    payload's cells, ascending by row; keys below n_business are business keys, and attribute_of int32[keys] says which
+    are kept (-1 not). by_key (uint64[b, 3]: hash, chain key; direct-mapped) finds the chain of a business key. waits
     int64[events]: quiet time per root event. limits int64[3]: idle, greatest age, records a chain. The caller has made
     sure of n free chains and records."""
     c = 0
+    salt = salts[tenant]
     idle, age_max, records_max = limits[0], limits[1], limits[2]
     for r in range(n):
         first = c

@@ -77,10 +77,12 @@ def resolve_all(
 
 @kernel
 def read(
-    buf, is_log, rows, seed, wanted, lengths, links, cells, resources, classes, own, body_max, salt, instances,
-    resource_keys, resource_values, service_of, keys, values, unknown, unknown_keys,
+    buf, is_log, secrets, rows, wanted, links, cells, resources, classes, own, body_max, instances, resource_keys,
+    resource_values, service_of, keys, values, unknown, unknown_keys,
 ):  # fmt: skip
-    """`scan`, then `resolve_all` for what it read; the answers of both, one after the other."""
+    """`scan`, then `resolve_all` for what it read; the answers of both, one after the other. `secrets` uint64[3]: seed,
+    lengths and salt, which are slower to pass one by one."""
+    seed, lengths, salt = secrets[0], secrets[1], secrets[2]
     n, n_cells, n_resources, skipped = scan(
         buf, is_log, rows, seed, wanted, lengths, links, cells, resources, classes, own, body_max
     )
