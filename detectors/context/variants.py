@@ -53,9 +53,10 @@ class Variants:
 
     def begin(self, slot: int, size: int) -> None:
         """A new slot; `size` of them must fit."""
-        for name, array in self.slots.items():
-            if array.size < size:
-                self.slots[name] = np.concatenate([array, np.zeros(size - array.size, array.dtype)])
+        have = self.slots["first"].size
+        if have < size:
+            for name, array in self.slots.items():
+                self.slots[name] = np.concatenate([array, np.zeros(size - have, array.dtype)])
         self.slots["first"][slot] = NONE
         self.slots["asks"][slot] = NONE
         self.slots["audited_ns"][slot] = np.iinfo(np.int64).min // 2
