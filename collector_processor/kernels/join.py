@@ -8,6 +8,7 @@ that are due leave the table is told in `kernels/emit.py`.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from typing import Any
 
@@ -101,7 +102,8 @@ def rows_of(kind: np.dtype[Any], n: int) -> Any:
     and fills it. What runs uncompiled reads fields as attributes too."""
     pages = mmap.mmap(-1, max(1, n * kind.itemsize), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if n * kind.itemsize >= HUGE_FROM:
-        pages.madvise(mmap.MADV_HUGEPAGE)
+        with contextlib.suppress(AttributeError, OSError):  # of systems that know no huge pages
+            pages.madvise(mmap.MADV_HUGEPAGE)
     rows = np.frombuffer(pages, kind, n)
     return rows.view(np.recarray) if config.DISABLE_JIT and kind.names else rows
 

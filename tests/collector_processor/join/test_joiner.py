@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 import random
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from otlp import MS, T0, log, logs, span, traces
@@ -357,3 +359,10 @@ def test_what_the_limits_allow_takes_no_memory_before_it_is_used() -> None:
     assert resident_bytes() - before < 8 << 20
     assert behind.all()
     assert joiner.open_chains == 0
+
+
+def test_a_system_that_knows_no_huge_pages_is_good_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(mmap, "MADV_HUGEPAGE")
+    assert Joiner(JoinConfig(), Symbols(), ()).open_chains == 0
+    monkeypatch.setattr(mmap, "MADV_HUGEPAGE", 4095, raising=False)  # which the system refuses
+    assert Joiner(JoinConfig(), Symbols(), ()).open_chains == 0
