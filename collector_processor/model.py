@@ -23,7 +23,6 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -130,12 +129,13 @@ UNSAID: Findings = np.zeros(1, FINDING)  # a finding about nothing
 for _name in ("chain", "flow", "service", "event", "caller", "instance"):
     UNSAID[_name] = NONE
 UNSAID["p"] = 1.0
+UNSAID_BYTES = UNSAID.view(OPAQUE)
 NOTHING: Findings = UNSAID[:0]  # most answers, so it is made once
 
 
 def no_findings(rows: int = 0) -> Findings:
     """`rows` zeroed findings whose ids are all NONE."""
-    return UNSAID.repeat(rows) if rows else NOTHING
+    return UNSAID_BYTES.repeat(rows).view(FINDING) if rows else NOTHING
 
 
 def all_findings(parts: Sequence[Findings]) -> Findings:
@@ -143,7 +143,7 @@ def all_findings(parts: Sequence[Findings]) -> Findings:
     filled = [part for part in parts if part.size]
     if len(filled) < 2:
         return filled[0] if filled else NOTHING
-    return np.concatenate([part.view(OPAQUE) for part in filled]).view(FINDING)
+    return np.frombuffer(bytearray().join([part.tobytes() for part in filled]), FINDING)
 
 
 def content_hash(*parts: str | bytes | int) -> int:
@@ -396,15 +396,15 @@ class ChainBatch:
         """All chains of `batches` (at least one, of the same symbols) in order, as one batch."""
         if len(batches) == 1:
             return batches[0]
-        rows = list(accumulate((batch.records for batch in batches), initial=0))
+        first_rows = np.cumsum([0, *(batch.records for batch in batches[:-1])])
         columns: dict[str, Any] = {}
         for name in COLUMNS:
             parts = [getattr(batch, name) for batch in batches]
             if name == "offsets":
-                parts = [np.zeros(1, np.int64)] + [part[1:] + row for part, row in zip(parts, rows, strict=False)]
-            elif name in ("root", "parent", "cell_record"):
-                parts = [np.where(part >= 0, part + row, NONE) for part, row in zip(parts, rows, strict=False)]
-            columns[name] = np.concatenate(parts)
+                parts[1:] = [part[1:] for part in parts[1:]]
+            column = columns[name] = np.concatenate(parts)
+            if name in ROWS:
+                column += np.where(column >= 0, np.repeat(first_rows, [part.size for part in parts]), 0)
         return ChainBatch(symbols=batches[0].symbols, **columns)
 
     def take(self, chains: I64 | Bool) -> ChainBatch:
@@ -452,6 +452,7 @@ class ChainBatch:
 
 
 COLUMNS = tuple(column.name for column in fields(ChainBatch) if column.name != "symbols")
+ROWS = frozenset(("root", "offsets", "parent", "cell_record"))  # the columns that hold rows of records
 
 
 @dataclass(slots=True)
