@@ -135,6 +135,7 @@ class Incidents:
         self.onset: dict[Element, int] = {}  # the same for what an element is about, whatever kind is named for it
         self.calls: set[tuple[int, int]] = set()  # (caller, callee)
         self.known_paths = np.zeros(64, np.bool_)  # whose calls have been noted
+        self._known_paths = 0  # how many these are
         self.recent: deque[tuple[int, Any]] = deque()  # of one window: when closed, SEEN
         self._noted = 0  # findings in `recent` since the last boundary
         self._threshold = math.inf  # the threshold at the boundary that is being judged
@@ -167,6 +168,8 @@ class Incidents:
     def _learn_calls(self, chains: ChainBatch) -> None:
         """Notes which service calls which, from chains that go a way not seen before."""
         have, need = self.known_paths.size, len(self.symbols.paths)
+        if self._known_paths == need - 1 and not self.symbols.paths.overflowed:
+            return  # all but `other`, which no chain goes so far
         if need > have:
             self.known_paths = np.concatenate([self.known_paths, np.zeros(max(need, 2 * have) - have, np.bool_)])
         if len(self.calls) >= CALLS_MAX or np.count_nonzero(self.known_paths.take(chains.path)) == len(chains):
@@ -174,6 +177,7 @@ class Incidents:
         service = self.symbols.events.column("service")
         columns = (chains.offsets, chains.path, chains.event, chains.parent, service)
         caller, callee = kernels.calls_of(*columns, self.known_paths)
+        self._known_paths = int(np.count_nonzero(self.known_paths))
         if caller.size:
             self.calls.update(zip(caller.tolist(), callee.tolist(), strict=True))
 
@@ -236,11 +240,15 @@ class Incidents:
 
     def suspected(self) -> list[int]:
         """The services that open incidents suspect first, while the incident is one to be patient with."""
+        if not self.open:
+            return []
         held = [case for case in self.open if case.root >= 0 and not is_release(case) and self._is_warranted(case)]
         return sorted({case.root for case in held})
 
     def released(self) -> list[int]:
         """The services that open incidents suspect first which are but a release."""
+        if not self.open:
+            return []
         return sorted({case.root for case in self.open if case.root >= 0 and is_release(case)})
 
     def _is_warranted(self, case: Case) -> bool:
@@ -464,6 +472,7 @@ class Incidents:
         self.repeats.restore(state["repeats"])
         self.first_ns, self.now_ns = int(state["first_ns"]), int(state["now_ns"])
         self.known_paths = np.array(state["known_paths"], np.bool_)
+        self._known_paths = int(np.count_nonzero(self.known_paths))
         self.calls = {(int(caller), int(callee)) for caller, callee in state["calls"]}
         self.since = _boundaries(state["since"])
         self.onset = _boundaries(state.get("onset", ()))  # earlier versions had none

@@ -73,37 +73,37 @@ class Repeats:
 
     def advance(self) -> tuple[Findings, list[dict[str, Any]]]:
         """Findings about the window that ends now, with their evidence; then opens the next epoch."""
-        told: list[tuple[Count, float]] = []
-        for count in self.counts.values():
-            if count.total:
-                p = P_CRITICAL if count.critical else 1.0
-                if count.total >= self.repeat_min:
-                    p = min(p, poisson_tail(count.total, count.rate * self.columns))
-                if p < 1.0:
-                    told.append((count, p))
-        rows = np.array([count.row for count, _ in told], FINDING) if told else no_findings()
-        for i, (count, p) in enumerate(told):
-            rows["p"][i], rows["expected"][i], rows["actual"][i] = p, count.rate * self.columns, count.total
-        self._turn()
-        return rows, [count.evidence for count, _ in told]
-
-    def _turn(self) -> None:
-        """The oldest epoch teaches the rates, as far as they are not exceeded, and is cleared."""
-        self.column = column = (self.column + 1) % self.columns
+        self.column = (self.column + 1) % self.columns
+        told: list[tuple[Any, dict[str, Any], float, float, int]] = []
         gone = []
         for subject, count in self.counts.items():
-            leaving = count.ring[column]
-            if leaving:
-                count.ring[column] = 0
-                count.total -= leaving
-                taught = min(float(leaving), 1.0 + 3.0 * count.rate)
-                count.rate = count.rate * RATE_KEPT + (1.0 - RATE_KEPT) * taught
+            if count.total:
+                expected = count.rate * self.columns
+                p = P_CRITICAL if count.critical else 1.0
+                if count.total >= self.repeat_min:
+                    p = min(p, poisson_tail(count.total, expected))
+                if p < 1.0:
+                    told.append((count.row, count.evidence, p, expected, count.total))
+                self._turn(count)
             else:
                 count.rate *= RATE_KEPT
-                if count.rate < RATE_FORGOTTEN and not count.total:
+                if count.rate < RATE_FORGOTTEN:
                     gone.append(subject)
         for subject in gone:
             del self.counts[subject]
+        if not told:
+            return no_findings(), []
+        found, evidence, *numbers = zip(*told, strict=True)
+        rows = np.array(list(found), FINDING)
+        rows["p"], rows["expected"], rows["actual"] = numbers
+        return rows, list(evidence)
+
+    def _turn(self, count: Count) -> None:
+        """The oldest epoch teaches the rate, as far as it is not exceeded, and is cleared."""
+        leaving, count.ring[self.column] = count.ring[self.column], 0
+        count.total -= leaving
+        taught = min(float(leaving), 1.0 + 3.0 * count.rate)
+        count.rate = count.rate * RATE_KEPT + (1.0 - RATE_KEPT) * taught
 
     def snapshot(self) -> dict[str, Any]:
         return {
