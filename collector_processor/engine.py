@@ -193,6 +193,7 @@ class Engine:
             detector = self.detectors[name]
             assert isinstance(detector, Reloadable)
             detector.use(model)
+            self.decider.note_reload()
 
     def _is_change_due(self, boundary_ns: int) -> bool:
         return bool(self._changes) and self._changes[0][0] <= boundary_ns

@@ -27,8 +27,7 @@ ROWS_FIRST = 16
 class Calibrated:
     """What calibration says of n chains and d detectors."""
 
-    p: F64  # [d, n] p-value per detector, 1 when it has no history
-    p_part: F64  # [parts, n] p-value per component
+    p: F64  # [parts + d, n] p-value per component, and then per detector; 1 when there is no history
     fused: F64  # [n] S = 2 ln(sum of weight / sqrt p) over components with history, NaN without any
     p_fused: F64  # [n] p-value of S, 1 when cold
     level: U8  # [n] COLD, POOLED or OWN
@@ -104,14 +103,14 @@ class Calibrator:
 
     def calibrate(self, values: F64, flow: I32, tenant: I32) -> Calibrated:
         """p-values of `values` [d, n]; changes nothing. Negative flows are 0."""
-        n = values.shape[1]
+        detectors, n = values.shape
         own, pool = self._own, self._pool
-        p_part = np.empty((self.weights.size, n))
-        out = Calibrated(np.empty_like(values), p_part, np.empty(n), np.empty(n), np.empty(n, np.uint8))
+        p = np.empty((self.weights.size + detectors, n))
+        out = Calibrated(p, np.empty(n), np.empty(n), np.empty(n, np.uint8))
         out.any_cold = kernels.score_chains(
             *(values, flow, tenant, self.part, self.stated, self.weights, self.history_min),
             *(own.ordered, own.count, own.tail, pool.ordered, pool.count, pool.tail),
-            *(out.p, out.p_part, out.fused, out.p_fused, out.level),
+            *(p, out.fused, out.p_fused, out.level),
         )
         return out
 

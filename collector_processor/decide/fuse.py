@@ -69,18 +69,6 @@ def cauchy(findings: Findings, chains: int, weights: F64) -> F64:
     return np.where(said.any(axis=1), np.clip(p, P_CERTAIN, 1.0), 1.0)
 
 
-def score_of(p: F64, half: float) -> F64:
-    """[n] score in 0-1: 0 at p = 1, 0.5 at p = `half`, and still rising however small p is."""
-    nats = 0.0 - np.log(p)  # not -0.0 at p = 1
-    scores: F64 = nats / (nats - np.log(half))
-    return scores
-
-
-def p_of(score: float, half: float) -> float:
-    """The p-value whose score is `score`."""
-    return float(half ** (score / (1.0 - score)))
-
-
 def grade(score: float, damage: bool, config: DecideConfig) -> int:
     """Severity of an unusual chain by the model threshold; `damage`: whether something about it is broken."""
     if score < config.score_warning:

@@ -90,7 +90,8 @@ class Decider:
         self._symbols = symbols
         self._detectors = dict(detectors)
         self._sources, self._names = tuple(detectors.values()), tuple(detectors)
-        self._parts, part, weights = fuse.parts_of([components[name] for name in self._names], config.decide.weights)
+        parts, part, weights = fuse.parts_of([components[name] for name in self._names], config.decide.weights)
+        self._components = parts + self._names
         self._weights = weights[part]
         stated = [name for name, detector in detectors.items() if getattr(detector, "states_probability", False)]
         self._calibrator = Calibrator(
@@ -99,7 +100,8 @@ class Decider:
         self._budget = Budget(config.decide.alerts_per_day, config.decide.probability_max)
         self._calendar = Calendar(config.decide.calendar, config.decide.timezone)
         self._versions = self._asked_versions()  # as of the last boundary: a change starts a calibration anew
-        self._models: dict[str, str] | None = None  # the versions of this epoch, once they have been asked
+        self._models: dict[str, str] | None = self._versions  # at present; None: to be asked
+        self._is_reloaded = False  # whether they may differ from those of the last boundary
         self._reserved = (0, 0)  # flows and tenants that there is room for
         self._troubled = self._released = NOBODY
         self.training = np.dtype([("value", np.float64, (len(self._names) + 1,)), ("state", np.uint8)])
@@ -129,10 +131,10 @@ class Decider:
                 chain = findings["chain"][row]
                 p[chain] = min(p[chain], fuse.P_CERTAIN)
         inside = self._through(batch, self._troubled)
-        posterior, state = np.empty(n), np.empty(n, np.uint8)
+        score, state = np.empty(n), np.empty(n, np.uint8)
         any_unusual = kernels.judge(
             *(p, batch.flow, self._budget.limits, SUSPECT_P, inside, self._config.probability_in_incident, IN_INCIDENT),
-            *(damage, unusual, posterior, state),
+            *(self._config.score_half, damage, unusual, score, state),
         )
         self._budget.count(batch.flow, state)
         training = np.empty(n, self.training)
@@ -140,11 +142,10 @@ class Decider:
         value[:, :-1], value[:, -1], training["state"] = values.T, calibrated.fused, state
         verdicts = VerdictBatch(
             chains=batch,
-            score=fuse.score_of(posterior, self._config.score_half),
+            score=score,
             severity=np.zeros(n, np.uint8),
             category=np.zeros(n, np.uint8),
-            components=dict(zip(self._parts, calibrated.p_part, strict=True))
-            | dict(zip(self._names, calibrated.p, strict=True)),
+            components=dict(zip(self._components, calibrated.p, strict=True)),
             findings=findings,
             finding_offsets=offsets,
             models=self._current_models(),
@@ -173,12 +174,15 @@ class Decider:
         self._troubled = np.array(sorted(troubled), np.int32) if troubled else NOBODY
         self._released = np.array(sorted(released), np.int32) if released else NOBODY
         self._budget.advance(now_ns)
-        versions = self._models = self._asked_versions()
-        if versions != self._versions:
-            for name, version in versions.items():
-                if self._versions[name] != version:
+        if self._is_reloaded:
+            before, self._versions, self._is_reloaded = self._versions, self._current_models(), False
+            for name, version in self._versions.items():
+                if before[name] != version:
                     self._calibrator.forget(name)
-            self._versions = versions
+
+    def note_reload(self) -> None:
+        """A detector has got another model: from the boundary on that ends next, its calibration starts anew."""
+        self._models, self._is_reloaded = None, True
 
     def clear(self, batch: ChainBatch, training: npt.NDArray[Any]) -> Bool:
         """[n] which of the chains whose quarantine is over may train detectors and calibration."""
@@ -214,7 +218,8 @@ class Decider:
         self._troubled = np.array(state["troubled"], np.int32)
         self._released = np.array(state["released"], np.int32)
         self._versions = self._asked_versions() | {k: v for k, v in state["models"].items() if k in self._versions}
-        self._models, self._reserved = None, (0, 0)
+        self._reserved = (0, 0)
+        self.note_reload()
 
     def describe_state(self) -> str | None:
         """Which flows are still too young to be judged by their own history; None when none is."""
@@ -240,7 +245,7 @@ class Decider:
         return {name: detector.version() for name, detector in self._detectors.items()}
 
     def _current_models(self) -> dict[str, str]:
-        """The detectors' versions, which stay the same within an epoch."""
+        """The detectors' versions, asked anew only when one has got another model."""
         if self._models is None:
             self._models = self._asked_versions()
         return self._models

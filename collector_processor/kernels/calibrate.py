@@ -94,13 +94,12 @@ def score_chains(
     pool_count,
     pool_tail,
     p,
-    p_part,
     fused,
     p_fused,
     level,
 ):
-    """Fills p [d, n], p_part [parts, n], fused [n], p_fused [n] and level [n] for `values` [d, n]. Returns whether any
-    level is COLD.
+    """Fills p [parts + d, n], fused [n], p_fused [n] and level [n] for `values` [d, n]. Returns whether any level is
+    COLD.
 
     `part` [d] is the component of each detector, `stated` [d] whether its value is -ln of a probability that it states,
     below which no extrapolation goes; `weights` [parts]. A component's p-value is the least p-value of its
@@ -111,6 +110,7 @@ def score_chains(
     detectors = values.shape[0]
     parts = weights.size
     any_cold = False
+    p_part, p = p[:parts], p[parts:]
     heard = np.zeros(parts, np.bool_)
     speaking = np.zeros(parts, np.int64)
     for c in range(values.shape[1]):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from collector_processor.kernels.jit import kernel
 
 USUAL, NEW, BROKEN, FORBIDDEN = 0, 1, 2, 3  # states of a chain that is to be learned or not
@@ -38,24 +40,32 @@ def collate(found, damaging, damage_max, violation, findings, offsets, damage, b
 
 
 @kernel
-def judge(p, flow, limits, suspect_max, inside, inside_max, prior, damage, unusual, posterior, state):
-    """Fills, per chain of p-value `p` [n] and `flow` [n]: whether it is `unusual`, its p-value once it is known whether
-    an incident is open where it went through (`posterior`), and what learning has to know of it (`state`).
+def score_of(p, half):
+    """The score in 0-1 of a p-value: 0 at p = 1, 0.5 at p = `half`, and still rising however small p is."""
+    nats = 0.0 - math.log(p)  # not -0.0 at p = 1
+    return nats / (nats - math.log(half))
+
+
+@kernel
+def judge(p, flow, limits, suspect_max, inside, inside_max, prior, half, damage, unusual, score, state):
+    """Fills, per chain of p-value `p` [n] and `flow` [n]: whether it is `unusual`, its `score` once it is known whether
+    an incident is open where it went through, and what learning has to know of it (`state`).
 
     Unusual is p up to the flow's limit (`limits` [flows], negative flows are 0), suspect p up to `suspect_max`; of
-    chains `inside` an incident (bool[n], or empty when none is open), p up to `inside_max` is both. Suspect chains with
-    `damage` [n] are broken. Returns whether any chain is unusual.
+    chains `inside` an incident (bool[n], or empty when none is open), p up to `inside_max` is both, and the score is
+    that of `prior` times p. Suspect chains with `damage` [n] are broken. Returns whether any chain is unusual.
     """
     any_unusual = False
     for c in range(p.size):
         unusual[c] = p[c] <= limits[max(flow[c], 0)]
         suspect = p[c] <= suspect_max
-        posterior[c] = p[c]
+        posterior = p[c]
         if inside.size:
             if inside[c]:
                 unusual[c] |= p[c] <= inside_max
-                posterior[c] = p[c] * prior
+                posterior *= prior
             suspect |= unusual[c]
+        score[c] = score_of(posterior, half)
         state[c] = USUAL if not suspect else BROKEN if damage[c] else NEW
         any_unusual |= unusual[c]
     return any_unusual

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from collector_processor.config import BusinessConfig, DecideConfig
 from collector_processor.decide import fuse
 from collector_processor.model import Findings, Kind, Severity, no_findings
-
-UNIFORM = st.floats(1e-30, 1.0, exclude_min=False)
 
 
 def found(*rows: tuple[int, int, float]) -> Findings:
@@ -26,22 +22,6 @@ def test_parts_stand_in_the_order_of_their_first_detector_with_their_weights() -
     assert parts == ("rec", "seq", "ctx")
     assert part.tolist() == [0, 1, 1, 2]
     assert weights.tolist() == [2.0, 0.5, 1.0]
-
-
-@given(UNIFORM, UNIFORM)
-def test_the_score_falls_as_p_rises(one: float, two: float) -> None:
-    low, high = sorted((one, two))
-    scores = fuse.score_of(np.array([low, high]), 1e-3)
-    assert 0 <= scores[1] <= scores[0] < 1
-    if high > low * (1 + 1e-6):
-        assert scores[1] < scores[0]
-
-
-def test_the_score_at_its_landmarks_and_back() -> None:
-    scores = fuse.score_of(np.array([1.0, 1e-3, 1e-12]), 1e-3)
-    assert scores.tolist() == pytest.approx([0.0, 0.5, 0.8])
-    assert str(scores[0]) == "0.0"
-    assert fuse.p_of(float(scores[2]), 1e-3) == pytest.approx(1e-12)
 
 
 def test_one_strong_finding_speaks_for_a_chain_without_history() -> None:

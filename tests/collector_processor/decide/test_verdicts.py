@@ -368,6 +368,7 @@ def test_the_id_depends_on_what_a_chain_is_and_not_on_its_score() -> None:
 def test_a_new_model_starts_its_calibration_anew() -> None:
     bench = Bench().train()
     bench.sources["size"].model = "2"
+    bench.decider.note_reload()
     bench.decider.advance(bench.now + EPOCH_NS)
     verdicts = bench.decider.decide(bench.batch(1), far(1))
     assert verdicts.components["size"][0] == 1.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from random import Random
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -57,15 +58,29 @@ def test_which_chains_are_unusual_and_suspect(chains: list[tuple[float, bool, in
     p, damage, flow = (np.array(column) for column in zip(*chains, strict=True))
     limits = np.array([1e-6, 0.01])
     inside = np.array([bool(where >> c & 1) for c in range(CHAINS)]) if is_open else np.zeros(0, np.bool_)
-    unusual, posterior, state = np.empty(CHAINS, np.bool_), np.empty(CHAINS), np.empty(CHAINS, np.uint8)
-    any_unusual = verdicts.judge(p, flow, limits, 0.02, inside, 0.05, 0.5, damage, unusual, posterior, state)
+    unusual, score, state = np.empty(CHAINS, np.bool_), np.empty(CHAINS), np.empty(CHAINS, np.uint8)
+    any_unusual = verdicts.judge(p, flow, limits, 0.02, inside, 0.05, 0.5, 1e-3, damage, unusual, score, state)
     troubled = inside if is_open else np.zeros(CHAINS, np.bool_)
     expected = (p <= limits[np.maximum(flow, 0)]) | (troubled & (p <= 0.05))
     suspect = (p <= 0.02) | expected if is_open else p <= 0.02
     assert unusual.tolist() == expected.tolist()
     assert any_unusual == expected.any()
     assert state.tolist() == np.where(suspect, np.where(damage, verdicts.BROKEN, verdicts.NEW), verdicts.USUAL).tolist()
-    assert posterior.tolist() == np.where(troubled, p * 0.5, p).tolist()
+    assert score.tolist() == [verdicts.score_of(one, 1e-3) for one in np.where(troubled, p * 0.5, p)]
+
+
+@given(st.floats(1e-30, 1.0), st.floats(1e-30, 1.0))
+def test_the_score_falls_as_p_rises(one: float, two: float) -> None:
+    low, high = sorted((one, two))
+    assert 0 <= verdicts.score_of(high, 1e-3) <= verdicts.score_of(low, 1e-3) < 1
+    if high > low * (1 + 1e-6):
+        assert verdicts.score_of(high, 1e-3) < verdicts.score_of(low, 1e-3)
+
+
+def test_the_score_at_its_landmarks() -> None:
+    scores = [verdicts.score_of(p, 1e-3) for p in (1.0, 1e-3, 1e-12)]
+    assert scores == pytest.approx([0.0, 0.5, 0.8])
+    assert str(scores[0]) == "0.0"
 
 
 @given(FINDINGS, st.lists(st.integers(0, 2), min_size=CHAINS, max_size=CHAINS))
