@@ -119,7 +119,8 @@ class Calibrator:
 
         Call it once an epoch boundary, with all chains that are due: a full ring takes about PER_CALL of them.
         """
-        uniform = uniform_hash(batch)
+        few = len(batch) <= PER_CALL  # of whom every ring takes all
+        uniform = np.zeros(len(batch)) if few else uniform_hash(batch)
         for rings, row in ((self._own, batch.flow), (self._pool, batch.tenant)):
             kernels.learn_chains(
                 *(values, row, normal, uniform, PER_CALL, self.part, self.weights, self.history_min),

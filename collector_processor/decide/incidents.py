@@ -448,8 +448,9 @@ class Incidents:
     def _resolved(self, now_ns: int) -> list[Incident]:
         quiet = int(self.config.resolve_s * NS)
         over = [case for case in self.open if now_ns - case.seen_ns >= quiet]
-        if over:
-            self.open = [case for case in self.open if case not in over]
+        if not over:
+            return []
+        self.open = [case for case in self.open if case not in over]
         return [self._retold(case, "resolved", now_ns) for case in over]
 
     def snapshot(self) -> dict[str, Any]:
