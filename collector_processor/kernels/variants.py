@@ -28,10 +28,14 @@ SIBLINGS_MAX = 32  # looked back upon to tell the first of a kind from a further
 ERROR_LOG = 17  # OTLP severity number from which on a log is an error
 WARNING_LOG = 13
 ERROR_SPAN = 2
+CLIENT, PRODUCER = 4, 5  # span kinds in a ChainBatch
 STALE = 0.03  # share of an element's observations that its surprises may lack
 YOUNG = 50.0  # observations below which an element learns even while it is in alarm
 NOT_ASKING = -3  # of an operation that does more than call another service
 VARIANTS_MAX = 64  # of one element; further ones are only counted
+# What `describe` says first: the chain, whether logs tell of no error and no warning, how many calls nobody answered,
+# whether nobody answered the span itself, the number of members.
+CHAIN, CALM, UNANSWERED, ALONE, NUMBER, ABOUT = range(6)
 _MANY = 0x5851F42D4C957F2D
 _ERROR = 0x2545F4914F6CDD1D
 
@@ -108,6 +112,31 @@ def members(row, of_logs, kind, event, last, sibling, callee, out):
             out[n] = member
             n += 1
     return n
+
+
+@allocating_kernel
+def describe(places, offsets, kind, status, event, last, sibling, callee, out):
+    """Fills `out` int32[k, ABOUT + most] with what is at each of `places`, the logs (even) or calls (odd) of a span:
+    columns CHAIN..NUMBER, and from ABOUT on the `members`. Chains ascend. The other arrays as in `observe`."""
+    chain = 0
+    for k in range(places.size):
+        row, of_logs = places[k] // 2, places[k] % 2 == 0
+        while offsets[chain + 1] <= row:
+            chain += 1
+        calm = of_logs and status[row] != ERROR_SPAN
+        unanswered = 0
+        child = last[row]
+        while child >= 0:
+            if of_logs:
+                calm = calm and (kind[child] != 0 or status[child] < WARNING_LOG)
+            else:
+                unanswered += (kind[child] == CLIENT or kind[child] == PRODUCER) and callee[child] == child
+            child = sibling[child]
+        out[k, CHAIN] = chain
+        out[k, CALM] = calm
+        out[k, UNANSWERED] = unanswered
+        out[k, ALONE] = callee[row] == row
+        out[k, NUMBER] = members(row, of_logs, kind, event, last, sibling, callee, out[k, ABOUT:])
 
 
 @kernel

@@ -14,8 +14,8 @@ for the cause of what the new words did.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -51,7 +51,6 @@ REWORDED_EPOCHS = 2
 STOPPED_EPOCHS = 3  # the last ones, in which nearly all spans leave out what they always called
 STOPPED_SHARE = 0.9
 MANY = -2  # services are asked by the same operation
-CLIENT, PRODUCER = 4, 5  # span kinds in a ChainBatch
 P_MIN = 1e-300
 # As plain numbers: numpy is ten times slower with members of an enum.
 MISSING_LOG, ERROR, UNUSUAL_LOG = int(Kind.MISSING_LOG), int(Kind.ERROR), int(Kind.UNUSUAL_LOG)
@@ -70,8 +69,7 @@ class Observed:
     callee: I32
 
 
-@dataclass(frozen=True, slots=True)
-class Example:
+class Example(NamedTuple):
     """One unusual variant of an element. `since` is the boundary before it was seen."""
 
     since: int
@@ -166,23 +164,45 @@ class Topology:
         out = []
         child = int(o.last[row])
         while child >= 0:
-            if batch.kind[child] in (CLIENT, PRODUCER) and o.callee[child] == child:
+            if batch.kind[child] in (kernel.CLIENT, kernel.PRODUCER) and o.callee[child] == child:
                 out.append(int(batch.event[child]))
             child = int(o.sibling[child])
         return sorted(set(out))
 
+    def _described(self, batch: ChainBatch, o: Observed, places: I64) -> list[list[int]]:
+        """What is at `places`, the logs (even ones) or calls of spans; see `kernels.variants.describe`."""
+        out = np.empty((places.size, kernel.ABOUT + MEMBERS_MAX), np.int32)
+        kernel.describe(places, batch.offsets, batch.kind, batch.status, batch.event, o.last, o.sibling, o.callee, out)
+        described: list[list[int]] = out.tolist()
+        return described
+
     def _example(
-        self, batch: ChainBatch, o: Observed, place: int, slot: int, variant: int, since: int, begun: int, nats: float
+        self,
+        batch: ChainBatch,
+        o: Observed,
+        place: int,
+        described: list[int],
+        slot: int,
+        variant: int,
+        since: int = 0,
+        begun: int = 0,
+        nats: float = 0.0,
     ) -> Example:
-        """What the variant at `place` is made of: of the logs (even places) or calls of a span."""
+        """The variant at `place`, of which `described` says what it is made of."""
         row, of_calls = place // 2, place % 2 == 1
-        members = self._members(batch, o, row, of_logs=not of_calls)
-        broken = not of_calls and bool(variant & 1)
-        unanswered = self._unanswered(batch, o, row) if of_calls else []
-        asked = self._asked(batch, o, row, slot) if of_calls and o.callee[row] == row else NONE
-        calm = not of_calls and self._is_calm(batch, o, row)
-        trace = batch.trace_id(int(batch.offsets.searchsorted(row, "right")) - 1)
-        return Example(since, members, unanswered, asked, broken, calm, variant, begun, nats, trace)
+        chain, calm, unanswered, alone, number, *members = described
+        return Example(
+            since,
+            members[:number],
+            self._unanswered(batch, o, row) if unanswered else [],
+            self._asked(batch, o, row, slot) if of_calls and alone else NONE,
+            not of_calls and bool(variant & 1),
+            bool(calm),
+            variant,
+            begun,
+            nats,
+            batch.trace_id(chain),
+        )
 
     def _asked(self, batch: ChainBatch, o: Observed, row: int, slot: int) -> int:
         """The event that the call at `row`, which got no answer, was for: its usual one, or one its caller lacks."""
@@ -205,26 +225,20 @@ class Topology:
         self.windows.find(np.array([key], np.uint64), slot)
         return int(slot[0])
 
-    def _is_calm(self, batch: ChainBatch, o: Observed, row: int) -> bool:
-        """Whether the span at `row` and its logs tell of no error and no warning."""
-        calm, child = batch.status[row] != kernel.ERROR_SPAN, int(o.last[row])
-        while child >= 0:
-            calm &= batch.kind[child] != 0 or batch.status[child] < kernel.WARNING_LOG
-            child = int(o.sibling[child])
-        return bool(calm)
-
     def _keep_examples(
         self, batch: ChainBatch, o: Observed, hashes: U64, slot: I32, surprise: F32, unusual: I64
     ) -> None:
         """Keeps of each element the most unusual variant that its window saw, the newest of those that are alike."""
-        now = self.windows.boundary_ns
-        for k, s, nats in zip(unusual.tolist(), slot[unusual].tolist(), surprise[unusual].tolist(), strict=True):
+        now, described = self.windows.boundary_ns, self._described(batch, o, unusual)
+        for k, d, s, nats in zip(
+            unusual.tolist(), described, slot[unusual].tolist(), surprise[unusual].tolist(), strict=True
+        ):
             before = self.examples.get(s, NO_EXAMPLE)
             if nats > before.nats or (nats == before.nats and before.since != now):
                 variant = int(hashes[k % 2, k // 2])
                 same = before.variant == variant and before.since in (now, now - self.windows.epoch_ns)
                 begun = before.begun if same else now
-                self.examples[s] = self._example(batch, o, k, s, variant, now, begun, nats)
+                self.examples[s] = self._example(batch, o, k, d, s, variant, now, begun, nats)
 
     def _is_reworded(self, slot: int, example: Example) -> bool:
         """Whether the logs of the operation say by other words what they said before. See the module."""
@@ -284,15 +298,15 @@ class Topology:
         self, batch: ChainBatch, o: Observed, hashes: U64, surprise: F32, slot: I32, at: I64
     ) -> Findings:
         """Findings about the variants at the places `at`."""
-        out, rows = no_findings(at.size), at // 2
-        out["chain"] = batch.offsets.searchsorted(rows, "right") - 1
+        out, rows, described = no_findings(at.size), at // 2, self._described(batch, o, at)
+        out["chain"] = [about[kernel.CHAIN] for about in described]
         out["instance"] = batch.instance[rows]
         out["p"] = np.exp(-surprise[at].astype(np.float64))
         out["detail"] = slot[at]
         alike: dict[Any, tuple[int, ...]] = {}  # what is seen once is mostly seen again and again
         subjects = []
-        for k, s in zip(at.tolist(), slot[at].tolist(), strict=True):
-            e = self._example(batch, o, k, s, int(hashes[k % 2, k // 2]), 0, 0, 0.0)
+        for k, d, s in zip(at.tolist(), described, slot[at].tolist(), strict=True):
+            e = self._example(batch, o, k, d, s, int(hashes[k % 2, k // 2]))
             key = (s, e.broken, e.asked, *e.members, NONE, *e.unanswered)
             if key not in alike:
                 alike[key] = self._subject(s, k % 2, e)
@@ -449,9 +463,7 @@ class Topology:
             **self.known.snapshot(self.windows.used),
             "facts": [[slot, *counts] for slot, counts in self.facts.items()],
             "blamed_by": self.blamed_by.copy(),
-            "examples": [
-                [slot, *(getattr(e, field.name) for field in fields(Example))] for slot, e in self.examples.items()
-            ],
+            "examples": [[slot, *example] for slot, example in self.examples.items()],
             "reworded": [[slot, since] for slot, since in self.reworded.items()],
         }
 
