@@ -19,7 +19,7 @@ import math
 import numpy as np
 from numba import uint64
 
-from collector_processor.kernels.jit import allocating_kernel, helper, kernel
+from collector_processor.kernels.jit import allocating_kernel, helper, inlined, kernel
 from collector_processor.kernels.table import find, put
 from collector_processor.kernels.windows import in_nats, strongest
 from collector_processor.kernels.wire import finish, mix
@@ -145,6 +145,24 @@ def variant_key(element, variant):
     return mix(mix(uint64(0x9E6D62D06F6A9A9B), uint64(element)), variant) | uint64(1)
 
 
+@inlined
+def slot_of(slots, event, what):
+    """The slot of the logs (0) or calls (1) of an operation, by `slots` int32[n], -1 when it has none."""
+    at = 2 * event + what
+    return slots[at] if at < slots.size else np.int32(-1)
+
+
+@inlined
+def row_of(s, element, variant, variant_keys, variant_rows, met, met_row):
+    """The row of one variant of the element in slot s, -1 when it is not known. `met` uint64[slots] has the variant
+    that was last asked for and `met_row` int32[slots] its row, if any: mostly it is asked for again, and the table is
+    too large to stay at hand."""
+    if met[s] != variant or met_row[s] < 0:
+        met[s] = variant
+        met_row[s] = find(variant_keys, variant_rows, variant_key(element, variant))
+    return met_row[s]
+
+
 @helper
 def _weighed(nats, least, hit):
     """A surprise as it counts: not at all up to `least`, in full from `hit` on."""
@@ -163,8 +181,8 @@ def _hand_up(r, p, top, is_own, same, other):
 
 @allocating_kernel
 def judge(
-    offsets, event, kind, status, parent, service, logs, calls, last, sibling, callee, named, column, table_keys,
-    table_slots, variant_keys, variant_rows, nats, new_nats, usual_nats, asks, seen, seen_min, blamed, blamed_by,
+    offsets, event, kind, status, parent, service, logs, calls, last, sibling, callee, named, column, slots,
+    variant_keys, variant_rows, met, met_row, nats, new_nats, usual_nats, asks, seen, seen_min, blamed, blamed_by,
     level, sums, usual_sums, counts, hits, hit, least, chain_value, surprise, slot,
 ):  # fmt: skip
     """Surprise float32[m, 2] and slot int32[m, 2] of each span's logs and calls, added to `column` of the windows.
@@ -192,12 +210,12 @@ def judge(
             own = service[event[r]]
             top = np.float32(0.0)
             for what in range(2):
-                element = 2 * event[r] + what + 1
-                s = find(table_keys, table_slots, uint64(element))
+                s = slot_of(slots, event[r], what)
                 if s < 0 or seen[s] < seen_min:
                     continue
                 slot[r, what] = s
-                row = find(variant_keys, variant_rows, variant_key(element, logs[r] if what == 0 else calls[r]))
+                variant = logs[r] if what == 0 else calls[r]
+                row = row_of(s, 2 * event[r] + what + 1, variant, variant_keys, variant_rows, met, met_row)
                 u = _weighed(nats[row] if row >= 0 else new_nats[s], least, hit)
                 top = max(top, u)
                 # Who fails on an answer that is unusual itself does so because of it, however seldom it failed before.
@@ -228,8 +246,11 @@ def judge(
                 chain_value[c, 1] += 1.0
                 chain_value[c, 2] = max(chain_value[c, 2], level[s])
                 counts[s, column] += 1
-                usual_sums[s, column] += usual_nats[s]
-                if u > 0.0 and blames[own] >= 0:
+                if usual_nats[s] > 0.0:  # memory that nothing changes in is not looked at
+                    usual_sums[s, column] += usual_nats[s]
+                if u == 0.0:
+                    continue
+                if blames[own] >= 0:
                     greatest[own] = max(greatest[own], u)
                     continue
                 if u > hit:
@@ -255,9 +276,9 @@ def _blame(own, to, blamed, blamed_by, nats, column, sums, counts, hits):
 
 @allocating_kernel
 def score(
-    offsets, event, kind, status, parent, service, family, named, column, table_keys, table_slots, variant_keys,
-    variant_rows, nats, new_nats, usual_nats, asks, seen, seen_min, blamed, blamed_by, level, sums, usual_sums, counts,
-    hits, hit, least, own_least, hold, most, values, hashes, children, surprise, slot, unusual, at,
+    offsets, event, kind, status, parent, service, family, named, column, slots, variant_keys, variant_rows, met,
+    met_row, nats, new_nats, usual_nats, asks, seen, seen_min, blamed, blamed_by, level, sums, usual_sums, counts, hits,
+    hit, least, own_least, hold, most, values, hashes, children, surprise, slot, unusual, at,
 ):  # fmt: skip
     """All that is said of a batch of chains: `observe`, `judge`, and what is surprising by itself.
 
@@ -272,7 +293,7 @@ def score(
     parts = np.zeros((chains, 3))
     judge(
         offsets, event, kind, status, parent, service, hashes[0], hashes[1], last, sibling, callee, named, column,
-        table_keys, table_slots, variant_keys, variant_rows, nats, new_nats, usual_nats, asks, seen, seen_min, blamed,
+        slots, variant_keys, variant_rows, met, met_row, nats, new_nats, usual_nats, asks, seen, seen_min, blamed,
         blamed_by, level, sums, usual_sums, counts, hits, hit, least, parts, surprise, slot,
     )  # fmt: skip
     in_nats(parts, values)
@@ -299,8 +320,8 @@ def _named_by(r, kind, status, event, last, sibling, named):
 
 @helper
 def count_variants(
-    offsets, event, kind, logs, calls, allowed, closed_ns, alarmed_ns, audited_ns, audit_ns, table_keys, table_slots,
-    variant_keys, variant_rows, count, first, following, distinct, seen, fresh, excess, novelty, kept, touched,
+    offsets, event, kind, logs, calls, allowed, closed_ns, alarmed_ns, audited_ns, audit_ns, slots, variant_keys,
+    variant_rows, met, met_row, count, first, following, distinct, seen, fresh, excess, novelty, kept, touched,
     rows_used, rows_max, new_row,
 ):  # fmt: skip
     """Counts variants; returns how many variant rows are in use then.
@@ -317,7 +338,7 @@ def count_variants(
             if kind[r] == 0 or not allowed[c]:
                 continue
             for what in range(2):
-                s = find(table_keys, table_slots, uint64(2 * event[r] + what + 1))
+                s = slot_of(slots, event[r], what)
                 if s < 0:
                     continue
                 variant = logs[r] if what == 0 else calls[r]
@@ -326,8 +347,8 @@ def count_variants(
                     if broken or closed_ns[c] - audited_ns[s] < audit_ns:
                         continue
                     audited_ns[s] = closed_ns[c]
-                key = variant_key(2 * event[r] + what + 1, variant)
-                row = find(variant_keys, variant_rows, key)
+                element = 2 * event[r] + what + 1
+                row = row_of(s, element, variant, variant_keys, variant_rows, met, met_row)
                 novelty[1] = novelty[1] * kept + 1.0
                 novelty[0] *= kept
                 if row < 0:
@@ -338,7 +359,7 @@ def count_variants(
                     else:
                         row = rows_used
                         rows_used += 1
-                        put(variant_keys, variant_rows, key, row)
+                        put(variant_keys, variant_rows, variant_key(element, variant), row)
                         count[row] = 0
                         following[row] = first[s]
                         first[s] = row
@@ -353,11 +374,11 @@ def count_variants(
 
 
 @helper
-def unknown(event, kind, table_keys, table_slots, out):
+def unknown(event, kind, slots, out):
     """Fills `out` with the rows of spans whose operation has no slot, and returns how many there are."""
     n = 0
     for r in range(event.size):
-        if kind[r] != 0 and find(table_keys, table_slots, uint64(2 * event[r] + 1)) < 0:
+        if kind[r] != 0 and slot_of(slots, event[r], 0) < 0:
             out[n] = r
             n += 1
     return n
@@ -366,7 +387,7 @@ def unknown(event, kind, table_keys, table_slots, out):
 @allocating_kernel
 def learn(
     offsets, event, kind, status, parent, service, family, allowed, closed_ns, every, alarmed_ns, audited_ns, audit_ns,
-    table_keys, table_slots, variant_keys, variant_rows, count, first, following, distinct, seen, fresh, excess,
+    slots, variant_keys, variant_rows, met, met_row, count, first, following, distinct, seen, fresh, excess,
     novelty, kept, rows_used, shrink, least, hit, nats, new_nats, usual_nats, children, missing, new,
 ):  # fmt: skip
     """Takes in the variants of a batch of chains, and brings the surprises that follow from them up to date.
@@ -379,13 +400,13 @@ def learn(
     hashes = np.empty((2, m), np.uint64)
     last, sibling, callee = children[0], children[1], children[2]
     observe(event, kind, status, parent, service, family, hashes[0], hashes[1], last, sibling, callee)
-    lacking = unknown(event, kind, table_keys, table_slots, missing)
+    lacking = unknown(event, kind, slots, missing)
     if lacking and every:
         return lacking, 0
     new_row, touched = np.empty((m, 2), np.int32), np.zeros(alarmed_ns.size, np.bool_)
     count_variants(
-        offsets, event, kind, hashes[0], hashes[1], allowed, closed_ns, alarmed_ns, audited_ns, audit_ns, table_keys,
-        table_slots, variant_keys, variant_rows, count, first, following, distinct, seen, fresh, excess, novelty, kept,
+        offsets, event, kind, hashes[0], hashes[1], allowed, closed_ns, alarmed_ns, audited_ns, audit_ns, slots,
+        variant_keys, variant_rows, met, met_row, count, first, following, distinct, seen, fresh, excess, novelty, kept,
         touched, rows_used, count.size, new_row,
     )  # fmt: skip
     refresh(

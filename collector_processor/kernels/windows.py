@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 
 from collector_processor.kernels.jit import helper, inlined, kernel
-from collector_processor.kernels.table import LookupTable, find_many
+from collector_processor.kernels.table import LookupTable
 
 FIRST_SLOTS = 64
 DEVIATION_MAX = 16.0  # of one epoch, in dispersions: what is further out teaches no more than this
@@ -107,7 +107,7 @@ def window_exponent(s, sums, usual, counts, mean, dispersion, memory, prior, pie
 
 @kernel
 def judge_slots(
-    used, column, sums, usual, counts, mean, dispersion, memory, prior, piece, hold, report, now_ns, window_ns,
+    used, column, piece, hold, report, now_ns, window_ns, sums, usual, counts, mean, dispersion, memory, prior,
     exponents, level, born_ns, since_ns, loud_ns, alarmed_ns, reported,
 ):  # fmt: skip
     """Brings the exponents of the slots' windows up to date, and fills `reported` with the slots from `report` on: (how
@@ -139,8 +139,8 @@ def judge_slots(
 
 @kernel
 def teach(
-    used, column, sums, usual, counts, hits, hit_values, hit_usual, alarmed_ns, silent_ns, kept, linked, calm, prior,
-    memory, mean, dispersion, exponents,
+    used, column, silent_ns, kept, linked, calm, sums, usual, counts, hits, hit_values, hit_usual, mean, dispersion,
+    memory, prior, exponents, alarmed_ns,
 ):  # fmt: skip
     """Takes the epoch `column`, which leaves the window, into mean and dispersion, and clears it; `exponents` that this
     changes become NaN.
@@ -166,9 +166,10 @@ def teach(
         sums[s, column] = 0.0
         usual[s, column] = 0.0
         counts[s, column] = 0
-        hits[s, column] = 0
-        hit_values[s, column] = 0.0
-        hit_usual[s, column] = 0.0
+        if hits[s, column] > 0:
+            hits[s, column] = 0
+            hit_values[s, column] = 0.0
+            hit_usual[s, column] = 0.0
         if alarmed_ns[s] >= silent_ns and memory[s, 1] >= YOUNG:
             continue
         deviation = min((total - expected) ** 2 / n, DEVIATION_MAX * dispersion[s])
@@ -306,15 +307,17 @@ class Windows:
         self.memory: Any = memory
         self.exponents: Any = np.full(size, np.nan)  # at the last boundary; NaN when its window has changed since
         self.reported: Any = np.zeros(size, np.int64)  # room for the slots that a boundary reports
+        # What the kernels get at every boundary: to gather it takes longer than some of their work.
+        learned = (self.mean, self.dispersion, self.memory, self.prior, self.exponents)
+        alarms = (self.level, self.born_ns, self.since_ns, self.loud_ns, self.alarmed_ns, self.reported)
+        self._judged = (self.sums, self.usual, self.counts, *learned, *alarms)
+        rings = (self.sums, self.usual, self.counts, self.hits, self.hit_values, self.hit_usual)
+        self._taught = (*rings, *learned, self.alarmed_ns)
 
     @property
     def size(self) -> int:
         """Slots that the arrays have room for."""
         return int(self.key.size)
-
-    def find(self, keys: Any, out: Any) -> int:
-        """out int32[n] = slots of `keys` uint64[n], -1 where there is none; returns how many have none."""
-        return int(find_many(self.lookup.keys, self.lookup.values, keys, out))
 
     def add(self, key: int, near: int, far: int) -> int:
         """A slot for `key`, which must have none; -1 when all are taken."""
@@ -344,10 +347,9 @@ class Windows:
             self.exponents[:] = self.level[:] = 0.0
             return self.reported[:0]
         column = self.column if self.filled[self.column] else -1
+        window_ns = self.columns * self.epoch_ns
         found, greatest = judge_slots(
-            *(self.used, column, self.sums, self.usual, self.counts, self.mean, self.dispersion, self.memory),
-            *(self.prior, self.piece, hold, np.float32(report), now_ns, self.columns * self.epoch_ns, self.exponents),
-            *(self.level, self.born_ns, self.since_ns, self.loud_ns, self.alarmed_ns, self.reported),
+            self.used, column, self.piece, hold, np.float32(report), now_ns, window_ns, *self._judged
         )
         if greatest >= SHAKEN:
             self.shaken_ns = now_ns
@@ -363,11 +365,8 @@ class Windows:
             if not self.filled[self.column]:
                 continue
             self.filled[self.column] = False
-            teach(
-                *(self.used, self.column, self.sums, self.usual, self.counts, self.hits, self.hit_values),
-                *(self.hit_usual, self.alarmed_ns, silent_ns, self.kept, self.linked, self.shaken_ns < silent_ns),
-                *(self.prior, self.memory, self.mean, self.dispersion, self.exponents),
-            )
+            calm = self.shaken_ns < silent_ns
+            teach(self.used, self.column, silent_ns, self.kept, self.linked, calm, *self._taught)
 
     def clear(self, slot: int) -> None:
         """Begins the window of `slot` anew: what was seen in it is explained."""

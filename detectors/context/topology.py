@@ -99,6 +99,7 @@ class Topology:
         self.blamed = np.full(config.decode.services_max, NONE, np.int32)
         self.blamed_by = np.full(config.decode.services_max, NONE, np.int32)
         self.known = Variants(self.config)
+        self.slots: I32 = np.zeros(0, np.int32)  # of each operation's logs (2 * event) and calls (2 * event + 1)
         self.named = np.zeros(0, np.int32)
         self.examples: dict[int, Example] = {}  # by slot
         self.reworded: dict[int, int] = {}  # when the logs of an operation were found to be reworded, by slot
@@ -120,8 +121,8 @@ class Topology:
         surprise, slot = np.empty((records, 2), np.float32), np.empty((records, 2), np.int32)
         unusual, at = np.empty(2 * records, np.int64), np.empty(chains * config.findings_max, np.int64)
         several, found = kernel.score(
-            *(*self._columns(batch), self.named, w.open(), w.lookup.keys, w.lookup.values),
-            *(known.keys, known.found, known.rows["nats"], s["new_nats"], s["usual_nats"], s["asks"]),
+            *(*self._columns(batch), self.named, w.open(), self.slots, known.keys, known.found, known.met),
+            *(known.met_row, known.rows["nats"], s["new_nats"], s["usual_nats"], s["asks"]),
             *(s["seen"], config.learn_min, self.blamed[: len(self.symbols.services)], self.blamed_by),
             *(w.level, w.sums, w.usual, w.counts, w.hits, np.float32(config.hit), np.float32(config.least)),
             *(np.float32(config.chain_surprise), np.float32(config.hold), config.findings_max),
@@ -212,18 +213,17 @@ class Topology:
         if asks != MANY:
             return next(iter(self.known.usual(slot)), NONE)
         parent = int(batch.parent[row])
-        above = self._slot(2 * int(batch.event[parent]) + 2) if parent >= 0 else NONE
+        above = self._slot(int(batch.event[parent])) if parent >= 0 else NONE
         if above < 0:
             return NONE
         service, seen = self.symbols.events.column("service"), self._members(batch, o, parent, of_logs=False)
         own = service[batch.event[row]]
         return next((e for e in self.known.usual(above) if e not in seen and service[e] != own), NONE)
 
-    def _slot(self, key: int) -> int:
-        """The slot of an element; NONE when it has none."""
-        slot = np.empty(1, np.int32)
-        self.windows.find(np.array([key], np.uint64), slot)
-        return int(slot[0])
+    def _slot(self, event: int) -> int:
+        """The slot of an operation's calls; NONE when it has none."""
+        at = 2 * event + 1
+        return int(self.slots[at]) if at < self.slots.size else NONE
 
     def _keep_examples(
         self, batch: ChainBatch, o: Observed, hashes: U64, slot: I32, surprise: F32, unusual: I64
@@ -379,7 +379,7 @@ class Topology:
         s, v = known.slots, known.rows
         return kernel.learn(  # type: ignore[no-any-return]
             *(*self._columns(batch), normal, batch.closed_ns, every, w.alarmed_ns, s["audited_ns"], w.epoch_ns),
-            *(w.lookup.keys, w.lookup.values, known.keys, known.found, v["count"], s["first"]),
+            *(self.slots, known.keys, known.found, known.met, known.met_row, v["count"], s["first"]),
             *(v["following"], s["distinct"], s["seen"], s["fresh"], s["excess"], known.novelty, NOVELTY_KEPT),
             *(known.used, config.shrink, np.float32(config.least), np.float32(config.hit)),
             *(v["nats"], s["new_nats"], s["usual_nats"], children, missing, new),
@@ -387,7 +387,7 @@ class Topology:
 
     def _note_asked(self, event: int, members: list[int]) -> None:
         """Notes whom the operation `event` calls when it does nothing but call another service."""
-        service, slot = self.symbols.events.column("service"), self._slot(2 * event + 2)
+        service, slot = self.symbols.events.column("service"), self._slot(event)
         own, called, asks = int(service[event]), int(service[members[0]]), self.known.slots["asks"]
         if slot < 0:
             return
@@ -401,7 +401,7 @@ class Topology:
         for event in dict.fromkeys(batch.event[spans].tolist()):
             service = int(self.symbols.events.column("service")[event])
             if self.blamed[service] < 0:
-                self.blamed[service] = self._add(BLAMED | service, service)
+                self._add(BLAMED | service, service)
             self._add(2 * event + 1, service)
             self._add(2 * event + 2, service)
 
@@ -409,7 +409,18 @@ class Topology:
         slot = self.windows.add(key, service, NONE)
         if slot >= 0:
             self.known.begin(slot, self.windows.size)
+            self._note_slot(key, slot)
         return slot
+
+    def _note_slot(self, key: int, slot: int) -> None:
+        """Enters a new slot where it is looked for."""
+        if key & BLAMED:
+            self.blamed[key & ~BLAMED] = slot
+            return
+        if key > self.slots.size:
+            more = max(2 * len(self.symbols.events), key) - self.slots.size
+            self.slots = np.concatenate([self.slots, np.full(more, NONE, np.int32)])
+        self.slots[key - 1] = slot
 
     def evidence(self, finding: np.void) -> dict[str, Any]:
         slot = int(finding["detail"])
@@ -476,6 +487,6 @@ class Topology:
         self.facts = {int(slot): (int(unusual), int(count)) for slot, unusual, count in state["facts"]}
         self.blamed_by = np.array(state["blamed_by"], np.int32)
         self.blamed[:] = NONE
+        self.slots = np.zeros(0, np.int32)
         for slot, key in enumerate(self.windows.key[:used].astype(np.int64).tolist()):
-            if key & BLAMED:
-                self.blamed[key & ~BLAMED] = slot
+            self._note_slot(key, slot)
