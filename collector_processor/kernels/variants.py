@@ -117,7 +117,7 @@ def members(row, of_logs, kind, event, last, sibling, callee, out):
 @allocating_kernel
 def describe(places, offsets, kind, status, event, last, sibling, callee, out):
     """Fills `out` int32[k, ABOUT + most] with what is at each of `places`, the logs (even) or calls (odd) of a span:
-    columns CHAIN..NUMBER, and from ABOUT on the `members`. Chains ascend. The other arrays as in `observe`."""
+    columns CHAIN..NUMBER, and from ABOUT on the `members`, then -1. Chains ascend. The other arrays as in `observe`."""
     chain = 0
     for k in range(places.size):
         row, of_logs = places[k] // 2, places[k] % 2 == 0
@@ -136,7 +136,10 @@ def describe(places, offsets, kind, status, event, last, sibling, callee, out):
         out[k, CALM] = calm
         out[k, UNANSWERED] = unanswered
         out[k, ALONE] = callee[row] == row
-        out[k, NUMBER] = members(row, of_logs, kind, event, last, sibling, callee, out[k, ABOUT:])
+        number = members(row, of_logs, kind, event, last, sibling, callee, out[k, ABOUT:])
+        out[k, NUMBER] = number
+        for i in range(ABOUT + number, out.shape[1]):
+            out[k, i] = -1
 
 
 @kernel

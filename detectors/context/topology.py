@@ -170,12 +170,11 @@ class Topology:
             child = int(o.sibling[child])
         return sorted(set(out))
 
-    def _described(self, batch: ChainBatch, o: Observed, places: I64) -> list[list[int]]:
+    def _described(self, batch: ChainBatch, o: Observed, places: I64) -> I32:
         """What is at `places`, the logs (even ones) or calls of spans; see `kernels.variants.describe`."""
         out = np.empty((places.size, kernel.ABOUT + MEMBERS_MAX), np.int32)
         kernel.describe(places, batch.offsets, batch.kind, batch.status, batch.event, o.last, o.sibling, o.callee, out)
-        described: list[list[int]] = out.tolist()
-        return described
+        return out
 
     def _example(
         self,
@@ -229,7 +228,7 @@ class Topology:
         self, batch: ChainBatch, o: Observed, hashes: U64, slot: I32, surprise: F32, unusual: I64
     ) -> None:
         """Keeps of each element the most unusual variant that its window saw, the newest of those that are alike."""
-        now, described = self.windows.boundary_ns, self._described(batch, o, unusual)
+        now, described = self.windows.boundary_ns, self._described(batch, o, unusual).tolist()
         for k, d, s, nats in zip(
             unusual.tolist(), described, slot[unusual].tolist(), surprise[unusual].tolist(), strict=True
         ):
@@ -299,13 +298,13 @@ class Topology:
     ) -> Findings:
         """Findings about the variants at the places `at`."""
         out, rows, described = no_findings(at.size), at // 2, self._described(batch, o, at)
-        out["chain"] = [about[kernel.CHAIN] for about in described]
+        out["chain"] = described[:, kernel.CHAIN]
         out["instance"] = batch.instance[rows]
         out["p"] = np.exp(-surprise[at].astype(np.float64))
         out["detail"] = slot[at]
         alike: dict[Any, tuple[int, ...]] = {}  # what is seen once is mostly seen again and again
         subjects = []
-        for k, d, s in zip(at.tolist(), described, slot[at].tolist(), strict=True):
+        for k, d, s in zip(at.tolist(), described.tolist(), slot[at].tolist(), strict=True):
             e = self._example(batch, o, k, d, s, int(hashes[k % 2, k // 2]))
             key = (s, e.broken, e.asked, *e.members, NONE, *e.unanswered)
             if key not in alike:
@@ -363,12 +362,12 @@ class Topology:
             self._new_slots(batch, missing[:lacking])
             _, found = self._learn(batch, normal, children, missing, new, every=False)
         if found:
-            o = Observed(*children)
-            for place, row in new[:found].tolist():
-                members = self._members(batch, o, place // 2, of_logs=place % 2 == 0)
-                self.known.members[row, : len(members)] = members
-                if place % 2 == 1 and members:
-                    self._note_asked(int(batch.event[place // 2]), members)
+            places, rows = new[:found].T.copy()
+            described = self._described(batch, Observed(*children), places)
+            self.known.members[rows] = described[:, kernel.ABOUT :]
+            for place, (number, *members) in zip(places.tolist(), described[:, kernel.NUMBER :].tolist(), strict=True):
+                if place % 2 == 1 and number:
+                    self._note_asked(int(batch.event[place // 2]), members[:number])
             self.known.entered(found)
 
     def _learn(

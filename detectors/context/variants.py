@@ -22,6 +22,7 @@ from collector_processor.model import I64, NONE
 EDIT_NATS = 3.0  # what one event more or less weighs, where the variant is sought that another one comes closest to
 COMPARED_MAX = 32  # variants among which it is sought
 ROOM = 4096  # for new variants of one epoch; with less, those of a large system's first epoch would only be counted
+NEVER = -(2**62)  # before all times; half of what there is, so that a difference fits
 MEMBERS_MAX = 16  # events of one variant that are kept
 SLOTS = {
     "first": np.int32,
@@ -65,7 +66,7 @@ class Variants:
             self._forget_met(size)
         self.slots["first"][slot] = NONE
         self.slots["asks"][slot] = NONE
-        self.slots["audited_ns"][slot] = np.iinfo(np.int64).min // 2
+        self.slots["audited_ns"][slot] = NEVER
 
     def of(self, slot: int) -> list[int]:
         """The rows of the slot's variants."""
