@@ -264,7 +264,8 @@ def score(
 
 @helper
 def say(key, near, far, slot, out):
-    """Fills in what a finding about an element or a pool is about: `out` is a row of FINDING."""
+    """Fills in what a finding about an element or a pool is about: `out` is a row of FINDING, and nothing is in it."""
+    out["chain"], out["detector"], out["flow"], out["event"], out["instance"] = -1, 0, -1, -1, -1
     kind = key & KIND
     called = kind == CALL or kind == INTO or kind == OUT_OF
     out["kind"] = SLOW_CALL if called else SLOW_OPERATION
