@@ -133,6 +133,7 @@ def seldom_needed() -> None:
     sequence.containing(ids, ids, number, number, none)
     of_rows, of_steps = (ids, numbers, numbers, numbers), (number, ids, numbers, ids, numbers)
     sequence.holder(0, ids, number, number, hashes, hashes, none, 0.0, *of_rows, *of_steps)
+    variants.describe(none, number, batch.kind, batch.status, ids, ids, ids, ids, ids[None])
     variants.novelty_rate(np.zeros(2))
     of_variants = (ids, ids, shares, shares, shares, shares, 0.0, 1.0, shares[0], shares[0])
     variants.refresh(none, *of_variants, shares, shares, shares)

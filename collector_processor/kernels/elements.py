@@ -49,6 +49,7 @@ P_MIN = 1e-300
 
 _LENGTH = np.array([math.exp(LOWEST + (b + 0.5) * WIDTH) for b in range(BINS)])  # of the middle of each bin, in ns
 _OCTAVE = np.array([1e6 * 2.0 ** (octave + 0.5) for octave in range(LEVELS)])  # the middle of each, in ns
+_HALVED = np.array([0.5**octave for octave in range(LEVELS)])  # so many times
 _FALLING = np.array([math.exp(-max(b - BINS, 0) * WIDTH / 0.7) for b in range(2 * BINS)])  # residuals at first
 _LEAST_SHARE = math.exp(-SURPRISE_MAX)
 
@@ -263,7 +264,8 @@ def score(
 
 @helper
 def say(key, near, far, slot, out):
-    """Fills in what a finding about an element or a pool is about: `out` is a row of FINDING."""
+    """Fills in what a finding about an element or a pool is about: `out` is a row of FINDING, and nothing is in it."""
+    out["chain"], out["detector"], out["flow"], out["event"], out["instance"] = -1, 0, -1, -1, -1
     kind = key & KIND
     called = kind == CALL or kind == INTO or kind == OUT_OF
     out["kind"] = SLOW_CALL if called else SLOW_OPERATION
@@ -473,21 +475,25 @@ def refresh(slots, histogram, seen, group, share, shrink, fresh, middle, typical
         middle[s] = m
         typical[s] = _LENGTH[m]
         above, before, surprise = 0.0, -1.0, 0.0
+        shares, total = share[group[s]], seen[s] + shrink
         for b in range(BINS - 1, -1, -1):
             above += histogram[s, b]
-            prior = share[group[s], min(max(b - m + BINS, 0), 2 * BINS - 1)]
-            reached = (above + shrink * prior) / (seen[s] + shrink)
+            prior = shares[min(max(b - m + BINS, 0), 2 * BINS - 1)]
+            reached = (above + shrink * prior) / total
             if reached != before:  # most of the time goes into logarithms, and bins without history are often alike
                 surprise = -math.log(reached) if reached > _LEAST_SHARE else SURPRISE_MAX
-            before = reached
+                before = reached
             table[s, b] = surprise
         for octave in range(LEVELS):
             usual_surprise[s, octave] = 0.0
         for b in range(m, BINS):
             late = _LENGTH[b] - typical[s]
             if histogram[s, b] > 0 and late > 0.0:
-                part = histogram[s, b] * table[s, b] / (seen[s] + shrink)
+                part = histogram[s, b] * table[s, b] / total
                 weighed = part * (late / _OCTAVE[0])
-                for octave in range(LEVELS):
-                    usual_surprise[s, octave] += part if late >= _OCTAVE[octave] else weighed
-                    weighed /= 2.0
+                full = 0
+                while full < LEVELS and late >= _OCTAVE[full]:
+                    usual_surprise[s, full] += part
+                    full += 1
+                for octave in range(full, LEVELS):
+                    usual_surprise[s, octave] += weighed * _HALVED[octave]

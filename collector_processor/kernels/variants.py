@@ -19,7 +19,7 @@ import math
 import numpy as np
 from numba import uint64
 
-from collector_processor.kernels.jit import allocating_kernel, helper, kernel
+from collector_processor.kernels.jit import allocating_kernel, helper, inlined, kernel
 from collector_processor.kernels.table import find, put
 from collector_processor.kernels.windows import in_nats, strongest
 from collector_processor.kernels.wire import finish, mix
@@ -28,10 +28,14 @@ SIBLINGS_MAX = 32  # looked back upon to tell the first of a kind from a further
 ERROR_LOG = 17  # OTLP severity number from which on a log is an error
 WARNING_LOG = 13
 ERROR_SPAN = 2
+CLIENT, PRODUCER = 4, 5  # span kinds in a ChainBatch
 STALE = 0.03  # share of an element's observations that its surprises may lack
 YOUNG = 50.0  # observations below which an element learns even while it is in alarm
 NOT_ASKING = -3  # of an operation that does more than call another service
 VARIANTS_MAX = 64  # of one element; further ones are only counted
+# What `describe` says first: the chain, whether logs tell of no error and no warning, how many calls nobody answered,
+# whether nobody answered the span itself, the number of members.
+CHAIN, CALM, UNANSWERED, ALONE, NUMBER, ABOUT = range(6)
 _MANY = 0x5851F42D4C957F2D
 _ERROR = 0x2545F4914F6CDD1D
 
@@ -110,10 +114,56 @@ def members(row, of_logs, kind, event, last, sibling, callee, out):
     return n
 
 
+@allocating_kernel
+def describe(places, offsets, kind, status, event, last, sibling, callee, out):
+    """Fills `out` int32[k, ABOUT + most] with what is at each of `places`, the logs (even) or calls (odd) of a span:
+    columns CHAIN..NUMBER, and from ABOUT on the `members`, then -1. Chains ascend. The other arrays as in `observe`."""
+    chain = 0
+    for k in range(places.size):
+        row, of_logs = places[k] // 2, places[k] % 2 == 0
+        while offsets[chain + 1] <= row:
+            chain += 1
+        calm = of_logs and status[row] != ERROR_SPAN
+        unanswered = 0
+        child = last[row]
+        while child >= 0:
+            if of_logs:
+                calm = calm and (kind[child] != 0 or status[child] < WARNING_LOG)
+            else:
+                unanswered += (kind[child] == CLIENT or kind[child] == PRODUCER) and callee[child] == child
+            child = sibling[child]
+        out[k, CHAIN] = chain
+        out[k, CALM] = calm
+        out[k, UNANSWERED] = unanswered
+        out[k, ALONE] = callee[row] == row
+        number = members(row, of_logs, kind, event, last, sibling, callee, out[k, ABOUT:])
+        out[k, NUMBER] = number
+        for i in range(ABOUT + number, out.shape[1]):
+            out[k, i] = -1
+
+
 @kernel
 def variant_key(element, variant):
     """Key of one variant of one element, never 0."""
     return mix(mix(uint64(0x9E6D62D06F6A9A9B), uint64(element)), variant) | uint64(1)
+
+
+@inlined
+def slot_of(slots, event, what):
+    """The slot of the logs (0) or calls (1) of an operation, by `slots` int32[n], -1 when it has none."""
+    at = 2 * event + what
+    return slots[at] if at < slots.size else np.int32(-1)
+
+
+@inlined
+def row_of(s, element, variant, variant_keys, variant_rows, met, met_row):
+    """The row of one variant of the element in slot s, -1 when it is not known. `met` uint64[slots] has the variant
+    that was last asked for and `met_row` int32[slots] its row, if any: mostly it is asked for again, and the table is
+    too large to stay at hand."""
+    if met[s] != variant or met_row[s] < 0:
+        met[s] = variant
+        met_row[s] = find(variant_keys, variant_rows, variant_key(element, variant))
+    return met_row[s]
 
 
 @helper
@@ -134,8 +184,8 @@ def _hand_up(r, p, top, is_own, same, other):
 
 @allocating_kernel
 def judge(
-    offsets, event, kind, status, parent, service, logs, calls, last, sibling, callee, named, column, table_keys,
-    table_slots, variant_keys, variant_rows, nats, new_nats, usual_nats, asks, seen, seen_min, blamed, blamed_by,
+    offsets, event, kind, status, parent, service, logs, calls, last, sibling, callee, named, column, slots,
+    variant_keys, variant_rows, met, met_row, nats, new_nats, usual_nats, asks, seen, seen_min, blamed, blamed_by,
     level, sums, usual_sums, counts, hits, hit, least, chain_value, surprise, slot,
 ):  # fmt: skip
     """Surprise float32[m, 2] and slot int32[m, 2] of each span's logs and calls, added to `column` of the windows.
@@ -163,12 +213,12 @@ def judge(
             own = service[event[r]]
             top = np.float32(0.0)
             for what in range(2):
-                element = 2 * event[r] + what + 1
-                s = find(table_keys, table_slots, uint64(element))
+                s = slot_of(slots, event[r], what)
                 if s < 0 or seen[s] < seen_min:
                     continue
                 slot[r, what] = s
-                row = find(variant_keys, variant_rows, variant_key(element, logs[r] if what == 0 else calls[r]))
+                variant = logs[r] if what == 0 else calls[r]
+                row = row_of(s, 2 * event[r] + what + 1, variant, variant_keys, variant_rows, met, met_row)
                 u = _weighed(nats[row] if row >= 0 else new_nats[s], least, hit)
                 top = max(top, u)
                 # Who fails on an answer that is unusual itself does so because of it, however seldom it failed before.
@@ -199,8 +249,11 @@ def judge(
                 chain_value[c, 1] += 1.0
                 chain_value[c, 2] = max(chain_value[c, 2], level[s])
                 counts[s, column] += 1
-                usual_sums[s, column] += usual_nats[s]
-                if u > 0.0 and blames[own] >= 0:
+                if usual_nats[s] > 0.0:  # memory that nothing changes in is not looked at
+                    usual_sums[s, column] += usual_nats[s]
+                if u == 0.0:
+                    continue
+                if blames[own] >= 0:
                     greatest[own] = max(greatest[own], u)
                     continue
                 if u > hit:
@@ -226,9 +279,9 @@ def _blame(own, to, blamed, blamed_by, nats, column, sums, counts, hits):
 
 @allocating_kernel
 def score(
-    offsets, event, kind, status, parent, service, family, named, column, table_keys, table_slots, variant_keys,
-    variant_rows, nats, new_nats, usual_nats, asks, seen, seen_min, blamed, blamed_by, level, sums, usual_sums, counts,
-    hits, hit, least, own_least, hold, most, values, hashes, children, surprise, slot, unusual, at,
+    offsets, event, kind, status, parent, service, family, named, column, slots, variant_keys, variant_rows, met,
+    met_row, nats, new_nats, usual_nats, asks, seen, seen_min, blamed, blamed_by, level, sums, usual_sums, counts, hits,
+    hit, least, own_least, hold, most, values, hashes, children, surprise, slot, unusual, at,
 ):  # fmt: skip
     """All that is said of a batch of chains: `observe`, `judge`, and what is surprising by itself.
 
@@ -243,7 +296,7 @@ def score(
     parts = np.zeros((chains, 3))
     judge(
         offsets, event, kind, status, parent, service, hashes[0], hashes[1], last, sibling, callee, named, column,
-        table_keys, table_slots, variant_keys, variant_rows, nats, new_nats, usual_nats, asks, seen, seen_min, blamed,
+        slots, variant_keys, variant_rows, met, met_row, nats, new_nats, usual_nats, asks, seen, seen_min, blamed,
         blamed_by, level, sums, usual_sums, counts, hits, hit, least, parts, surprise, slot,
     )  # fmt: skip
     in_nats(parts, values)
@@ -270,8 +323,8 @@ def _named_by(r, kind, status, event, last, sibling, named):
 
 @helper
 def count_variants(
-    offsets, event, kind, logs, calls, allowed, closed_ns, alarmed_ns, audited_ns, audit_ns, table_keys, table_slots,
-    variant_keys, variant_rows, count, first, following, distinct, seen, fresh, excess, novelty, kept, touched,
+    offsets, event, kind, logs, calls, allowed, closed_ns, alarmed_ns, audited_ns, audit_ns, slots, variant_keys,
+    variant_rows, met, met_row, count, first, following, distinct, seen, fresh, excess, novelty, kept, touched,
     rows_used, rows_max, new_row,
 ):  # fmt: skip
     """Counts variants; returns how many variant rows are in use then.
@@ -288,7 +341,7 @@ def count_variants(
             if kind[r] == 0 or not allowed[c]:
                 continue
             for what in range(2):
-                s = find(table_keys, table_slots, uint64(2 * event[r] + what + 1))
+                s = slot_of(slots, event[r], what)
                 if s < 0:
                     continue
                 variant = logs[r] if what == 0 else calls[r]
@@ -297,8 +350,8 @@ def count_variants(
                     if broken or closed_ns[c] - audited_ns[s] < audit_ns:
                         continue
                     audited_ns[s] = closed_ns[c]
-                key = variant_key(2 * event[r] + what + 1, variant)
-                row = find(variant_keys, variant_rows, key)
+                element = 2 * event[r] + what + 1
+                row = row_of(s, element, variant, variant_keys, variant_rows, met, met_row)
                 novelty[1] = novelty[1] * kept + 1.0
                 novelty[0] *= kept
                 if row < 0:
@@ -309,7 +362,7 @@ def count_variants(
                     else:
                         row = rows_used
                         rows_used += 1
-                        put(variant_keys, variant_rows, key, row)
+                        put(variant_keys, variant_rows, variant_key(element, variant), row)
                         count[row] = 0
                         following[row] = first[s]
                         first[s] = row
@@ -324,11 +377,11 @@ def count_variants(
 
 
 @helper
-def unknown(event, kind, table_keys, table_slots, out):
+def unknown(event, kind, slots, out):
     """Fills `out` with the rows of spans whose operation has no slot, and returns how many there are."""
     n = 0
     for r in range(event.size):
-        if kind[r] != 0 and find(table_keys, table_slots, uint64(2 * event[r] + 1)) < 0:
+        if kind[r] != 0 and slot_of(slots, event[r], 0) < 0:
             out[n] = r
             n += 1
     return n
@@ -337,7 +390,7 @@ def unknown(event, kind, table_keys, table_slots, out):
 @allocating_kernel
 def learn(
     offsets, event, kind, status, parent, service, family, allowed, closed_ns, every, alarmed_ns, audited_ns, audit_ns,
-    table_keys, table_slots, variant_keys, variant_rows, count, first, following, distinct, seen, fresh, excess,
+    slots, variant_keys, variant_rows, met, met_row, count, first, following, distinct, seen, fresh, excess,
     novelty, kept, rows_used, shrink, least, hit, nats, new_nats, usual_nats, children, missing, new,
 ):  # fmt: skip
     """Takes in the variants of a batch of chains, and brings the surprises that follow from them up to date.
@@ -350,13 +403,13 @@ def learn(
     hashes = np.empty((2, m), np.uint64)
     last, sibling, callee = children[0], children[1], children[2]
     observe(event, kind, status, parent, service, family, hashes[0], hashes[1], last, sibling, callee)
-    lacking = unknown(event, kind, table_keys, table_slots, missing)
+    lacking = unknown(event, kind, slots, missing)
     if lacking and every:
         return lacking, 0
     new_row, touched = np.empty((m, 2), np.int32), np.zeros(alarmed_ns.size, np.bool_)
     count_variants(
-        offsets, event, kind, hashes[0], hashes[1], allowed, closed_ns, alarmed_ns, audited_ns, audit_ns, table_keys,
-        table_slots, variant_keys, variant_rows, count, first, following, distinct, seen, fresh, excess, novelty, kept,
+        offsets, event, kind, hashes[0], hashes[1], allowed, closed_ns, alarmed_ns, audited_ns, audit_ns, slots,
+        variant_keys, variant_rows, met, met_row, count, first, following, distinct, seen, fresh, excess, novelty, kept,
         touched, rows_used, count.size, new_row,
     )  # fmt: skip
     refresh(

@@ -33,8 +33,8 @@ from typing import Any
 
 import numpy as np
 
-from collector_processor.kernels.jit import helper, kernel
-from collector_processor.kernels.table import LookupTable, find_many
+from collector_processor.kernels.jit import helper, inlined, kernel
+from collector_processor.kernels.table import LookupTable
 
 FIRST_SLOTS = 64
 DEVIATION_MAX = 16.0  # of one epoch, in dispersions: what is further out teaches no more than this
@@ -72,50 +72,58 @@ def patient(known_ns, since_ns, now_ns):
     return (now_ns - since_ns) * 1e-9 <= known_s * known_s / PATIENCE_S
 
 
+@inlined
+def window_exponent(s, sums, usual, counts, mean, dispersion, memory, prior, piece):
+    """The exponent of slot s, the greatest epoch of its window taken down to the third."""
+    n = 0.0
+    for e in range(counts.shape[1]):
+        n += counts[s, e]
+    if n == 0.0:
+        return np.float32(0.0)
+    total = 0.0
+    expected = 0.0
+    worst = 0.0
+    second = 0.0
+    third = 0.0
+    for e in range(counts.shape[1]):
+        total += sums[s, e]
+        expected += usual[s, e]
+        excess = sums[s, e] - max(counts[s, e] * mean[s], usual[s, e])
+        if excess > worst:
+            third = second
+            second = worst
+            worst = excess
+        elif excess > second:
+            third = second
+            second = excess
+        elif excess > third:
+            third = excess
+    total -= worst - third
+    burst = max(piece, memory[s, 4]) if piece > 0.0 else 0.0
+    known = memory[s, 1] + prior[1]
+    swing = prior[4] * min(mean[s], expected / n)
+    return np.float32(exponent(total, n, max(mean[s], expected / n), dispersion[s], burst, known, swing))
+
+
 @kernel
 def judge_slots(
-    used, sums, usual, counts, mean, dispersion, memory, prior, piece, hold, report, now_ns, window_ns, exponents,
-    level, born_ns, since_ns, loud_ns, alarmed_ns, reported,
+    used, column, piece, hold, report, now_ns, window_ns, sums, usual, counts, mean, dispersion, memory, prior,
+    exponents, level, born_ns, since_ns, loud_ns, alarmed_ns, reported,
 ):  # fmt: skip
-    """Fills the exponents of the slots' windows, the greatest epoch of each taken down to the third, and `reported`
-    with the slots from `report` on: (how many these are, the greatest exponent).
+    """Brings the exponents of the slots' windows up to date, and fills `reported` with the slots from `report` on: (how
+    many these are, the greatest exponent).
 
+    An exponent still holds unless it is NaN or the epoch that ends, in `column`, has added to the window; -1 when it
+    has added to none.
     loud_ns: the last boundary beyond `hold`; since_ns: the first of them without a whole window of quiet in between;
     alarmed_ns: the last one at which the alarm still held learning up."""
     found = 0
     greatest = np.float32(0.0)
     for s in range(used):
-        n = 0.0
-        for e in range(counts.shape[1]):
-            n += counts[s, e]
-        if n == 0.0:
-            exponents[s] = level[s] = 0.0
-            continue
-        total = 0.0
-        expected = 0.0
-        worst = 0.0
-        second = 0.0
-        third = 0.0
-        for e in range(counts.shape[1]):
-            total += sums[s, e]
-            expected += usual[s, e]
-            excess = sums[s, e] - max(counts[s, e] * mean[s], usual[s, e])
-            if excess > worst:
-                third = second
-                second = worst
-                worst = excess
-            elif excess > second:
-                third = second
-                second = excess
-            elif excess > third:
-                third = excess
-        total -= worst - third
-        burst = max(piece, memory[s, 4]) if piece > 0.0 else 0.0
-        known = memory[s, 1] + prior[1]
-        swing = prior[4] * min(mean[s], expected / n)
-        size = np.float32(exponent(total, n, max(mean[s], expected / n), dispersion[s], burst, known, swing))
-        exponents[s] = size
-        level[s] = min(size, LEVEL_MAX)
+        if np.isnan(exponents[s]) or (column >= 0 and counts[s, column] > 0):
+            exponents[s] = window_exponent(s, sums, usual, counts, mean, dispersion, memory, prior, piece)
+            level[s] = min(exponents[s], LEVEL_MAX)
+        size = np.float32(exponents[s])
         greatest = max(greatest, size)
         if size >= report:
             reported[found] = s
@@ -131,10 +139,11 @@ def judge_slots(
 
 @kernel
 def teach(
-    used, column, sums, usual, counts, hits, hit_values, hit_usual, alarmed_ns, silent_ns, kept, linked, calm, prior,
-    memory, mean, dispersion,
+    used, column, silent_ns, kept, linked, calm, sums, usual, counts, hits, hit_values, hit_usual, mean, dispersion,
+    memory, prior, exponents, alarmed_ns,
 ):  # fmt: skip
-    """Takes the epoch `column`, which leaves the window, into mean and dispersion, and clears it.
+    """Takes the epoch `column`, which leaves the window, into mean and dispersion, and clears it; `exponents` that this
+    changes become NaN.
 
     Slots that have been in alarm since `silent_ns` do not learn, except those with less than YOUNG observations: what
     alarms about them is more likely their ignorance.
@@ -146,18 +155,21 @@ def teach(
     weight in epochs; the deviation of the mean as a share of what is usual; and how many times the mean, once that is
     known to be small, the dispersion is believed to be at most, for rare surprises are also less dispersed.
     """
+    slow = kept ** (1.0 - linked)
     for s in range(used):
         n = counts[s, column]
         if n == 0:
             continue
+        exponents[s] = np.nan
         total = sums[s, column]
         expected = n * mean[s]
         sums[s, column] = 0.0
         usual[s, column] = 0.0
         counts[s, column] = 0
-        hits[s, column] = 0
-        hit_values[s, column] = 0.0
-        hit_usual[s, column] = 0.0
+        if hits[s, column] > 0:
+            hits[s, column] = 0
+            hit_values[s, column] = 0.0
+            hit_usual[s, column] = 0.0
         if alarmed_ns[s] >= silent_ns and memory[s, 1] >= YOUNG:
             continue
         deviation = min((total - expected) ** 2 / n, DEVIATION_MAX * dispersion[s])
@@ -166,7 +178,6 @@ def teach(
             memory[s, 5] = memory[s, 5] * linked + total - expected
             memory[s, 6] = memory[s, 6] * linked * linked + n
             clump = min(memory[s, 5] ** 2 / memory[s, 6], DEVIATION_MAX * dispersion[s])
-            slow = kept ** (1.0 - linked)
             memory[s, 7] = memory[s, 7] * slow + clump - deviation
             memory[s, 8] = memory[s, 8] * slow + (clump - deviation) ** 2
             memory[s, 9] = memory[s, 9] * slow + 1.0
@@ -294,17 +305,19 @@ class Windows:
         if self.used:
             memory[: self.used] = self.memory[: self.used]
         self.memory: Any = memory
-        self.exponents: Any = np.zeros(size)  # at the last boundary
+        self.exponents: Any = np.full(size, np.nan)  # at the last boundary; NaN when its window has changed since
         self.reported: Any = np.zeros(size, np.int64)  # room for the slots that a boundary reports
+        # What the kernels get at every boundary: to gather it takes longer than some of their work.
+        learned = (self.mean, self.dispersion, self.memory, self.prior, self.exponents)
+        alarms = (self.level, self.born_ns, self.since_ns, self.loud_ns, self.alarmed_ns, self.reported)
+        self._judged = (self.sums, self.usual, self.counts, *learned, *alarms)
+        rings = (self.sums, self.usual, self.counts, self.hits, self.hit_values, self.hit_usual)
+        self._taught = (*rings, *learned, self.alarmed_ns)
 
     @property
     def size(self) -> int:
         """Slots that the arrays have room for."""
         return int(self.key.size)
-
-    def find(self, keys: Any, out: Any) -> int:
-        """out int32[n] = slots of `keys` uint64[n], -1 where there is none; returns how many have none."""
-        return int(find_many(self.lookup.keys, self.lookup.values, keys, out))
 
     def add(self, key: int, near: int, far: int) -> int:
         """A slot for `key`, which must have none; -1 when all are taken."""
@@ -333,10 +346,10 @@ class Windows:
         if True not in self.filled:
             self.exponents[:] = self.level[:] = 0.0
             return self.reported[:0]
+        column = self.column if self.filled[self.column] else -1
+        window_ns = self.columns * self.epoch_ns
         found, greatest = judge_slots(
-            *(self.used, self.sums, self.usual, self.counts, self.mean, self.dispersion, self.memory, self.prior),
-            *(self.piece, hold, np.float32(report), now_ns, self.columns * self.epoch_ns, self.exponents, self.level),
-            *(self.born_ns, self.since_ns, self.loud_ns, self.alarmed_ns, self.reported),
+            self.used, column, self.piece, hold, np.float32(report), now_ns, window_ns, *self._judged
         )
         if greatest >= SHAKEN:
             self.shaken_ns = now_ns
@@ -352,16 +365,14 @@ class Windows:
             if not self.filled[self.column]:
                 continue
             self.filled[self.column] = False
-            teach(
-                *(self.used, self.column, self.sums, self.usual, self.counts, self.hits, self.hit_values),
-                *(self.hit_usual, self.alarmed_ns, silent_ns, self.kept, self.linked, self.shaken_ns < silent_ns),
-                *(self.prior, self.memory, self.mean, self.dispersion),
-            )
+            calm = self.shaken_ns < silent_ns
+            teach(self.used, self.column, silent_ns, self.kept, self.linked, calm, *self._taught)
 
     def clear(self, slot: int) -> None:
         """Begins the window of `slot` anew: what was seen in it is explained."""
         for ring in (self.sums, self.usual, self.counts, self.hits, self.hit_values, self.hit_usual):
             ring[slot] = 0
+        self.exponents[slot] = np.nan
 
     def snapshot(self) -> dict[str, Any]:
         return {

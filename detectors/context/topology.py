@@ -14,8 +14,8 @@ for the cause of what the new words did.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -51,7 +51,6 @@ REWORDED_EPOCHS = 2
 STOPPED_EPOCHS = 3  # the last ones, in which nearly all spans leave out what they always called
 STOPPED_SHARE = 0.9
 MANY = -2  # services are asked by the same operation
-CLIENT, PRODUCER = 4, 5  # span kinds in a ChainBatch
 P_MIN = 1e-300
 # As plain numbers: numpy is ten times slower with members of an enum.
 MISSING_LOG, ERROR, UNUSUAL_LOG = int(Kind.MISSING_LOG), int(Kind.ERROR), int(Kind.UNUSUAL_LOG)
@@ -70,8 +69,7 @@ class Observed:
     callee: I32
 
 
-@dataclass(frozen=True, slots=True)
-class Example:
+class Example(NamedTuple):
     """One unusual variant of an element. `since` is the boundary before it was seen."""
 
     since: int
@@ -101,6 +99,7 @@ class Topology:
         self.blamed = np.full(config.decode.services_max, NONE, np.int32)
         self.blamed_by = np.full(config.decode.services_max, NONE, np.int32)
         self.known = Variants(self.config)
+        self.slots: I32 = np.zeros(0, np.int32)  # of each operation's logs (2 * event) and calls (2 * event + 1)
         self.named = np.zeros(0, np.int32)
         self.examples: dict[int, Example] = {}  # by slot
         self.reworded: dict[int, int] = {}  # when the logs of an operation were found to be reworded, by slot
@@ -122,8 +121,8 @@ class Topology:
         surprise, slot = np.empty((records, 2), np.float32), np.empty((records, 2), np.int32)
         unusual, at = np.empty(2 * records, np.int64), np.empty(chains * config.findings_max, np.int64)
         several, found = kernel.score(
-            *(*self._columns(batch), self.named, w.open(), w.lookup.keys, w.lookup.values),
-            *(known.keys, known.found, known.rows["nats"], s["new_nats"], s["usual_nats"], s["asks"]),
+            *(*self._columns(batch), self.named, w.open(), self.slots, known.keys, known.found, known.met),
+            *(known.met_row, known.rows["nats"], s["new_nats"], s["usual_nats"], s["asks"]),
             *(s["seen"], config.learn_min, self.blamed[: len(self.symbols.services)], self.blamed_by),
             *(w.level, w.sums, w.usual, w.counts, w.hits, np.float32(config.hit), np.float32(config.least)),
             *(np.float32(config.chain_surprise), np.float32(config.hold), config.findings_max),
@@ -166,23 +165,44 @@ class Topology:
         out = []
         child = int(o.last[row])
         while child >= 0:
-            if batch.kind[child] in (CLIENT, PRODUCER) and o.callee[child] == child:
+            if batch.kind[child] in (kernel.CLIENT, kernel.PRODUCER) and o.callee[child] == child:
                 out.append(int(batch.event[child]))
             child = int(o.sibling[child])
         return sorted(set(out))
 
+    def _described(self, batch: ChainBatch, o: Observed, places: I64) -> I32:
+        """What is at `places`, the logs (even ones) or calls of spans; see `kernels.variants.describe`."""
+        out = np.empty((places.size, kernel.ABOUT + MEMBERS_MAX), np.int32)
+        kernel.describe(places, batch.offsets, batch.kind, batch.status, batch.event, o.last, o.sibling, o.callee, out)
+        return out
+
     def _example(
-        self, batch: ChainBatch, o: Observed, place: int, slot: int, variant: int, since: int, begun: int, nats: float
+        self,
+        batch: ChainBatch,
+        o: Observed,
+        place: int,
+        described: list[int],
+        slot: int,
+        variant: int,
+        since: int = 0,
+        begun: int = 0,
+        nats: float = 0.0,
     ) -> Example:
-        """What the variant at `place` is made of: of the logs (even places) or calls of a span."""
+        """The variant at `place`, of which `described` says what it is made of."""
         row, of_calls = place // 2, place % 2 == 1
-        members = self._members(batch, o, row, of_logs=not of_calls)
-        broken = not of_calls and bool(variant & 1)
-        unanswered = self._unanswered(batch, o, row) if of_calls else []
-        asked = self._asked(batch, o, row, slot) if of_calls and o.callee[row] == row else NONE
-        calm = not of_calls and self._is_calm(batch, o, row)
-        trace = batch.trace_id(int(batch.offsets.searchsorted(row, "right")) - 1)
-        return Example(since, members, unanswered, asked, broken, calm, variant, begun, nats, trace)
+        chain, calm, unanswered, alone, number, *members = described
+        return Example(
+            since,
+            members[:number],
+            self._unanswered(batch, o, row) if unanswered else [],
+            self._asked(batch, o, row, slot) if of_calls and alone else NONE,
+            not of_calls and bool(variant & 1),
+            bool(calm),
+            variant,
+            begun,
+            nats,
+            batch.trace_id(chain),
+        )
 
     def _asked(self, batch: ChainBatch, o: Observed, row: int, slot: int) -> int:
         """The event that the call at `row`, which got no answer, was for: its usual one, or one its caller lacks."""
@@ -192,39 +212,32 @@ class Topology:
         if asks != MANY:
             return next(iter(self.known.usual(slot)), NONE)
         parent = int(batch.parent[row])
-        above = self._slot(2 * int(batch.event[parent]) + 2) if parent >= 0 else NONE
+        above = self._slot(int(batch.event[parent])) if parent >= 0 else NONE
         if above < 0:
             return NONE
         service, seen = self.symbols.events.column("service"), self._members(batch, o, parent, of_logs=False)
         own = service[batch.event[row]]
         return next((e for e in self.known.usual(above) if e not in seen and service[e] != own), NONE)
 
-    def _slot(self, key: int) -> int:
-        """The slot of an element; NONE when it has none."""
-        slot = np.empty(1, np.int32)
-        self.windows.find(np.array([key], np.uint64), slot)
-        return int(slot[0])
-
-    def _is_calm(self, batch: ChainBatch, o: Observed, row: int) -> bool:
-        """Whether the span at `row` and its logs tell of no error and no warning."""
-        calm, child = batch.status[row] != kernel.ERROR_SPAN, int(o.last[row])
-        while child >= 0:
-            calm &= batch.kind[child] != 0 or batch.status[child] < kernel.WARNING_LOG
-            child = int(o.sibling[child])
-        return bool(calm)
+    def _slot(self, event: int) -> int:
+        """The slot of an operation's calls; NONE when it has none."""
+        at = 2 * event + 1
+        return int(self.slots[at]) if at < self.slots.size else NONE
 
     def _keep_examples(
         self, batch: ChainBatch, o: Observed, hashes: U64, slot: I32, surprise: F32, unusual: I64
     ) -> None:
         """Keeps of each element the most unusual variant that its window saw, the newest of those that are alike."""
-        now = self.windows.boundary_ns
-        for k, s, nats in zip(unusual.tolist(), slot[unusual].tolist(), surprise[unusual].tolist(), strict=True):
+        now, described = self.windows.boundary_ns, self._described(batch, o, unusual).tolist()
+        for k, d, s, nats in zip(
+            unusual.tolist(), described, slot[unusual].tolist(), surprise[unusual].tolist(), strict=True
+        ):
             before = self.examples.get(s, NO_EXAMPLE)
             if nats > before.nats or (nats == before.nats and before.since != now):
                 variant = int(hashes[k % 2, k // 2])
                 same = before.variant == variant and before.since in (now, now - self.windows.epoch_ns)
                 begun = before.begun if same else now
-                self.examples[s] = self._example(batch, o, k, s, variant, now, begun, nats)
+                self.examples[s] = self._example(batch, o, k, d, s, variant, now, begun, nats)
 
     def _is_reworded(self, slot: int, example: Example) -> bool:
         """Whether the logs of the operation say by other words what they said before. See the module."""
@@ -284,15 +297,15 @@ class Topology:
         self, batch: ChainBatch, o: Observed, hashes: U64, surprise: F32, slot: I32, at: I64
     ) -> Findings:
         """Findings about the variants at the places `at`."""
-        out, rows = no_findings(at.size), at // 2
-        out["chain"] = batch.offsets.searchsorted(rows, "right") - 1
+        out, rows, described = no_findings(at.size), at // 2, self._described(batch, o, at)
+        out["chain"] = described[:, kernel.CHAIN]
         out["instance"] = batch.instance[rows]
         out["p"] = np.exp(-surprise[at].astype(np.float64))
         out["detail"] = slot[at]
         alike: dict[Any, tuple[int, ...]] = {}  # what is seen once is mostly seen again and again
         subjects = []
-        for k, s in zip(at.tolist(), slot[at].tolist(), strict=True):
-            e = self._example(batch, o, k, s, int(hashes[k % 2, k // 2]), 0, 0, 0.0)
+        for k, d, s in zip(at.tolist(), described.tolist(), slot[at].tolist(), strict=True):
+            e = self._example(batch, o, k, d, s, int(hashes[k % 2, k // 2]))
             key = (s, e.broken, e.asked, *e.members, NONE, *e.unanswered)
             if key not in alike:
                 alike[key] = self._subject(s, k % 2, e)
@@ -349,12 +362,12 @@ class Topology:
             self._new_slots(batch, missing[:lacking])
             _, found = self._learn(batch, normal, children, missing, new, every=False)
         if found:
-            o = Observed(*children)
-            for place, row in new[:found].tolist():
-                members = self._members(batch, o, place // 2, of_logs=place % 2 == 0)
-                self.known.members[row, : len(members)] = members
-                if place % 2 == 1 and members:
-                    self._note_asked(int(batch.event[place // 2]), members)
+            places, rows = new[:found].T.copy()
+            described = self._described(batch, Observed(*children), places)
+            self.known.members[rows] = described[:, kernel.ABOUT :]
+            for place, (number, *members) in zip(places.tolist(), described[:, kernel.NUMBER :].tolist(), strict=True):
+                if place % 2 == 1 and number:
+                    self._note_asked(int(batch.event[place // 2]), members[:number])
             self.known.entered(found)
 
     def _learn(
@@ -365,7 +378,7 @@ class Topology:
         s, v = known.slots, known.rows
         return kernel.learn(  # type: ignore[no-any-return]
             *(*self._columns(batch), normal, batch.closed_ns, every, w.alarmed_ns, s["audited_ns"], w.epoch_ns),
-            *(w.lookup.keys, w.lookup.values, known.keys, known.found, v["count"], s["first"]),
+            *(self.slots, known.keys, known.found, known.met, known.met_row, v["count"], s["first"]),
             *(v["following"], s["distinct"], s["seen"], s["fresh"], s["excess"], known.novelty, NOVELTY_KEPT),
             *(known.used, config.shrink, np.float32(config.least), np.float32(config.hit)),
             *(v["nats"], s["new_nats"], s["usual_nats"], children, missing, new),
@@ -373,7 +386,7 @@ class Topology:
 
     def _note_asked(self, event: int, members: list[int]) -> None:
         """Notes whom the operation `event` calls when it does nothing but call another service."""
-        service, slot = self.symbols.events.column("service"), self._slot(2 * event + 2)
+        service, slot = self.symbols.events.column("service"), self._slot(event)
         own, called, asks = int(service[event]), int(service[members[0]]), self.known.slots["asks"]
         if slot < 0:
             return
@@ -387,7 +400,7 @@ class Topology:
         for event in dict.fromkeys(batch.event[spans].tolist()):
             service = int(self.symbols.events.column("service")[event])
             if self.blamed[service] < 0:
-                self.blamed[service] = self._add(BLAMED | service, service)
+                self._add(BLAMED | service, service)
             self._add(2 * event + 1, service)
             self._add(2 * event + 2, service)
 
@@ -395,7 +408,18 @@ class Topology:
         slot = self.windows.add(key, service, NONE)
         if slot >= 0:
             self.known.begin(slot, self.windows.size)
+            self._note_slot(key, slot)
         return slot
+
+    def _note_slot(self, key: int, slot: int) -> None:
+        """Enters a new slot where it is looked for."""
+        if key & BLAMED:
+            self.blamed[key & ~BLAMED] = slot
+            return
+        if key > self.slots.size:
+            more = max(2 * len(self.symbols.events), key) - self.slots.size
+            self.slots = np.concatenate([self.slots, np.full(more, NONE, np.int32)])
+        self.slots[key - 1] = slot
 
     def evidence(self, finding: np.void) -> dict[str, Any]:
         slot = int(finding["detail"])
@@ -449,9 +473,7 @@ class Topology:
             **self.known.snapshot(self.windows.used),
             "facts": [[slot, *counts] for slot, counts in self.facts.items()],
             "blamed_by": self.blamed_by.copy(),
-            "examples": [
-                [slot, *(getattr(e, field.name) for field in fields(Example))] for slot, e in self.examples.items()
-            ],
+            "examples": [[slot, *example] for slot, example in self.examples.items()],
             "reworded": [[slot, since] for slot, since in self.reworded.items()],
         }
 
@@ -464,6 +486,6 @@ class Topology:
         self.facts = {int(slot): (int(unusual), int(count)) for slot, unusual, count in state["facts"]}
         self.blamed_by = np.array(state["blamed_by"], np.int32)
         self.blamed[:] = NONE
+        self.slots = np.zeros(0, np.int32)
         for slot, key in enumerate(self.windows.key[:used].astype(np.int64).tolist()):
-            if key & BLAMED:
-                self.blamed[key & ~BLAMED] = slot
+            self._note_slot(key, slot)

@@ -22,6 +22,7 @@ from collector_processor.model import I64, NONE
 EDIT_NATS = 3.0  # what one event more or less weighs, where the variant is sought that another one comes closest to
 COMPARED_MAX = 32  # variants among which it is sought
 ROOM = 4096  # for new variants of one epoch; with less, those of a large system's first epoch would only be counted
+NEVER = -(2**62)  # before all times; half of what there is, so that a difference fits
 MEMBERS_MAX = 16  # events of one variant that are kept
 SLOTS = {
     "first": np.int32,
@@ -44,6 +45,7 @@ class Variants:
     def __init__(self, config: ContextConfig) -> None:
         self.config = config
         self.slots = {name: np.zeros(64, dtype) for name, dtype in SLOTS.items()}
+        self._forget_met(64)
         room = min(ROOM, config.variants_max)
         self.rows = {name: np.zeros(room, dtype) for name, dtype in ROWS.items()}
         self.used = 0  # rows
@@ -51,15 +53,20 @@ class Variants:
         self.members = np.full((room, MEMBERS_MAX), NONE, np.int32)
         self.novelty = np.zeros(2)  # how often anything new is seen; see `kernels.variants.novelty_rate`
 
+    def _forget_met(self, slots: int) -> None:
+        """What the kernels looked up last, by slot; see `kernels.variants.row_of`."""
+        self.met, self.met_row = np.zeros(slots, np.uint64), np.full(slots, NONE, np.int32)
+
     def begin(self, slot: int, size: int) -> None:
         """A new slot; `size` of them must fit."""
         have = self.slots["first"].size
         if have < size:
             for name, array in self.slots.items():
                 self.slots[name] = np.concatenate([array, np.zeros(size - have, array.dtype)])
+            self._forget_met(size)
         self.slots["first"][slot] = NONE
         self.slots["asks"][slot] = NONE
-        self.slots["audited_ns"][slot] = np.iinfo(np.int64).min // 2
+        self.slots["audited_ns"][slot] = NEVER
 
     def of(self, slot: int) -> list[int]:
         """The rows of the slot's variants."""
@@ -178,6 +185,7 @@ class Variants:
         for name, dtype in SLOTS.items():
             self.slots[name] = np.zeros(size, dtype)
             self.slots[name][:slots] = state["slots"].get(name, kernel.NOT_ASKING)
+        self._forget_met(size)
         self.used = int(state["rows"]["count"].size)
         room = min(ROOM, self.config.variants_max)
         while room < self.used:

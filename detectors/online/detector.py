@@ -19,6 +19,7 @@ from collector_processor.config import Config
 from collector_processor.kernels import elements as kernel
 from collector_processor.kernels.windows import Windows
 from collector_processor.model import (
+    FINDING,
     I64,
     NONE,
     Bool,
@@ -67,7 +68,7 @@ class Online:
             return Scores(np.zeros(len(batch)), no_findings())
         config, w, h = self.config, self.windows, self.history
         h.reserve_flows(len(self.symbols.flows))
-        nats, findings = np.empty(len(batch)), no_findings(len(batch) * config.findings_max)
+        nats, findings = np.empty(len(batch)), np.empty(len(batch) * config.findings_max, FINDING)
         found = kernel.score(
             *(*self._columns(batch), batch.instance),
             *(h.flow_typical, config.material_share, config.material_ms * 1e6, CHAIN_NS_MAX, w.open()),
@@ -96,7 +97,7 @@ class Online:
         self.facts = {}
         if not slots.size:
             return no_findings()
-        w, rows, seen_in = self.windows, no_findings(slots.size), np.empty((slots.size, 3), np.int64)
+        w, rows, seen_in = self.windows, np.empty(slots.size, FINDING), np.empty((slots.size, 3), np.int64)
         found = kernel.say_windows(
             *(slots, w.key, w.near, w.far, self.pools[POOLS[kernel.WITHIN]], w.exponents),
             *(w.hits, w.counts, w.hit_values, w.hit_usual, seen_in, rows),

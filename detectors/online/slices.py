@@ -29,9 +29,7 @@ CHAINS_MIN = 10  # of a slice that is judged
 SLICES_MIN = 60  # of a flow before its slices are findings
 TREE_SLICES = 60  # after which the trees take the last ones as their reference
 SCORES_KEPT = 512
-RIVER_SLICES = (
-    3  # of a flow before River is asked, which takes a second to load; its trees say 0 of the first 60 anyway
-)
+ADWIN_SLICES = 3  # of a flow before River is asked, which takes a second to load
 ADWIN_MAX = 512  # p-values after which ADWIN starts anew, so that a restart can replay it
 ADWIN_DELTA = 0.002
 ADWIN_SEEDS = 30
@@ -88,7 +86,7 @@ class Flow:
         self.samples.append(squashed)
         if self.trees is not None:
             self.trees.learn_one(dict(zip(FEATURES, squashed, strict=True)))
-        elif len(self.samples) >= RIVER_SLICES:
+        elif len(self.samples) >= TREE_SLICES:  # before, they would say 0
             self.trees = _trees()
             for sample in self.samples:
                 self.trees.learn_one(dict(zip(FEATURES, sample, strict=True)))
@@ -100,7 +98,7 @@ class Flow:
         self.p_values.append(p)
         if self.adwin is not None:
             self.adwin.update(p)
-        elif len(self.p_values) >= RIVER_SLICES:
+        elif len(self.p_values) >= ADWIN_SLICES:
             self.adwin = _adwin()
             for value in self.p_values:
                 self.adwin.update(value)
