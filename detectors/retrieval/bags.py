@@ -116,20 +116,20 @@ class BagTable:
 
         Events that only one of two bags has may stand for similar ones that only the other has.
         """
-        known, pool = self.familiarity.row, (self.event, self.level, self.start, self.length)
-        rows = kernels.nearest_rows(
-            *(row, known["flow"], known["good"], known["bad"], self.size, self.compared_max, *pool, self.weight),
-            NEAREST,
-        )
-        if rows.size == 0:
-            event, level = self.bag(row)
-            return Nearest(1.0, float(np.sqrt((self.weight[event] * level).sum())))
+        known, lacking = self.familiarity.row, np.empty(self.weight.size, np.int32)
+        rows = (row, known["flow"], known["good"], known["bad"], self.size, self.compared_max)
+        bags = (self.event, self.level, self.start, self.length, self.weight, NEAREST)
         self.vectors.reserve(self.weight.size)
-        lacking = kernels.unembedded(row, rows, *pool, self.vectors.row_of)
-        if lacking.size:
-            self.vectors.make(lacking.tolist(), self.symbols.events.text)
-        vectors = (self.vectors.vectors, self.vectors.row_of)
-        other, (distance, deviation, event, extra) = kernels.closest(row, rows, *pool, self.weight, *vectors)
+        while True:
+            vectors = (self.vectors.vectors, self.vectors.row_of)
+            missing, other, (distance, deviation, event, extra) = kernels.closest(*rows, *bags, *vectors, lacking)
+            if not missing:
+                break
+            self.vectors.make(lacking[:missing].tolist(), self.symbols.events.text)
+            lacking = lacking[:0]  # those that the vectors had no room for are done without
+        if other == NONE:
+            events, level = self.bag(row)
+            return Nearest(1.0, float(np.sqrt((self.weight[events] * level).sum())))
         return Nearest(distance, deviation, int(other), int(event), bool(extra))
 
     def learn(self, rows: I32, batch: ChainBatch, normal: Bool, odd: F64) -> bool:
