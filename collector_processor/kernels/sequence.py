@@ -128,6 +128,20 @@ def candidates(row, rows, signature, length, good, bad):
 
 
 @allocating_kernel
+def judge(
+    row, pool, start, length, signature, key, others, gap, flow, good, bad, total, transition_start, transition_length,
+    transition, transition_count, origin, origin_count,
+):  # fmt: skip
+    """What there is to be said of a path that is not known: its `surprise`, and its `holder` among `others`."""
+    transitions = transition, transition_count, origin, origin_count
+    worst, at = surprise(row, transition_start, transition_length, *transitions)
+    held = holder(
+        row, pool, start, length, signature, key, others, gap, flow, good, bad, total, transition_start, *transitions
+    )
+    return worst, at, held
+
+
+@allocating_helper
 def holder(
     row, pool, start, length, signature, key, others, gap, flow, good, bad, total, transition_start, transition,
     transition_count, origin, origin_count,
@@ -159,7 +173,7 @@ def holder(
     return (rows[best], prefix[best], best_share) if best >= 0 else (-1, 0, best_share)
 
 
-@kernel
+@helper
 def surprise(row, start, length, transition, transition_count, origin, origin_count):
     """(worst, at): greatest -ln P(next | step) over the transitions of `row`, and its position in the row.
 
@@ -180,8 +194,14 @@ def surprise(row, start, length, transition, transition_count, origin, origin_co
 
 
 @kernel
-def count_transitions(rows, normal, outcome, start, length, transition, transition_count, origin, origin_count):
-    """Adds the transitions of the rows of normal chains that no cap cut short."""
+def count_transitions(
+    rows, normal, outcome, start, length, transition, transition_count, origin, origin_count, good, odd
+):  # fmt: skip
+    """Adds the transitions of the rows of normal chains that no cap cut short. Before that, fills in how `odd` those of
+    `rows` are that were never normal: their `surprise`."""
+    for row in rows:
+        if good[row] <= 0.0:
+            odd[row], _ = surprise(row, start, length, transition, transition_count, origin, origin_count)
     for c in range(rows.size):
         if not normal[c] or outcome[c] == EVICTED:
             continue
@@ -227,13 +247,6 @@ def nats_of(root):
     if size < 25.0:
         return -math.log(max(math.erfc(size / math.sqrt(2.0)), 1e-300))
     return 0.5 * size * size + math.log(size * math.sqrt(math.pi / 2.0))
-
-
-@kernel
-def shares(good, flow, total, ratio, out):
-    """The share of its flow's chains that each row has now: normal chains of row and flow, times the time's ratio."""
-    for row in range(out.size):
-        out[row] = good[row] / max(total[flow[row]], 1.0) * ratio[row]
 
 
 @helper
@@ -282,17 +295,21 @@ def push(
     return at
 
 
-@allocating_kernel
-def repeated(counts, flow, total, total_min, novel, good, bad):
-    """Rows that came within the slice, first came when their flow had `total_min` chains, and are not known yet."""
-    out = np.empty(flow.size, np.int64)
+@kernel
+def look(counts, flow, total, total_min, novel, good, bad, ratio, share, repeated):
+    """Fills in the share of its flow's chains that each row has now: normal chains of both, times the time's ratio.
+
+    Fills `repeated` with rows that came within the slice (`counts`), first came when their flow had `total_min` chains,
+    and are not known yet; gives their number.
+    """
     n = 0
     for row in range(flow.size):
+        share[row] = good[row] / max(total[flow[row]], 1.0) * ratio[row]
         known = good[row] > 0.0 and bad[row] <= good[row]
         if counts[row] > 0 and novel[row] and not known and total[flow[row]] >= total_min:
-            out[n] = row
+            repeated[n] = row
             n += 1
-    return out[:n]
+    return n
 
 
 @helper

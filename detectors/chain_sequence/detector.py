@@ -36,7 +36,7 @@ from collector_processor.model import (
 )
 from detectors.chain_sequence.distribution import SLICES_MIN, Distribution
 from detectors.chain_sequence.extremes import Extremes
-from detectors.chain_sequence.paths import START, PathTable
+from detectors.chain_sequence.paths import START, Held, PathTable
 from detectors.familiarity import Familiarity, describe_young
 from detectors.protocol import Scores
 
@@ -83,7 +83,6 @@ class ChainSequence:
         self.tenant_rootless = np.zeros(1024)
         self.repeats = Extremes(1.0, 1.5)
         self.share = np.zeros(0)
-        self.shares_stand = False  # whether what they are made of has not changed since
         self.slice_index = NONE  # of the last `advance`
         self.recurred, self.came = (
             3.0,
@@ -152,15 +151,15 @@ class ChainSequence:
         flow = int(self.known.row["flow"][row])
         if not self.paths.column["novel"][row] and self.known.row["bad"][row] == 0:
             return Judgement(NONE, 1.0)  # from when its flow was young: normal, and waiting to be learned
-        surprise, at = self.paths.surprise(row)
+        surprise, at, held = self.paths.judge(row, self.paths.flow_rows(flow), GAP)
         p = self.known.new_rate(flow) * self.known.odder_share(flow, surprise)
         if late:
             p = min(1.0, 2.0 * min(p, self.known.late_rate(flow)))
         p = max(p, P_MIN)
         length = int(self.paths.column["length"][row])
-        broken = self._broken_off(row, self.paths.flow_rows(flow), p, late)
-        if broken is not None:
-            return broken if length >= self.config.interrupted_length_min else Judgement(NONE, p)
+        if held[0] != NONE:
+            broken_off = length >= self.config.interrupted_length_min
+            return self._broken_off(row, held, p, late) if broken_off else Judgement(NONE, p)
         return self._new(row, at, p)
 
     def _new(self, row: int, at: int, p: float) -> Judgement:
@@ -187,11 +186,9 @@ class ChainSequence:
         order = np.lexsort((column["key"][rows], -self.known.row["good"][rows], -prefix))
         return int(rows[order[0]])
 
-    def _broken_off(self, row: int, rows: I64, p: float, late: bool) -> Judgement | None:
-        """The judgement when `row` is a proper subsequence of a known one of `rows`, else None."""
-        other, at, share = self.paths.holder(row, rows, GAP)
-        if other == NONE:
-            return None
+    def _broken_off(self, row: int, held: Held, p: float, late: bool) -> Judgement:
+        """The judgement when `row` is a proper subsequence of a known path."""
+        other, at, share = held
         operations = self.paths.operations(other)
         step, after = int(operations[at]), int(operations[at - 1]) if at else NONE
         subject, caller = self._suspect(row, other, at, late)
@@ -234,10 +231,10 @@ class ChainSequence:
         else:
             rows = self.paths.flow_rows(flow)
             p = self.known.late_rate(flow)
-        broken = self._broken_off(row, rows, min(1.0, max(p, P_MIN)), late=True)
-        if broken is None:
+        _, _, held = self.paths.judge(row, rows, GAP)
+        if held[0] == NONE:
             return Judgement(NONE, 1.0 if cold else p)
-        return broken
+        return self._broken_off(row, held, min(1.0, max(p, P_MIN)), late=True)
 
     # windows
 
@@ -247,27 +244,29 @@ class ChainSequence:
             distribution.reserve(size, flows)
             self.repeats.reserve(flows)
         flow = self.known.view("flow")
-        self._refresh_shares()
         boundary = distribution.missed_boundary(now_ns)
         if boundary is not None:
+            self._look(flow)
             distribution.push(boundary, np.zeros(size, np.int64), flow)  # what was seen since came after it
             self._end_slice(boundary)
         ended = distribution.push(now_ns, self.known.view("seen"), flow)
-        findings = (self._repeated(flow), self._out_of_range(now_ns, flow))
+        findings = (self._repeated(flow, self._look(flow)), self._out_of_range(now_ns, flow))
         if ended:
             self._end_slice(now_ns)
         self._enter_slice(now_ns)
         return all_findings(findings)
 
-    def _refresh_shares(self) -> None:
-        """The share of each row expected now."""
-        if self.share.size != self.known.size:
-            self.share = np.empty(self.known.size)
-        elif self.shares_stand:
-            return
-        row = self.known.row
-        kernels.shares(row["good"], row["flow"], self.known.flow["total"], row["ratio"], self.share)
-        self.shares_stand = True
+    def _look(self, flow: I32) -> list[int]:
+        """Sets the share of each row expected now; those that came within the slice and are new, though not to a young
+        flow."""
+        if self.share.size != flow.size:
+            self.share = np.empty(flow.size)
+        known, repeated = self.known.row, np.empty(flow.size, np.int32)
+        count = kernels.look(
+            *(self.distribution.rows.sum_long, flow, self.known.flow["total"], float(self.config.learn_chains_min)),
+            *(self.paths.column["novel"], known["good"], known["bad"], known["ratio"], self.share, repeated),
+        )
+        return repeated[:count].tolist() if count else []
 
     def _end_slice(self, now_ns: int) -> None:
         """Learns from the slice that ended at `now_ns`."""
@@ -295,26 +294,23 @@ class ChainSequence:
         self.known.view("ratio")[:] = np.divide(shares, overall, out=np.ones_like(overall), where=overall > 0)
         self.known.recount()
         self._forget_judgements()
-        self.shares_stand = False
-        self._refresh_shares()
+        self._look(flow)
 
     def _forget_judgements(self) -> None:
         """After what is known has changed noticeably; part of the state, so that a restored run judges alike."""
         self.judged.clear()
         self.learned_at = float(self.known.flow["total"].sum())
 
-    def _repeated(self, flow: I32) -> Findings:
+    def _repeated(self, flow: I32, rows: list[int]) -> Findings:
         """New and broken-off paths seen `repeat_min` times within the last slice, summed per flow, kind and subject.
 
         p: that many different ones by chance, times that they came again so often (geometric, from earlier new paths).
         """
-        counts, known = self.distribution.rows.sum_long, self.known.row
-        rows = kernels.repeated(
-            *(counts, flow, self.known.flow["total"], float(self.config.learn_chains_min)),
-            *(self.paths.column["novel"], known["good"], known["bad"]),
-        )
+        if not rows:
+            return no_findings()
+        counts = self.distribution.rows.sum_long
         groups: dict[tuple[int, int, int], list[tuple[int, int, Judgement]]] = {}
-        for row in rows.tolist():
+        for row in rows:
             judgement = self._judgement(row, flags.NEW)
             if judgement.kind != NONE:
                 key = int(flow[row]), judgement.kind, judgement.subject
@@ -381,7 +377,6 @@ class ChainSequence:
     def learn(self, batch: ChainBatch, normal: Bool) -> None:
         if len(batch) == 0:
             return
-        self.shares_stand = False
         changed = self.paths.learn(self.paths.rows(batch), batch, normal)
         kernels.count_rootless(batch.tenant, batch.root, normal, self.tenant_chains, self.tenant_rootless)
         if changed or float(self.known.flow["total"].sum()) > self.learned_at * 1.05:
@@ -491,7 +486,7 @@ class ChainSequence:
         self.tenant_chains = np.array(state["tenant_chains"], np.float64)
         self.tenant_rootless = np.array(state["tenant_rootless"], np.float64)
         self.learned_at = float(state["learned_at"])
-        self.share, self.shares_stand = np.array(state["share"], np.float64), False
+        self.share = np.array(state["share"], np.float64)
         self.repeats.restore(state["repeats"])
         self.slice_index = int(state["slice_index"])
         self.recurred, self.came = float(state["recurred"]), float(state["came"])
