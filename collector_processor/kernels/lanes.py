@@ -49,8 +49,8 @@ def lanes_of(event, parent, kind, offsets, table_keys, table_lanes, most):
     longest = 0
     for c in range(offsets.size - 1):
         longest = max(longest, offsets[c + 1] - offsets[c])
-    digest = np.empty((2, longest + 1), np.uint64)
-    last, count = np.empty((2, longest + 1), np.int32), np.empty((2, longest + 1), np.int32)
+    digest = np.zeros((longest + 1, 2), np.uint64)  # and what follows: of each slot, empty again when it was read
+    last, count = np.full((longest + 1, 2), -9, np.int32), np.zeros((longest + 1, 2), np.int32)
     lane = np.empty(2 * (event.size + offsets.size - 1), np.int32)
     lane_offsets, unknown = np.empty(offsets.size, np.int64), np.empty((most, 3), np.int64)
     missing = 0
@@ -58,25 +58,24 @@ def lanes_of(event, parent, kind, offsets, table_keys, table_lanes, most):
     for c in range(offsets.size - 1):
         lo = offsets[c]
         n = offsets[c + 1] - lo
-        digest[:, : n + 1] = 0
-        last[:, : n + 1] = -9
-        count[:, : n + 1] = 0
         for r in range(lo, lo + n):
             s = parent[r] - lo if parent[r] >= lo else n
             k = LOGS if kind[r] == 0 else CALLS
-            count[k, s] += 1
-            if last[k, s] != event[r]:
-                last[k, s] = event[r]
-                digest[k, s] = mix(digest[k, s], uint64(event[r] + 1))
+            count[s, k] += 1
+            if last[s, k] != event[r]:
+                last[s, k] = event[r]
+                digest[s, k] = mix(digest[s, k], uint64(event[r] + 1))
         lane_offsets[c] = found
         for s in range(n + 1):
             if s < n and kind[lo + s] == 0:
                 continue
             head = event[lo + s] if s < n else TOP
             for k in range(2):
-                if s == n and count[k, s] < 1 + k:  # a lone root is no lane
+                key = mix(digest[s, k], uint64(2 * (head + 2) + k)) | uint64(1)
+                came = count[s, k]
+                digest[s, k], last[s, k], count[s, k] = 0, -9, 0
+                if s == n and came < 1 + k:  # a lone root is no lane
                     continue
-                key = mix(digest[k, s], uint64(2 * (head + 2) + k)) | uint64(1)
                 i = slot_of(table_keys, key)
                 lane[found] = table_lanes[i] if table_keys[i] != 0 else -1
                 if table_keys[i] == 0 and missing < most:

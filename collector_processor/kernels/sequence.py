@@ -388,3 +388,85 @@ def excess(
         slices_min, rate, away_chains, flow_difference_min, greatest_rate, of_flows,
     )  # fmt: skip
     return max(of_shares, of_rates)
+
+
+@helper
+def cleaned(count, expected, dispersion, sigmas):
+    """`count` with what lies beyond so many sigmas pulled in to them."""
+    spread = sigmas * math.sqrt(max(expected, 0.25) * dispersion)
+    return min(max(count, expected - spread), expected + spread)
+
+
+@allocating_helper
+def end_slice_of_rows(
+    rows_long, flows_long, share, flow, slices, clumped, rare, pool_slices, memory, sigmas, profiled,
+    dispersion, own_dispersion, weight, flow_dispersion, counts,
+):  # fmt: skip
+    """Learns the dispersion of each row given its flow's count, and of all rows of each flow, for those that know
+    little of their own. Fills `counts` with what came of each row, `cleaned` when its time is `profiled`."""
+    sums, means = np.zeros(flow_dispersion.size), np.zeros(flow_dispersion.size)
+    for row in range(flow.size):
+        expected = flows_long[flow[row]] * share[row]
+        count = float(rows_long[row])
+        squared = min((count - expected) * (count - expected), sigmas * sigmas * expected * dispersion[row])
+        sums[flow[row]] += squared
+        means[flow[row]] += expected
+        if expected >= 0.5:
+            weight[row] = min(weight[row] + 1.0, memory)
+            own_dispersion[row] += (squared / expected - own_dispersion[row]) / max(weight[row], 1.0)
+    for f in range(means.size):
+        if means[f] >= 1.0:
+            step = (sums[f] / means[f] - flow_dispersion[f]) / min(slices[f] + 4.0, memory)
+            flow_dispersion[f] = max(1.0, flow_dispersion[f] + step)
+    dispersion[:] = clumped
+    for row in range(flow.size):
+        expected = flows_long[flow[row]] * share[row]
+        pooled = max(flow_dispersion[flow[row]], clumped if expected < rare else 1.0)
+        own = own_dispersion[row] * weight[row]
+        dispersion[row] = max(1.0, (own + pooled * pool_slices) / (weight[row] + pool_slices))
+        counts[row] = rows_long[row]
+        if profiled:
+            counts[row] = cleaned(counts[row], expected, dispersion[row], sigmas)
+
+
+@helper
+def end_slice_of_flows(
+    flows_long, rates, ended, settled_min, away_min, away_chains, memory, sigmas,
+    rate, dispersion, slices, before, silent, away, counts,
+):  # fmt: skip
+    """Learns the rate of each flow and its dispersion, and whether it has been away. Fills `counts` with what came of
+    it, `cleaned` when it has more than `settled_min` slices behind it."""
+    for f in range(rates.size):
+        count, expected = float(flows_long[f]), rates[f]
+        if count > 0.0:
+            if slices[f] == 0:
+                before[f] = ended
+            away[f] = away[f] or (silent[f] >= away_min and silent[f] * rate[f] >= away_chains)
+        silent[f] = 0 if count > 0.0 or slices[f] == 0 else silent[f] + 1
+        slices[f] += slices[f] > 0 or count > 0.0
+        part = 1.0 / min(max(slices[f] - 1, 1), memory)  # without the first slice, which is not a whole one
+        squared = (count - expected) * (count - expected) / max(expected, 1.0)
+        if slices[f] > settled_min:
+            squared = min(squared, sigmas * sigmas * dispersion[f])
+        if slices[f] > 2:
+            dispersion[f] += part * (squared - dispersion[f])
+        dispersion[f] = max(dispersion[f], 1.0)
+        counts[f] = cleaned(count, expected, dispersion[f], sigmas) if slices[f] > settled_min else count
+        rate[f] += part * (counts[f] - rate[f])
+
+
+@allocating_kernel
+def end_slice(
+    rows_long, flows_long, share, flow, memory, sigmas, clumped, rare, pool_slices, profiled, dispersion,
+    own_dispersion, weight, flow_dispersion, row_counts, rates, ended, settled_min, away_min, away_chains, rate,
+    rate_dispersion, slices, before, silent, away, flow_counts,
+):  # fmt: skip
+    """`end_slice_of_rows`, which fills `row_counts`, and `end_slice_of_flows`, which fills `flow_counts`."""
+    end_slice_of_rows(
+        rows_long, flows_long, share, flow, slices, clumped, rare, pool_slices, memory, sigmas, profiled,
+        dispersion, own_dispersion, weight, flow_dispersion, row_counts,
+    )  # fmt: skip
+    end_slice_of_flows(
+        flows_long, rates, ended, settled_min, away_min, away_chains, memory, sigmas,
+        rate, rate_dispersion, slices, before, silent, away, flow_counts,
+    )  # fmt: skip
