@@ -65,14 +65,15 @@ def bag_key(flow, event, level):
     return mix(key, uint64(flow + 1)) | uint64(1)
 
 
-@allocating_kernel
-def known_bags(first, event, offsets, flow, sequence, counted, bag_keys, bag_rows, table_keys, table_rows, rows):
+@kernel
+def known_bags(
+    first, event, offsets, flow, sequence, counted, distinct, level, bag_keys, bag_rows, table_keys, table_rows, rows
+):  # fmt: skip
     """Fills in the rows of chains from `first` on, up to one whose bag is new.
 
     A chain's row stands in the table under its sequence, else under its bag; what is found by that is entered in the
     table, which has room. Gives the chain whose bag is new, -1 when there is none, and how many sequences were entered.
-    `counted` as in `bag`."""
-    distinct, level = np.empty(counted.size, np.int32), np.empty(counted.size, np.uint8)
+    `counted` as in `bag`; `distinct` and `level` are scratch of the same size."""
     entered = 0
     for c in range(first, rows.size):
         key = max(sequence[c], uint64(1))

@@ -149,10 +149,9 @@ def append_lanes(
         row += 1
 
 
-@allocating_helper
-def greatest(lane, lane_offsets, lane_value):
-    """Per chain the greatest value of its lanes, float64, and the lane that has it, int32 (-1: no lane)."""
-    value, worst = np.empty(lane_offsets.size - 1), np.empty(lane_offsets.size - 1, np.int32)
+@helper
+def greatest(lane, lane_offsets, lane_value, value, worst):
+    """Fills in, per chain, the greatest value of its lanes, and the lane that has it (-1: no lane)."""
     for c in range(value.size):
         value[c] = 0.0
         worst[c] = -1
@@ -160,20 +159,23 @@ def greatest(lane, lane_offsets, lane_value):
             if worst[c] < 0 or lane_value[lane[k]] > value[c]:
                 worst[c] = lane[k]
                 value[c] = lane_value[lane[k]]
-    return value, worst
 
 
-@allocating_kernel
-def score(lane, lane_offsets, lane_value, outcome, flow, histogram, width, young, p_max, value_min):
-    """`greatest` per chain, 0 for one that a cap cut short, and its `rank` p; and the chains, int64, that are unusual
-    by both."""
-    value, worst = greatest(lane, lane_offsets, lane_value)
+@kernel
+def score(
+    lane, lane_offsets, lane_value, outcome, flow, histogram, width, young, p_max, value_min, value, worst, p
+):  # fmt: skip
+    """Fills in `greatest` per chain, 0 for one that a cap cut short, and its `rank` p. Whether a chain is unusual by
+    both."""
+    greatest(lane, lane_offsets, lane_value, value, worst)
     for c in range(value.size):
         if outcome[c] == EVICTED:
             value[c] = 0.0
-    p = np.empty(value.size)
     rank(flow, value, histogram, width, young, p)
-    return value, worst, p, np.flatnonzero((p <= p_max) & (value >= value_min))
+    for c in range(value.size):
+        if p[c] <= p_max and value[c] >= value_min:
+            return True
+    return False
 
 
 @allocating_kernel
@@ -328,7 +330,7 @@ def rows_of_heads(rows, head, used, out):
     return n
 
 
-@kernel
+@helper
 def rank(flow, value, histogram, width, young, p):
     """p[c] = share of the flow's histogram at or above each value; beyond the greatest it falls by the nat."""
     bins = histogram.shape[1]
@@ -350,7 +352,8 @@ def rank(flow, value, histogram, width, young, p):
 @allocating_kernel
 def count_values(lane, lane_offsets, lane_value, flow, normal, histogram, width, memory):
     """Adds the values of normal chains to their flows' histograms, of which a little fades with each epoch's chains."""
-    value, _ = greatest(lane, lane_offsets, lane_value)
+    value, worst = np.empty(flow.size), np.empty(flow.size, np.int32)
+    greatest(lane, lane_offsets, lane_value, value, worst)
     came = np.zeros(histogram.shape[0])
     for c in range(flow.size):
         if normal[c]:

@@ -22,6 +22,7 @@ from collector_processor.config import ChainSequenceConfig, Config
 from collector_processor.kernels import familiarity as flags
 from collector_processor.kernels import sequence as kernels
 from collector_processor.model import (
+    FINDING,
     I32,
     I64,
     NONE,
@@ -103,36 +104,30 @@ class ChainSequence:
 
     def _findings(self, rows: I32, state: Any, chains: I64, value: Any) -> Findings:
         """One finding a chain, made once per distinct (row, state); sets the values of these chains."""
-        codes = (rows[chains].astype(np.int64) * 8 + state[chains]).tolist()
-        at = {code: i for i, code in enumerate(sorted(set(codes)))}
-        templates, values = no_findings(len(at)), np.empty(len(at))
-        for code, i in at.items():
-            row, state_flags = code >> 3, code & 7
-            judgement = self._judgement(row, state_flags)
-            values[i] = -math.log(judgement.p)
-            self._fill(templates[i : i + 1], row, judgement)
-            templates["detail"][i] = code
-            templates["actual"][i] = self.paths.column["length"][row]
-            if judgement.other != NONE:
-                templates["expected"][i] = self.paths.column["length"][judgement.other]
-            if judgement.kind == NONE or judgement.p > FINDING_P:
-                templates["detail"][i] = NONE
-        which = [at[code] for code in codes]
-        value[chains] = np.maximum(value[chains], values[which])
-        findings = templates.take(which)
-        findings["chain"] = chains
-        return findings.compress(findings["detail"] != NONE)
+        codes, length = (rows[chains].astype(np.int64) * 8 + state[chains]).tolist(), self.paths.column["length"]
+        values: dict[int, float] = {}
+        said: dict[int, tuple[float, ...]] = {}
+        for code in sorted(set(codes)):
+            row = code >> 3
+            judgement = self._judgement(row, code & 7)
+            values[code] = -math.log(judgement.p)
+            if judgement.kind != NONE and judgement.p <= FINDING_P:
+                expected = 0 if judgement.other == NONE else length[judgement.other]
+                said[code] = self._finding(row, judgement, judgement.p, expected, length[row], code)
+        value[chains] = np.maximum(value[chains], [values[code] for code in codes])
+        return as_findings(
+            [(chain, *said[code]) for chain, code in zip(chains.tolist(), codes, strict=True) if code in said]
+        )
 
-    def _fill(self, finding: Findings, row: int, judgement: Judgement) -> None:
-        """Writes kind, subject and p of `judgement` into one finding."""
-        finding["kind"] = max(judgement.kind, 0)
-        level = Level.EDGE if judgement.caller != NONE else Level.OPERATION
-        finding["level"] = level if judgement.subject != NONE else Level.FLOW
-        finding["flow"] = self.known.row["flow"][row]
-        finding["event"] = judgement.subject
-        finding["service"] = self._service(judgement.subject)
-        finding["caller"] = judgement.caller
-        finding["p"] = judgement.p
+    def _finding(
+        self, row: int, judgement: Judgement, p: float, expected: float, actual: float, detail: int
+    ) -> tuple[float, ...]:
+        """What `judgement` says of a path, as a row of FINDING without its chain."""
+        level, subject = Level.EDGE if judgement.caller != NONE else Level.OPERATION, judgement.subject
+        return (
+            *(0, judgement.kind, level if subject != NONE else Level.FLOW, self.known.row["flow"][row]),
+            *(self._service(subject), subject, judgement.caller, NONE, p, expected, actual, detail),
+        )
 
     def _service(self, event: int) -> int:
         return int(self.symbols.events.column("service")[event]) if event >= 0 else NONE
@@ -316,24 +311,20 @@ class ChainSequence:
                 key = int(flow[row]), judgement.kind, judgement.subject
                 groups.setdefault(key, []).append((int(counts[row]), row, judgement))
         said = []
-        for (of_flow, _, _), found in groups.items():
-            count = sum([entry[0] for entry in found])
+        for (of_flow, _, _), group in groups.items():
+            count = sum([entry[0] for entry in group])
             if count < self.config.repeat_min:
                 continue
-            _, row, judgement = max(found, key=lambda entry: (entry[0], -entry[1]))
+            _, row, judgement = max(group, key=lambda entry: (entry[0], -entry[1]))
             expected = float(self.distribution.flows.sum_long[of_flow]) * judgement.p
-            again = (self.recurred / self.came) ** (count - len(found))
-            nominal = max(P_MIN, repeat_tail(len(found), expected) * again)
+            again = (self.recurred / self.came) ** (count - len(group))
+            nominal = max(P_MIN, repeat_tail(len(group), expected) * again)
             nats = -math.log(nominal)
             self.repeats.current[of_flow] = max(self.repeats.current[of_flow], nats)
             if nominal < WINDOW_P and (p := max(nominal, self.repeats.p(of_flow, nats))) < WINDOW_P:
-                said.append((row, judgement, p, expected, count))
-        findings = no_findings(len(said))
-        for i, (row, judgement, p, expected, count) in enumerate(said):
-            self._fill(findings[i : i + 1], row, judgement)
-            findings["p"][i], findings["expected"][i], findings["actual"][i] = p, expected, count
-            findings["detail"][i] = row * 8 + flags.NEW
-        return findings
+                detail = row * 8 + flags.NEW
+                said.append((NONE, *self._finding(row, judgement, p, expected, count, detail)))
+        return as_findings(said)
 
     def _out_of_range(self, now_ns: int, flow: I32) -> Findings:
         total, least = self.known.flow["total"], float(self.config.learn_chains_min)
@@ -494,6 +485,11 @@ class ChainSequence:
             (int(row), int(flag)): Judgement(int(kind), p, int(other), share, *(int(event) for event in events))
             for row, flag, kind, p, other, share, *events in np.asarray(state["judged"]).tolist()
         }
+
+
+def as_findings(said: list[tuple[float, ...]]) -> Findings:
+    """Rows of FINDING as an array."""
+    return np.array(said, FINDING) if said else no_findings()
 
 
 def repeat_tail(count: int, expected: float) -> float:
