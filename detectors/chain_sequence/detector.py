@@ -294,7 +294,7 @@ class ChainSequence:
     def _forget_judgements(self) -> None:
         """After what is known has changed noticeably; part of the state, so that a restored run judges alike."""
         self.judged.clear()
-        self.learned_at = float(self.known.flow["total"].sum())
+        self.learned_at = self.known.chains()
 
     def _repeated(self, flow: I32, rows: list[int]) -> Findings:
         """New and broken-off paths seen `repeat_min` times within the last slice, summed per flow, kind and subject.
@@ -370,7 +370,7 @@ class ChainSequence:
             return
         changed = self.paths.learn(self.paths.rows(batch), batch, normal)
         kernels.count_rootless(batch.tenant, batch.root, normal, self.tenant_chains, self.tenant_rootless)
-        if changed or float(self.known.flow["total"].sum()) > self.learned_at * 1.05:
+        if changed or self.known.chains() > self.learned_at * 1.05:
             self._forget_judgements()
         kept = self.paths.evict()
         if kept is not None:

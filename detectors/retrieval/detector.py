@@ -150,13 +150,13 @@ class Retrieval:
         if batch.cell_record.size:
             self.values.learn(batch, normal)
         changed |= self.bags.evict()
-        if changed or float(self.known.flow["total"].sum()) > self.learned_at * 1.05:
+        if changed or self.known.chains() > self.learned_at * 1.05:
             self._forget_judgements()
 
     def _forget_judgements(self) -> None:
         """After the core has changed noticeably; part of the state, so that a restored run judges alike."""
         self.judged.clear()
-        self.learned_at = float(self.known.flow["total"].sum())
+        self.learned_at = self.known.chains()
 
     # explaining
 
