@@ -108,6 +108,10 @@ class Familiarity:
             )
         )
 
+    def chains(self) -> float:
+        """Normal chains of all flows."""
+        return float(np.add.reduce(self.flow["total"]))
+
     def known(self) -> Bool:
         """bool[rows]: normal at least as often as anomalous."""
         return np.asarray((self.view("good") > 0) & (self.view("bad") <= self.view("good")))

@@ -65,14 +65,15 @@ def bag_key(flow, event, level):
     return mix(key, uint64(flow + 1)) | uint64(1)
 
 
-@allocating_kernel
-def known_bags(first, event, offsets, flow, sequence, counted, bag_keys, bag_rows, table_keys, table_rows, rows):
+@kernel
+def known_bags(
+    first, event, offsets, flow, sequence, counted, distinct, level, bag_keys, bag_rows, table_keys, table_rows, rows
+):  # fmt: skip
     """Fills in the rows of chains from `first` on, up to one whose bag is new.
 
     A chain's row stands in the table under its sequence, else under its bag; what is found by that is entered in the
     table, which has room. Gives the chain whose bag is new, -1 when there is none, and how many sequences were entered.
-    `counted` as in `bag`."""
-    distinct, level = np.empty(counted.size, np.int32), np.empty(counted.size, np.uint8)
+    `counted` as in `bag`; `distinct` and `level` are scratch of the same size."""
     entered = 0
     for c in range(first, rows.size):
         key = max(sequence[c], uint64(1))
@@ -138,7 +139,7 @@ def compared_rows(row, flow, good, bad, used, most, out):
     return n
 
 
-@allocating_kernel
+@allocating_helper
 def nearest_rows(row, flow, good, bad, used, most, event, level, start, length, weight, few):
     """The `few` of `compared_rows` whose bags deviate least from that of `row`, the nearest first."""
     rows = np.empty(used, np.int64)
@@ -149,7 +150,7 @@ def nearest_rows(row, flow, good, bad, used, most, event, level, start, length, 
     return rows[np.argsort(deviation, kind="mergesort")[:few]]
 
 
-@kernel
+@helper
 def merged(a, a_end, b, b_end, event, level, both, mine, theirs):
     """Fills the events of two bags, ascending, and the level that each has in the one and the other; their number."""
     n = 0
@@ -165,15 +166,12 @@ def merged(a, a_end, b, b_end, event, level, both, mine, theirs):
     return n
 
 
-@allocating_kernel
-def unembedded(row, rows, event, level, start, length, vector_of):
-    """The events, int32, that `compare` needs vectors of and that have none."""
+@allocating_helper
+def unembedded(row, rows, event, level, start, length, vector_of, out):
+    """Fills `out` with the events that `compare` needs vectors of and that have none; gives their number."""
     size = 0
-    every = 0
     for r in rows:
         size = max(size, length[row] + length[r])
-        every += length[row] + length[r]
-    out = np.empty(every, np.int32)
     both = np.empty(size, np.int32)
     mine = np.empty(size)
     theirs = np.empty(size)
@@ -198,7 +196,7 @@ def unembedded(row, rows, event, level, start, length, vector_of):
                     if new:
                         out[found] = both[i]
                         found += 1
-    return out[:found]
+    return found
 
 
 @summing_kernel
@@ -228,7 +226,7 @@ def soften(n, both, mine, theirs, vectors, vector_of, cost):
         cost[i] *= 1.0 - near[i]
 
 
-@allocating_kernel
+@allocating_helper
 def compare(row, other, event, level, start, length, weight, vectors, vector_of):
     """(distance, deviation, event farthest apart, whether `row` has more of it) of two bags; -1 for no event."""
     size = length[row] + length[other]
@@ -257,16 +255,28 @@ def compare(row, other, event, level, start, length, weight, vectors, vector_of)
 
 
 @allocating_kernel
-def closest(row, rows, event, level, start, length, weight, vectors, vector_of):
-    """(the one of `rows` that `compare` finds least deviating from `row`, and what it says of it)."""
-    best = compare(row, rows[0], event, level, start, length, weight, vectors, vector_of)
-    at = rows[0]
-    for other in rows[1:]:
+def closest(
+    row, flow, good, bad, used, most, event, level, start, length, weight, few, vectors, vector_of, lacking
+):  # fmt: skip
+    """(number of events, filled in `lacking`, that need a vector first; the one of `nearest_rows` that `compare` finds
+    least deviating from `row`, -1 when there is none; and what it says of it).
+
+    With no room in `lacking` it does with the vectors that there are.
+    """
+    rows = nearest_rows(row, flow, good, bad, used, most, event, level, start, length, weight, few)
+    best = (1.0, 0.0, -1, True)
+    if rows.size == 0:
+        return 0, -1, best
+    missing = unembedded(row, rows, event, level, start, length, vector_of, lacking) if lacking.size else 0
+    at = -1
+    for other in rows:
+        if missing > 0:
+            break
         found = compare(row, other, event, level, start, length, weight, vectors, vector_of)
-        if found[1] < best[1]:
+        if at < 0 or found[1] < best[1]:
             best = found
             at = other
-    return at, best
+    return missing, at, best
 
 
 @kernel

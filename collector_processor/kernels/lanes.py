@@ -49,8 +49,8 @@ def lanes_of(event, parent, kind, offsets, table_keys, table_lanes, most):
     longest = 0
     for c in range(offsets.size - 1):
         longest = max(longest, offsets[c + 1] - offsets[c])
-    digest = np.empty((2, longest + 1), np.uint64)
-    last, count = np.empty((2, longest + 1), np.int32), np.empty((2, longest + 1), np.int32)
+    digest = np.zeros((longest + 1, 2), np.uint64)  # and what follows: of each slot, empty again when it was read
+    last, count = np.full((longest + 1, 2), -9, np.int32), np.zeros((longest + 1, 2), np.int32)
     lane = np.empty(2 * (event.size + offsets.size - 1), np.int32)
     lane_offsets, unknown = np.empty(offsets.size, np.int64), np.empty((most, 3), np.int64)
     missing = 0
@@ -58,25 +58,24 @@ def lanes_of(event, parent, kind, offsets, table_keys, table_lanes, most):
     for c in range(offsets.size - 1):
         lo = offsets[c]
         n = offsets[c + 1] - lo
-        digest[:, : n + 1] = 0
-        last[:, : n + 1] = -9
-        count[:, : n + 1] = 0
         for r in range(lo, lo + n):
             s = parent[r] - lo if parent[r] >= lo else n
             k = LOGS if kind[r] == 0 else CALLS
-            count[k, s] += 1
-            if last[k, s] != event[r]:
-                last[k, s] = event[r]
-                digest[k, s] = mix(digest[k, s], uint64(event[r] + 1))
+            count[s, k] += 1
+            if last[s, k] != event[r]:
+                last[s, k] = event[r]
+                digest[s, k] = mix(digest[s, k], uint64(event[r] + 1))
         lane_offsets[c] = found
         for s in range(n + 1):
             if s < n and kind[lo + s] == 0:
                 continue
             head = event[lo + s] if s < n else TOP
             for k in range(2):
-                if s == n and count[k, s] < 1 + k:  # a lone root is no lane
+                key = mix(digest[s, k], uint64(2 * (head + 2) + k)) | uint64(1)
+                came = count[s, k]
+                digest[s, k], last[s, k], count[s, k] = 0, -9, 0
+                if s == n and came < 1 + k:  # a lone root is no lane
                     continue
-                key = mix(digest[k, s], uint64(2 * (head + 2) + k)) | uint64(1)
                 i = slot_of(table_keys, key)
                 lane[found] = table_lanes[i] if table_keys[i] != 0 else -1
                 if table_keys[i] == 0 and missing < most:
@@ -150,10 +149,9 @@ def append_lanes(
         row += 1
 
 
-@allocating_helper
-def greatest(lane, lane_offsets, lane_value):
-    """Per chain the greatest value of its lanes, float64, and the lane that has it, int32 (-1: no lane)."""
-    value, worst = np.empty(lane_offsets.size - 1), np.empty(lane_offsets.size - 1, np.int32)
+@helper
+def greatest(lane, lane_offsets, lane_value, value, worst):
+    """Fills in, per chain, the greatest value of its lanes, and the lane that has it (-1: no lane)."""
     for c in range(value.size):
         value[c] = 0.0
         worst[c] = -1
@@ -161,20 +159,23 @@ def greatest(lane, lane_offsets, lane_value):
             if worst[c] < 0 or lane_value[lane[k]] > value[c]:
                 worst[c] = lane[k]
                 value[c] = lane_value[lane[k]]
-    return value, worst
 
 
-@allocating_kernel
-def score(lane, lane_offsets, lane_value, outcome, flow, histogram, width, young, p_max, value_min):
-    """`greatest` per chain, 0 for one that a cap cut short, and its `rank` p; and the chains, int64, that are unusual
-    by both."""
-    value, worst = greatest(lane, lane_offsets, lane_value)
+@kernel
+def score(
+    lane, lane_offsets, lane_value, outcome, flow, histogram, width, young, p_max, value_min, value, worst, p
+):  # fmt: skip
+    """Fills in `greatest` per chain, 0 for one that a cap cut short, and its `rank` p. Whether a chain is unusual by
+    both."""
+    greatest(lane, lane_offsets, lane_value, value, worst)
     for c in range(value.size):
         if outcome[c] == EVICTED:
             value[c] = 0.0
-    p = np.empty(value.size)
     rank(flow, value, histogram, width, young, p)
-    return value, worst, p, np.flatnonzero((p <= p_max) & (value >= value_min))
+    for c in range(value.size):
+        if p[c] <= p_max and value[c] >= value_min:
+            return True
+    return False
 
 
 @allocating_kernel
@@ -329,7 +330,7 @@ def rows_of_heads(rows, head, used, out):
     return n
 
 
-@kernel
+@helper
 def rank(flow, value, histogram, width, young, p):
     """p[c] = share of the flow's histogram at or above each value; beyond the greatest it falls by the nat."""
     bins = histogram.shape[1]
@@ -351,7 +352,8 @@ def rank(flow, value, histogram, width, young, p):
 @allocating_kernel
 def count_values(lane, lane_offsets, lane_value, flow, normal, histogram, width, memory):
     """Adds the values of normal chains to their flows' histograms, of which a little fades with each epoch's chains."""
-    value, _ = greatest(lane, lane_offsets, lane_value)
+    value, worst = np.empty(flow.size), np.empty(flow.size, np.int32)
+    greatest(lane, lane_offsets, lane_value, value, worst)
     came = np.zeros(histogram.shape[0])
     for c in range(flow.size):
         if normal[c]:

@@ -128,6 +128,20 @@ def candidates(row, rows, signature, length, good, bad):
 
 
 @allocating_kernel
+def judge(
+    row, pool, start, length, signature, key, others, gap, flow, good, bad, total, transition_start, transition_length,
+    transition, transition_count, origin, origin_count,
+):  # fmt: skip
+    """What there is to be said of a path that is not known: its `surprise`, and its `holder` among `others`."""
+    transitions = transition, transition_count, origin, origin_count
+    worst, at = surprise(row, transition_start, transition_length, *transitions)
+    held = holder(
+        row, pool, start, length, signature, key, others, gap, flow, good, bad, total, transition_start, *transitions
+    )
+    return worst, at, held
+
+
+@allocating_helper
 def holder(
     row, pool, start, length, signature, key, others, gap, flow, good, bad, total, transition_start, transition,
     transition_count, origin, origin_count,
@@ -159,7 +173,7 @@ def holder(
     return (rows[best], prefix[best], best_share) if best >= 0 else (-1, 0, best_share)
 
 
-@kernel
+@helper
 def surprise(row, start, length, transition, transition_count, origin, origin_count):
     """(worst, at): greatest -ln P(next | step) over the transitions of `row`, and its position in the row.
 
@@ -180,8 +194,14 @@ def surprise(row, start, length, transition, transition_count, origin, origin_co
 
 
 @kernel
-def count_transitions(rows, normal, outcome, start, length, transition, transition_count, origin, origin_count):
-    """Adds the transitions of the rows of normal chains that no cap cut short."""
+def count_transitions(
+    rows, normal, outcome, start, length, transition, transition_count, origin, origin_count, good, odd
+):  # fmt: skip
+    """Adds the transitions of the rows of normal chains that no cap cut short. Before that, fills in how `odd` those of
+    `rows` are that were never normal: their `surprise`."""
+    for row in rows:
+        if good[row] <= 0.0:
+            odd[row], _ = surprise(row, start, length, transition, transition_count, origin, origin_count)
     for c in range(rows.size):
         if not normal[c] or outcome[c] == EVICTED:
             continue
@@ -227,13 +247,6 @@ def nats_of(root):
     if size < 25.0:
         return -math.log(max(math.erfc(size / math.sqrt(2.0)), 1e-300))
     return 0.5 * size * size + math.log(size * math.sqrt(math.pi / 2.0))
-
-
-@kernel
-def shares(good, flow, total, ratio, out):
-    """The share of its flow's chains that each row has now: normal chains of row and flow, times the time's ratio."""
-    for row in range(out.size):
-        out[row] = good[row] / max(total[flow[row]], 1.0) * ratio[row]
 
 
 @helper
@@ -282,17 +295,21 @@ def push(
     return at
 
 
-@allocating_kernel
-def repeated(counts, flow, total, total_min, novel, good, bad):
-    """Rows that came within the slice, first came when their flow had `total_min` chains, and are not known yet."""
-    out = np.empty(flow.size, np.int64)
+@kernel
+def look(counts, flow, total, total_min, novel, good, bad, ratio, share, repeated):
+    """Fills in the share of its flow's chains that each row has now: normal chains of both, times the time's ratio.
+
+    Fills `repeated` with rows that came within the slice (`counts`), first came when their flow had `total_min` chains,
+    and are not known yet; gives their number.
+    """
     n = 0
     for row in range(flow.size):
+        share[row] = good[row] / max(total[flow[row]], 1.0) * ratio[row]
         known = good[row] > 0.0 and bad[row] <= good[row]
         if counts[row] > 0 and novel[row] and not known and total[flow[row]] >= total_min:
-            out[n] = row
+            repeated[n] = row
             n += 1
-    return out[:n]
+    return n
 
 
 @helper
@@ -371,3 +388,85 @@ def excess(
         slices_min, rate, away_chains, flow_difference_min, greatest_rate, of_flows,
     )  # fmt: skip
     return max(of_shares, of_rates)
+
+
+@helper
+def cleaned(count, expected, dispersion, sigmas):
+    """`count` with what lies beyond so many sigmas pulled in to them."""
+    spread = sigmas * math.sqrt(max(expected, 0.25) * dispersion)
+    return min(max(count, expected - spread), expected + spread)
+
+
+@allocating_helper
+def end_slice_of_rows(
+    rows_long, flows_long, share, flow, slices, clumped, rare, pool_slices, memory, sigmas, profiled,
+    dispersion, own_dispersion, weight, flow_dispersion, counts,
+):  # fmt: skip
+    """Learns the dispersion of each row given its flow's count, and of all rows of each flow, for those that know
+    little of their own. Fills `counts` with what came of each row, `cleaned` when its time is `profiled`."""
+    sums, means = np.zeros(flow_dispersion.size), np.zeros(flow_dispersion.size)
+    for row in range(flow.size):
+        expected = flows_long[flow[row]] * share[row]
+        count = float(rows_long[row])
+        squared = min((count - expected) * (count - expected), sigmas * sigmas * expected * dispersion[row])
+        sums[flow[row]] += squared
+        means[flow[row]] += expected
+        if expected >= 0.5:
+            weight[row] = min(weight[row] + 1.0, memory)
+            own_dispersion[row] += (squared / expected - own_dispersion[row]) / max(weight[row], 1.0)
+    for f in range(means.size):
+        if means[f] >= 1.0:
+            step = (sums[f] / means[f] - flow_dispersion[f]) / min(slices[f] + 4.0, memory)
+            flow_dispersion[f] = max(1.0, flow_dispersion[f] + step)
+    dispersion[:] = clumped
+    for row in range(flow.size):
+        expected = flows_long[flow[row]] * share[row]
+        pooled = max(flow_dispersion[flow[row]], clumped if expected < rare else 1.0)
+        own = own_dispersion[row] * weight[row]
+        dispersion[row] = max(1.0, (own + pooled * pool_slices) / (weight[row] + pool_slices))
+        counts[row] = rows_long[row]
+        if profiled:
+            counts[row] = cleaned(counts[row], expected, dispersion[row], sigmas)
+
+
+@helper
+def end_slice_of_flows(
+    flows_long, rates, ended, settled_min, away_min, away_chains, memory, sigmas,
+    rate, dispersion, slices, before, silent, away, counts,
+):  # fmt: skip
+    """Learns the rate of each flow and its dispersion, and whether it has been away. Fills `counts` with what came of
+    it, `cleaned` when it has more than `settled_min` slices behind it."""
+    for f in range(rates.size):
+        count, expected = float(flows_long[f]), rates[f]
+        if count > 0.0:
+            if slices[f] == 0:
+                before[f] = ended
+            away[f] = away[f] or (silent[f] >= away_min and silent[f] * rate[f] >= away_chains)
+        silent[f] = 0 if count > 0.0 or slices[f] == 0 else silent[f] + 1
+        slices[f] += slices[f] > 0 or count > 0.0
+        part = 1.0 / min(max(slices[f] - 1, 1), memory)  # without the first slice, which is not a whole one
+        squared = (count - expected) * (count - expected) / max(expected, 1.0)
+        if slices[f] > settled_min:
+            squared = min(squared, sigmas * sigmas * dispersion[f])
+        if slices[f] > 2:
+            dispersion[f] += part * (squared - dispersion[f])
+        dispersion[f] = max(dispersion[f], 1.0)
+        counts[f] = cleaned(count, expected, dispersion[f], sigmas) if slices[f] > settled_min else count
+        rate[f] += part * (counts[f] - rate[f])
+
+
+@allocating_kernel
+def end_slice(
+    rows_long, flows_long, share, flow, memory, sigmas, clumped, rare, pool_slices, profiled, dispersion,
+    own_dispersion, weight, flow_dispersion, row_counts, rates, ended, settled_min, away_min, away_chains, rate,
+    rate_dispersion, slices, before, silent, away, flow_counts,
+):  # fmt: skip
+    """`end_slice_of_rows`, which fills `row_counts`, and `end_slice_of_flows`, which fills `flow_counts`."""
+    end_slice_of_rows(
+        rows_long, flows_long, share, flow, slices, clumped, rare, pool_slices, memory, sigmas, profiled,
+        dispersion, own_dispersion, weight, flow_dispersion, row_counts,
+    )  # fmt: skip
+    end_slice_of_flows(
+        flows_long, rates, ended, settled_min, away_min, away_chains, memory, sigmas,
+        rate, rate_dispersion, slices, before, silent, away, flow_counts,
+    )  # fmt: skip

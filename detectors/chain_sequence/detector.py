@@ -22,6 +22,7 @@ from collector_processor.config import ChainSequenceConfig, Config
 from collector_processor.kernels import familiarity as flags
 from collector_processor.kernels import sequence as kernels
 from collector_processor.model import (
+    FINDING,
     I32,
     I64,
     NONE,
@@ -36,7 +37,7 @@ from collector_processor.model import (
 )
 from detectors.chain_sequence.distribution import SLICES_MIN, Distribution
 from detectors.chain_sequence.extremes import Extremes
-from detectors.chain_sequence.paths import START, PathTable
+from detectors.chain_sequence.paths import START, Held, PathTable
 from detectors.familiarity import Familiarity, describe_young
 from detectors.protocol import Scores
 
@@ -83,7 +84,6 @@ class ChainSequence:
         self.tenant_rootless = np.zeros(1024)
         self.repeats = Extremes(1.0, 1.5)
         self.share = np.zeros(0)
-        self.shares_stand = False  # whether what they are made of has not changed since
         self.slice_index = NONE  # of the last `advance`
         self.recurred, self.came = (
             3.0,
@@ -104,36 +104,30 @@ class ChainSequence:
 
     def _findings(self, rows: I32, state: Any, chains: I64, value: Any) -> Findings:
         """One finding a chain, made once per distinct (row, state); sets the values of these chains."""
-        codes = (rows[chains].astype(np.int64) * 8 + state[chains]).tolist()
-        at = {code: i for i, code in enumerate(sorted(set(codes)))}
-        templates, values = no_findings(len(at)), np.empty(len(at))
-        for code, i in at.items():
-            row, state_flags = code >> 3, code & 7
-            judgement = self._judgement(row, state_flags)
-            values[i] = -math.log(judgement.p)
-            self._fill(templates[i : i + 1], row, judgement)
-            templates["detail"][i] = code
-            templates["actual"][i] = self.paths.column["length"][row]
-            if judgement.other != NONE:
-                templates["expected"][i] = self.paths.column["length"][judgement.other]
-            if judgement.kind == NONE or judgement.p > FINDING_P:
-                templates["detail"][i] = NONE
-        which = [at[code] for code in codes]
-        value[chains] = np.maximum(value[chains], values[which])
-        findings = templates.take(which)
-        findings["chain"] = chains
-        return findings.compress(findings["detail"] != NONE)
+        codes, length = (rows[chains].astype(np.int64) * 8 + state[chains]).tolist(), self.paths.column["length"]
+        values: dict[int, float] = {}
+        said: dict[int, tuple[float, ...]] = {}
+        for code in sorted(set(codes)):
+            row = code >> 3
+            judgement = self._judgement(row, code & 7)
+            values[code] = -math.log(judgement.p)
+            if judgement.kind != NONE and judgement.p <= FINDING_P:
+                expected = 0 if judgement.other == NONE else length[judgement.other]
+                said[code] = self._finding(row, judgement, judgement.p, expected, length[row], code)
+        value[chains] = np.maximum(value[chains], [values[code] for code in codes])
+        return as_findings(
+            [(chain, *said[code]) for chain, code in zip(chains.tolist(), codes, strict=True) if code in said]
+        )
 
-    def _fill(self, finding: Findings, row: int, judgement: Judgement) -> None:
-        """Writes kind, subject and p of `judgement` into one finding."""
-        finding["kind"] = max(judgement.kind, 0)
-        level = Level.EDGE if judgement.caller != NONE else Level.OPERATION
-        finding["level"] = level if judgement.subject != NONE else Level.FLOW
-        finding["flow"] = self.known.row["flow"][row]
-        finding["event"] = judgement.subject
-        finding["service"] = self._service(judgement.subject)
-        finding["caller"] = judgement.caller
-        finding["p"] = judgement.p
+    def _finding(
+        self, row: int, judgement: Judgement, p: float, expected: float, actual: float, detail: int
+    ) -> tuple[float, ...]:
+        """What `judgement` says of a path, as a row of FINDING without its chain."""
+        level, subject = Level.EDGE if judgement.caller != NONE else Level.OPERATION, judgement.subject
+        return (
+            *(0, judgement.kind, level if subject != NONE else Level.FLOW, self.known.row["flow"][row]),
+            *(self._service(subject), subject, judgement.caller, NONE, p, expected, actual, detail),
+        )
 
     def _service(self, event: int) -> int:
         return int(self.symbols.events.column("service")[event]) if event >= 0 else NONE
@@ -152,15 +146,15 @@ class ChainSequence:
         flow = int(self.known.row["flow"][row])
         if not self.paths.column["novel"][row] and self.known.row["bad"][row] == 0:
             return Judgement(NONE, 1.0)  # from when its flow was young: normal, and waiting to be learned
-        surprise, at = self.paths.surprise(row)
+        surprise, at, held = self.paths.judge(row, self.paths.flow_rows(flow), GAP)
         p = self.known.new_rate(flow) * self.known.odder_share(flow, surprise)
         if late:
             p = min(1.0, 2.0 * min(p, self.known.late_rate(flow)))
         p = max(p, P_MIN)
         length = int(self.paths.column["length"][row])
-        broken = self._broken_off(row, self.paths.flow_rows(flow), p, late)
-        if broken is not None:
-            return broken if length >= self.config.interrupted_length_min else Judgement(NONE, p)
+        if held[0] != NONE:
+            broken_off = length >= self.config.interrupted_length_min
+            return self._broken_off(row, held, p, late) if broken_off else Judgement(NONE, p)
         return self._new(row, at, p)
 
     def _new(self, row: int, at: int, p: float) -> Judgement:
@@ -187,11 +181,9 @@ class ChainSequence:
         order = np.lexsort((column["key"][rows], -self.known.row["good"][rows], -prefix))
         return int(rows[order[0]])
 
-    def _broken_off(self, row: int, rows: I64, p: float, late: bool) -> Judgement | None:
-        """The judgement when `row` is a proper subsequence of a known one of `rows`, else None."""
-        other, at, share = self.paths.holder(row, rows, GAP)
-        if other == NONE:
-            return None
+    def _broken_off(self, row: int, held: Held, p: float, late: bool) -> Judgement:
+        """The judgement when `row` is a proper subsequence of a known path."""
+        other, at, share = held
         operations = self.paths.operations(other)
         step, after = int(operations[at]), int(operations[at - 1]) if at else NONE
         subject, caller = self._suspect(row, other, at, late)
@@ -234,10 +226,10 @@ class ChainSequence:
         else:
             rows = self.paths.flow_rows(flow)
             p = self.known.late_rate(flow)
-        broken = self._broken_off(row, rows, min(1.0, max(p, P_MIN)), late=True)
-        if broken is None:
+        _, _, held = self.paths.judge(row, rows, GAP)
+        if held[0] == NONE:
             return Judgement(NONE, 1.0 if cold else p)
-        return broken
+        return self._broken_off(row, held, min(1.0, max(p, P_MIN)), late=True)
 
     # windows
 
@@ -247,27 +239,29 @@ class ChainSequence:
             distribution.reserve(size, flows)
             self.repeats.reserve(flows)
         flow = self.known.view("flow")
-        self._refresh_shares()
         boundary = distribution.missed_boundary(now_ns)
         if boundary is not None:
+            self._look(flow)
             distribution.push(boundary, np.zeros(size, np.int64), flow)  # what was seen since came after it
             self._end_slice(boundary)
         ended = distribution.push(now_ns, self.known.view("seen"), flow)
-        findings = (self._repeated(flow), self._out_of_range(now_ns, flow))
+        findings = (self._repeated(flow, self._look(flow)), self._out_of_range(now_ns, flow))
         if ended:
             self._end_slice(now_ns)
         self._enter_slice(now_ns)
         return all_findings(findings)
 
-    def _refresh_shares(self) -> None:
-        """The share of each row expected now."""
-        if self.share.size != self.known.size:
-            self.share = np.empty(self.known.size)
-        elif self.shares_stand:
-            return
-        row = self.known.row
-        kernels.shares(row["good"], row["flow"], self.known.flow["total"], row["ratio"], self.share)
-        self.shares_stand = True
+    def _look(self, flow: I32) -> list[int]:
+        """Sets the share of each row expected now; those that came within the slice and are new, though not to a young
+        flow."""
+        if self.share.size != flow.size:
+            self.share = np.empty(flow.size)
+        known, repeated = self.known.row, np.empty(flow.size, np.int32)
+        count = kernels.look(
+            *(self.distribution.rows.sum_long, flow, self.known.flow["total"], float(self.config.learn_chains_min)),
+            *(self.paths.column["novel"], known["good"], known["bad"], known["ratio"], self.share, repeated),
+        )
+        return repeated[:count].tolist() if count else []
 
     def _end_slice(self, now_ns: int) -> None:
         """Learns from the slice that ended at `now_ns`."""
@@ -295,49 +289,42 @@ class ChainSequence:
         self.known.view("ratio")[:] = np.divide(shares, overall, out=np.ones_like(overall), where=overall > 0)
         self.known.recount()
         self._forget_judgements()
-        self.shares_stand = False
-        self._refresh_shares()
+        self._look(flow)
 
     def _forget_judgements(self) -> None:
         """After what is known has changed noticeably; part of the state, so that a restored run judges alike."""
         self.judged.clear()
-        self.learned_at = float(self.known.flow["total"].sum())
+        self.learned_at = self.known.chains()
 
-    def _repeated(self, flow: I32) -> Findings:
+    def _repeated(self, flow: I32, rows: list[int]) -> Findings:
         """New and broken-off paths seen `repeat_min` times within the last slice, summed per flow, kind and subject.
 
         p: that many different ones by chance, times that they came again so often (geometric, from earlier new paths).
         """
-        counts, known = self.distribution.rows.sum_long, self.known.row
-        rows = kernels.repeated(
-            *(counts, flow, self.known.flow["total"], float(self.config.learn_chains_min)),
-            *(self.paths.column["novel"], known["good"], known["bad"]),
-        )
+        if not rows:
+            return no_findings()
+        counts = self.distribution.rows.sum_long
         groups: dict[tuple[int, int, int], list[tuple[int, int, Judgement]]] = {}
-        for row in rows.tolist():
+        for row in rows:
             judgement = self._judgement(row, flags.NEW)
             if judgement.kind != NONE:
                 key = int(flow[row]), judgement.kind, judgement.subject
                 groups.setdefault(key, []).append((int(counts[row]), row, judgement))
         said = []
-        for (of_flow, _, _), found in groups.items():
-            count = sum([entry[0] for entry in found])
+        for (of_flow, _, _), group in groups.items():
+            count = sum([entry[0] for entry in group])
             if count < self.config.repeat_min:
                 continue
-            _, row, judgement = max(found, key=lambda entry: (entry[0], -entry[1]))
+            _, row, judgement = max(group, key=lambda entry: (entry[0], -entry[1]))
             expected = float(self.distribution.flows.sum_long[of_flow]) * judgement.p
-            again = (self.recurred / self.came) ** (count - len(found))
-            nominal = max(P_MIN, repeat_tail(len(found), expected) * again)
+            again = (self.recurred / self.came) ** (count - len(group))
+            nominal = max(P_MIN, repeat_tail(len(group), expected) * again)
             nats = -math.log(nominal)
             self.repeats.current[of_flow] = max(self.repeats.current[of_flow], nats)
             if nominal < WINDOW_P and (p := max(nominal, self.repeats.p(of_flow, nats))) < WINDOW_P:
-                said.append((row, judgement, p, expected, count))
-        findings = no_findings(len(said))
-        for i, (row, judgement, p, expected, count) in enumerate(said):
-            self._fill(findings[i : i + 1], row, judgement)
-            findings["p"][i], findings["expected"][i], findings["actual"][i] = p, expected, count
-            findings["detail"][i] = row * 8 + flags.NEW
-        return findings
+                detail = row * 8 + flags.NEW
+                said.append((NONE, *self._finding(row, judgement, p, expected, count, detail)))
+        return as_findings(said)
 
     def _out_of_range(self, now_ns: int, flow: I32) -> Findings:
         total, least = self.known.flow["total"], float(self.config.learn_chains_min)
@@ -381,10 +368,9 @@ class ChainSequence:
     def learn(self, batch: ChainBatch, normal: Bool) -> None:
         if len(batch) == 0:
             return
-        self.shares_stand = False
         changed = self.paths.learn(self.paths.rows(batch), batch, normal)
         kernels.count_rootless(batch.tenant, batch.root, normal, self.tenant_chains, self.tenant_rootless)
-        if changed or float(self.known.flow["total"].sum()) > self.learned_at * 1.05:
+        if changed or self.known.chains() > self.learned_at * 1.05:
             self._forget_judgements()
         kept = self.paths.evict()
         if kept is not None:
@@ -491,7 +477,7 @@ class ChainSequence:
         self.tenant_chains = np.array(state["tenant_chains"], np.float64)
         self.tenant_rootless = np.array(state["tenant_rootless"], np.float64)
         self.learned_at = float(state["learned_at"])
-        self.share, self.shares_stand = np.array(state["share"], np.float64), False
+        self.share = np.array(state["share"], np.float64)
         self.repeats.restore(state["repeats"])
         self.slice_index = int(state["slice_index"])
         self.recurred, self.came = float(state["recurred"]), float(state["came"])
@@ -499,6 +485,11 @@ class ChainSequence:
             (int(row), int(flag)): Judgement(int(kind), p, int(other), share, *(int(event) for event in events))
             for row, flag, kind, p, other, share, *events in np.asarray(state["judged"]).tolist()
         }
+
+
+def as_findings(said: list[tuple[float, ...]]) -> Findings:
+    """Rows of FINDING as an array."""
+    return np.array(said, FINDING) if said else no_findings()
 
 
 def repeat_tail(count: int, expected: float) -> float:

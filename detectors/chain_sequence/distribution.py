@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from collector_processor.kernels import sequence as kernels
-from collector_processor.model import F64, I32, I64, Bool
+from collector_processor.model import F64, I32, I64
 from detectors.chain_sequence.extremes import Extremes
 from detectors.familiarity import grown
 
@@ -251,11 +251,6 @@ class Distribution:
             return []
         return self._shares_out_of_range(of_rows, share, flow) + self._rates_out_of_range(of_flows, rates)
 
-    def _was_away(self, slices: I64, least: int) -> Bool:
-        """[flows] whether so many slices without a chain, `least` at least, are too many for its rate to be chance."""
-        away: Bool = (slices >= least) & (slices * self.rate >= AWAY_CHAINS)
-        return away
-
     def _shares_out_of_range(self, nats: F64, share: F64, flow: I32) -> list[Excess]:
         out = []
         for window, row in np.argwhere(np.abs(nats) > NATS_MIN).tolist():
@@ -286,58 +281,19 @@ class Distribution:
         """
         self.clumped = clumped
         slot = self.slot(now_ns - 1)
-        counts, totals = self.rows.sum_long[: flow.size].astype(np.float64), self.flows.sum_long
-        expected = totals[flow] * share
-        judged = expected >= 0.5
-        squared = np.minimum((counts - expected) ** 2, SIGMA**2 * expected * self.dispersion[: flow.size])
-        weight = self.weight[: flow.size]
-        weight[judged] = np.minimum(weight[judged] + 1.0, MEMORY_SLICES)
-        own = self.own_dispersion[: flow.size]
-        own += np.where(judged, (squared / np.maximum(expected, 0.5) - own) / np.maximum(weight, 1.0), 0.0)
-        self._pool_dispersion(flow, squared, expected)
-        pooled = np.maximum(self.flow_dispersion[flow], np.where(expected < RARE, clumped, 1.0))
-        self.dispersion[: flow.size] = np.maximum(1.0, (own * weight + pooled * POOL_SLICES) / (weight + POOL_SLICES))
-        self.dispersion[flow.size :] = clumped
-        if self.row_profile.expected(slot) is not None:
-            counts = cleaned(counts, expected, self.dispersion[: flow.size])
-        self.row_profile.update(slot, counts)
-        self._end_slice_of_flows(slot)
-
-    def _pool_dispersion(self, flow: I32, squared: F64, expected: F64) -> None:
-        """Dispersion over all rows of each flow, for rows that know little of their own."""
-        size = self.flow_dispersion.size
-        sums, means = np.bincount(flow, squared, size), np.bincount(flow, expected, size)
-        seen = means >= 1.0
-        step = (sums[seen] / means[seen] - self.flow_dispersion[seen]) / np.minimum(
-            self.slices[seen] + 4.0, MEMORY_SLICES
+        profiled, rates = self.row_profile.expected(slot) is not None, self.rates(self.flow_profile.expected(slot))
+        row_counts, flow_counts = np.empty(flow.size), np.empty(rates.size)
+        kernels.end_slice(
+            *(self.rows.sum_long, self.flows.sum_long, share, flow, MEMORY_SLICES, SIGMA),
+            *(clumped, RARE, POOL_SLICES, profiled, self.dispersion, self.own_dispersion, self.weight),
+            *(self.flow_dispersion, row_counts, rates, self.ended, SLICES_MIN, RATE_SLICES_MIN, AWAY_CHAINS),
+            *(self.rate, self.rate_dispersion, self.slices, self.before, self.silent, self.away, flow_counts),
         )
-        self.flow_dispersion[seen] = np.maximum(1.0, self.flow_dispersion[seen] + step)
-
-    def _end_slice_of_flows(self, slot: int) -> None:
-        size = self.rate.size
-        counts = self.flows.sum_long[:size].astype(np.float64)
-        expected = self.rates(self.flow_profile.expected(slot))
-        self._note_absence(counts > 0)
-        slices, dispersion = self.slices, self.rate_dispersion
-        slices += (slices > 0) | (counts > 0)
-        known = np.maximum(slices - 1, 1)  # without the first, which is not a whole one
-        weight = 1.0 / np.minimum(known, MEMORY_SLICES)
-        squared = (counts - expected) ** 2 / np.maximum(expected, 1.0)
-        settled = slices > SLICES_MIN
-        squared = np.where(settled, np.minimum(squared, SIGMA**2 * dispersion), squared)
-        dispersion += np.where(slices > 2, weight * (squared - dispersion), 0.0)
-        np.maximum(dispersion, 1.0, out=dispersion)
-        self.share_extremes.end_slice((counts > 0) & (slices > SLICES_MIN))
-        self.rate_extremes.end_slice(slices > RATE_SLICES_MIN)
-        counts = np.where(settled, cleaned(counts, expected, dispersion), counts)
-        self.rate += weight * (counts - self.rate)
-        self.flow_profile.update(slot, counts)
-
-    def _note_absence(self, came: Bool) -> None:
-        self.before[came & (self.slices == 0)] = self.ended
-        self.away |= came & self._was_away(self.silent, RATE_SLICES_MIN)
-        self.silent = np.where(came | (self.slices == 0), 0, self.silent + 1)
         self.ended += 1
+        self.share_extremes.end_slice((self.flows.sum_long[: rates.size] > 0) & (self.slices > SLICES_MIN))
+        self.rate_extremes.end_slice(self.slices > RATE_SLICES_MIN)
+        self.row_profile.update(slot, row_counts)
+        self.flow_profile.update(slot, flow_counts)
 
     def keep(self, kept: I64) -> None:
         """Only the rows `kept`, in that order."""
@@ -361,9 +317,3 @@ class Distribution:
             setattr(self, name, np.array(state[name]))
         for name, kind in NUMBERS.items():
             setattr(self, name, kind(state[name]))
-
-
-def cleaned(counts: F64, expected: F64, dispersion: F64) -> F64:
-    """`counts` with what lies beyond 3 sigma pulled in to 3 sigma."""
-    spread = SIGMA * np.sqrt(np.maximum(expected, 0.25) * dispersion)
-    return np.clip(counts, expected - spread, expected + spread)

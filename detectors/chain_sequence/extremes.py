@@ -46,8 +46,8 @@ class Extremes:
     def _moments(self, flow: int) -> tuple[float, float]:
         past: F64 = self.past[flow, : min(int(self.count[flow]), KEPT)]
         total = PRIOR_SLICES + past.size
-        mean = (PRIOR_SLICES * self.mean + float(past.sum())) / total
-        spread = PRIOR_SLICES * (self.sigma**2 + (self.mean - mean) ** 2) + float(((past - mean) ** 2).sum())
+        mean = (PRIOR_SLICES * self.mean + float(np.add.reduce(past))) / total
+        spread = PRIOR_SLICES * (self.sigma**2 + (self.mean - mean) ** 2) + float(np.add.reduce((past - mean) ** 2))
         return mean, math.sqrt(spread / total)
 
     def end_slice(self, active: Bool) -> None:

@@ -29,6 +29,9 @@ COLUMNS = {
 }
 
 
+Held = tuple[int, int, float]  # what kernel `holder` gives
+
+
 class PathTable:
     """Rows of canonical paths and their transitions.
 
@@ -169,27 +172,21 @@ class PathTable:
         taken = 0.0 if transition is None else float(self.transition_count[transition])
         return (taken + 0.5) / (passed + 1.0)
 
-    def surprise(self, row: int) -> tuple[float, int]:
-        """Greatest -ln P(next | step) over the path, and the position of `next` (the length: the end)."""
-        worst, at = kernels.surprise(
-            row, self.transition_start, self.transition_length, self.transition, self.transition_count,
-            self.origin, self.origin_count,
-        )  # fmt: skip
-        return float(worst), int(at)
-
     def containing(self, row: int, rows: I64) -> tuple[Any, Any, Any]:
         """Kernel `containing` for the operations of `row`."""
         return kernels.containing(  # type: ignore[no-any-return]
             self.operations(row), self.pool, self.column["start"], self.column["length"], rows
         )
 
-    def holder(self, row: int, rows: I64, gap: float) -> tuple[int, int, float]:
-        """Kernel `holder`: which of `rows` the operations of `row` are a broken-off part of."""
+    def judge(self, row: int, rows: I64, gap: float) -> tuple[float, int, Held]:
+        """Kernel `judge`: how surprising `row` is and where (the length: the end), and which of `rows` its operations
+        are a broken-off part of."""
         column, known = self.column, self.familiarity.row
-        return kernels.holder(  # type: ignore[no-any-return]
+        return kernels.judge(  # type: ignore[no-any-return]
             *(row, self.pool, column["start"], column["length"], column["signature"], column["key"], rows, gap),
             *(known["flow"], known["good"], known["bad"], self.familiarity.flow["total"]),
-            *(self.transition_start, self.transition, self.transition_count, self.origin, self.origin_count),
+            *(self.transition_start, self.transition_length, self.transition, self.transition_count),
+            *(self.origin, self.origin_count),
         )
 
     def flow_rows(self, flow: int) -> I64:
@@ -198,14 +195,10 @@ class PathTable:
 
     def learn(self, rows: I32, batch: ChainBatch, normal: Bool) -> bool:
         """Counts chains; True when a path became known, or stopped being so."""
-        odd = np.zeros(self.size)
-        good = self.familiarity.row["good"]
-        for row in set(rows.tolist()):
-            if good[row] <= 0:
-                odd[row], _ = self.surprise(row)
+        odd, good = np.zeros(self.size), self.familiarity.row["good"]
         kernels.count_transitions(
             *(rows, normal, batch.outcome, self.transition_start, self.transition_length),
-            *(self.transition, self.transition_count, self.origin, self.origin_count),
+            *(self.transition, self.transition_count, self.origin, self.origin_count, good, odd),
         )
         return self.familiarity.learn(rows, batch, normal, odd)
 

@@ -55,7 +55,7 @@ class BagTable:
         self.seen_in = np.zeros(256)  # normal chains per event
         self.chains = 0.0
         self.weight = np.ones(256)
-        self.counted = np.zeros(256, np.int32)  # scratch of the kernel: zero between calls
+        self._make_scratch()
         self.weighted_at = 0.0  # `chains` when weights were computed
 
     def rows(self, batch: ChainBatch) -> I32:
@@ -65,7 +65,7 @@ class BagTable:
         rows = np.empty(len(batch), np.int32)
         table, chain = self.of_sequence, 0
         table.make_room(rows.size)
-        columns = (batch.event, batch.offsets, batch.flow, batch.sequence, self.counted)
+        columns = (batch.event, batch.offsets, batch.flow, batch.sequence, self.counted, self.distinct, self.levels)
         while True:
             bags = (self.ids.keys, self.ids.values)
             chain, entered = kernels.known_bags(chain, *columns, *bags, table.keys, table.values, rows)
@@ -78,8 +78,13 @@ class BagTable:
         known = self.weight.size
         self.seen_in = grown(self.seen_in, events)
         self.weight = grown(self.weight, events)
-        self.counted = np.zeros(self.weight.size, np.int32)
+        self._make_scratch()
         self.weight[known:] = self._weight_of(np.zeros(self.weight.size - known))
+
+    def _make_scratch(self) -> None:
+        """Room of the kernel, for every event: the counts are zero between calls."""
+        self.counted = np.zeros(self.weight.size, np.int32)
+        self.distinct, self.levels = np.empty(self.weight.size, np.int32), np.empty(self.weight.size, np.uint8)
 
     def _weight_of(self, seen_in: F64) -> F64:
         return np.asarray(np.log((1.0 + self.chains) / (1.0 + seen_in)) + 1.0)
@@ -116,20 +121,20 @@ class BagTable:
 
         Events that only one of two bags has may stand for similar ones that only the other has.
         """
-        known, pool = self.familiarity.row, (self.event, self.level, self.start, self.length)
-        rows = kernels.nearest_rows(
-            *(row, known["flow"], known["good"], known["bad"], self.size, self.compared_max, *pool, self.weight),
-            NEAREST,
-        )
-        if rows.size == 0:
-            event, level = self.bag(row)
-            return Nearest(1.0, float(np.sqrt((self.weight[event] * level).sum())))
+        known, lacking = self.familiarity.row, np.empty(self.weight.size, np.int32)
+        rows = (row, known["flow"], known["good"], known["bad"], self.size, self.compared_max)
+        bags = (self.event, self.level, self.start, self.length, self.weight, NEAREST)
         self.vectors.reserve(self.weight.size)
-        lacking = kernels.unembedded(row, rows, *pool, self.vectors.row_of)
-        if lacking.size:
-            self.vectors.make(lacking.tolist(), self.symbols.events.text)
-        vectors = (self.vectors.vectors, self.vectors.row_of)
-        other, (distance, deviation, event, extra) = kernels.closest(row, rows, *pool, self.weight, *vectors)
+        while True:
+            vectors = (self.vectors.vectors, self.vectors.row_of)
+            missing, other, (distance, deviation, event, extra) = kernels.closest(*rows, *bags, *vectors, lacking)
+            if not missing:
+                break
+            self.vectors.make(lacking[:missing].tolist(), self.symbols.events.text)
+            lacking = lacking[:0]  # those that the vectors had no room for are done without
+        if other == NONE:
+            events, level = self.bag(row)
+            return Nearest(1.0, float(np.sqrt((self.weight[events] * level).sum())))
         return Nearest(distance, deviation, int(other), int(event), bool(extra))
 
     def learn(self, rows: I32, batch: ChainBatch, normal: Bool, odd: F64) -> bool:
@@ -181,7 +186,7 @@ class BagTable:
         rows = np.arange(state["start"].size)
         self._restore_rows(state, rows, known.view("flow").tolist(), known.view("first_ns").tolist())
         self.seen_in, self.weight = np.array(state["seen_in"], np.float64), np.array(state["weight"], np.float64)
-        self.counted = np.zeros(self.weight.size, np.int32)
+        self._make_scratch()
         self.chains, self.weighted_at = float(state["chains"]), float(state["weighted_at"])
 
     def _restore_rows(self, state: dict[str, Any], kept: I64, flow: list[int], first_ns: list[int]) -> None:

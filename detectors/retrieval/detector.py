@@ -19,6 +19,7 @@ import numpy as np
 from collector_processor.config import Config, RetrievalConfig
 from collector_processor.kernels import familiarity as flags
 from collector_processor.model import (
+    FINDING,
     I32,
     I64,
     NONE,
@@ -82,31 +83,26 @@ class Retrieval:
 
     def _new_bags(self, rows: I32, chains: I64, value: Any) -> Findings:
         """Sets the values of chains with an unknown bag; one finding a chain, made once per distinct row."""
-        new = rows[chains].tolist()
-        at = {row: i for i, row in enumerate(sorted(set(new)))}
-        templates, values = no_findings(len(at)), np.empty(len(at))
-        for row, i in at.items():
+        new, values = rows[chains].tolist(), dict[int, float]()
+        said: dict[int, tuple[float, ...]] = {}
+        for row in sorted(set(new)):
             p, nearest = self._judgement(row)
-            values[i] = -math.log(p)
-            templates["p"][i], templates["detail"][i] = p, row
-            templates["actual"][i] = nearest.distance
-            self._fill(templates[i : i + 1], nearest.event)
-            templates["flow"][i] = self.known.row["flow"][row]
-        which = [at[row] for row in new]
-        value[chains] = np.maximum(value[chains], values[which])
-        findings = templates.take(which)
-        findings["chain"] = chains
-        return findings.compress(findings["p"] <= FINDING_P)
+            values[row] = -math.log(p)
+            if p <= FINDING_P:
+                said[row] = self._finding(nearest.event, self.known.row["flow"][row], p, nearest.distance, row)
+        value[chains] = np.maximum(value[chains], [values[row] for row in new])
+        return as_findings(
+            [(chain, *said[row]) for chain, row in zip(chains.tolist(), new, strict=True) if row in said]
+        )
 
-    def _fill(self, finding: Findings, event: int) -> None:
-        """Kind and subject of one finding."""
-        finding["kind"] = Kind.UNUSUAL_CONTENT
-        finding["level"] = Level.FLOW
+    def _finding(self, event: int, flow: int, p: float, actual: float, detail: int) -> tuple[float, ...]:
+        """That `event` is unusual, as a row of FINDING without its chain."""
+        level, service = Level.FLOW, NONE
         if event != NONE:
             is_log = bool(self.symbols.events.column("is_log")[event] > 0)
-            finding["level"] = Level.TEMPLATE if is_log else Level.OPERATION
-            finding["event"] = event
-            finding["service"] = self.symbols.events.column("service")[event]
+            level = Level.TEMPLATE if is_log else Level.OPERATION
+            service = self.symbols.events.column("service")[event]
+        return (0, Kind.UNUSUAL_CONTENT, level, flow, service, event, NONE, NONE, p, 0.0, actual, detail)
 
     def _judgement(self, row: int) -> tuple[float, Nearest]:
         found = self.judged.get(row)
@@ -123,14 +119,12 @@ class Retrieval:
         chains = np.flatnonzero((cell >= 0) & judged)
         value[chains] = np.maximum(value[chains], -np.log(p[chains]))
         chains = chains[p[chains] <= FINDING_P]
-        findings = no_findings(chains.size)
-        for i, chain in enumerate(chains.tolist()):
+        said = []
+        for chain in chains.tolist():
             event = int(batch.event[batch.cell_record[cell[chain]]])
-            self._fill(findings[i : i + 1], event)
-            findings["detail"][i] = VALUE_DETAIL + (event << 8) + int(batch.cell_key[cell[chain]])
-        findings["p"], findings["flow"], findings["chain"] = p[chains], batch.flow[chains], chains
-        findings["actual"] = 1.0
-        return findings
+            detail = VALUE_DETAIL + (event << 8) + int(batch.cell_key[cell[chain]])
+            said.append((chain, *self._finding(event, batch.flow[chain], p[chain], 1.0, detail)))
+        return as_findings(said)
 
     def advance(self, now_ns: int) -> Findings:
         """Nothing is said about windows; what was counted fades."""
@@ -156,13 +150,13 @@ class Retrieval:
         if batch.cell_record.size:
             self.values.learn(batch, normal)
         changed |= self.bags.evict()
-        if changed or float(self.known.flow["total"].sum()) > self.learned_at * 1.05:
+        if changed or self.known.chains() > self.learned_at * 1.05:
             self._forget_judgements()
 
     def _forget_judgements(self) -> None:
         """After the core has changed noticeably; part of the state, so that a restored run judges alike."""
         self.judged.clear()
-        self.learned_at = float(self.known.flow["total"].sum())
+        self.learned_at = self.known.chains()
 
     # explaining
 
@@ -222,6 +216,11 @@ class Retrieval:
             for row, p, distance, deviation, other, event, extra in np.asarray(state["judged"]).tolist()
         }
         self.learned_at, self.faded_ns = float(state["learned_at"]), int(state["faded_ns"])
+
+
+def as_findings(said: list[tuple[float, ...]]) -> Findings:
+    """Rows of FINDING as an array."""
+    return np.array(said, FINDING) if said else no_findings()
 
 
 def embedder(config: RetrievalConfig) -> Embedder:

@@ -58,11 +58,15 @@ class SequenceTransformer:
     def score(self, batch: ChainBatch) -> Scores:
         found = self.lanes.find(batch)
         self.ranks.reserve(len(self.symbols.flows))
-        value, worst, p, unusual = kernels.score(
+        value, p, worst = np.empty(len(batch)), np.empty(len(batch)), np.empty(len(batch), np.int32)
+        is_unusual = kernels.score(
             *(*found, self.lanes.column["value"], batch.outcome, batch.flow),
-            *(self.ranks.histogram, WIDTH, float(self.ranks.young), FINDING_P, NATS_MIN),
+            *(self.ranks.histogram, WIDTH, float(self.ranks.young), FINDING_P, NATS_MIN, value, worst, p),
         )
-        return Scores(value, self._findings(batch, unusual, p, worst) if unusual.size else no_findings())
+        if not is_unusual:
+            return Scores(value, no_findings())
+        unusual = np.flatnonzero((p <= FINDING_P) & (value >= NATS_MIN))
+        return Scores(value, self._findings(batch, unusual, p, worst))
 
     def _findings(self, batch: ChainBatch, chains: I64, p: Any, worst: Any) -> Findings:
         findings = no_findings(chains.size)
