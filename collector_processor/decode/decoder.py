@@ -12,7 +12,6 @@ refills.
 
 from __future__ import annotations
 
-import itertools
 import re
 from typing import Any
 
@@ -168,17 +167,16 @@ class Decoder:
         while n:
             # In ascending order of row, so that ids do not depend on the seed. What a full table has no room for is
             # unknown again, and the loop goes round once more for it.
-            first: dict[int, int] = {}
-            for index, key in enumerate(keys[:n].tolist()):
-                if key not in first:
-                    first[key] = index
-            found = list(itertools.islice(first.items(), events.limit))
-            ids = np.empty(len(found), np.int32)
-            for i, row in enumerate(rows[unknown[[index for _, index in found]]].tolist()):
+            ids: dict[int, int] = {}
+            for key, row in zip(keys[:n].tolist(), rows[unknown[:n]].tolist(), strict=True):
+                if key in ids:
+                    continue
+                if len(ids) == events.limit:
+                    break
                 service = int(service_of[instances[row[kernel.RESOURCE]]])
                 start, end = row[kernel.TEXT] >> 32, row[kernel.TEXT] & 0xFFFFFFFF
-                ids[i] = self._event(data[start:end], row, service, is_log)
-            events.put_many(np.array([key for key, _ in found], np.uint64), ids)
+                ids[key] = self._event(data[start:end], row, service, is_log)
+            events.put_many(np.array(list(ids), np.uint64), np.array(list(ids.values()), np.int32))
             n = resolve(rows, unknown, n, instances, service_of, events.keys, events.values, unknown, keys)
 
     def _secrets_of(self, is_log: bool, tenant: int) -> U64:

@@ -431,7 +431,11 @@ class Templates:
         words = parts[1::2]
         if len(words) < 2:
             return "".join(parts)
-        cluster = self._cluster(service_key, tuple(parts[::2]), words)
+        shape = tuple(parts[::2])
+        cluster = self._most_like(service_key, shape, words)
+        if cluster is None:
+            self._add(_Cluster(service_key, shape, [{word} for word in words]))
+            return "".join(parts)
         for place, word in enumerate(words):
             seen = cluster.words[place]
             if seen is not None:
@@ -452,9 +456,10 @@ class Templates:
             parts = self._masked[text] = _PLACE.split(_masked(text, self._redact))
         return parts
 
-    def _cluster(self, service: int, shape: tuple[str, ...], words: list[str]) -> _Cluster:
-        """The cluster most like `words` among those of the same shape, made when none is like enough."""
-        numbers = self._shapes.setdefault((service, shape), [])
+    def _most_like(self, service: int, shape: tuple[str, ...], words: list[str]) -> _Cluster | None:
+        """The cluster most like `words` among those of the same shape; None, and room for one, when none is like
+        enough."""
+        numbers = self._shapes.get((service, shape), [])
         best, found = 0.0, -1
         for number in numbers:
             likeness = self._clusters[number].likeness(words)
@@ -465,15 +470,14 @@ class Templates:
             return self._clusters[found]
         if len(numbers) >= CLUSTERS_OF_SHAPE_MAX:
             self._drop(numbers[0])
-        return self._add(_Cluster(service, shape, [{word} for word in words]))
+        return None
 
-    def _add(self, cluster: _Cluster) -> _Cluster:
+    def _add(self, cluster: _Cluster) -> None:
         if len(self._clusters) >= self.limit:
             self._drop(next(iter(self._clusters)))
         self._clusters[self._next] = cluster
         self._shapes.setdefault((cluster.service, cluster.shape), []).append(self._next)
         self._next += 1
-        return cluster
 
     def _drop(self, number: int) -> None:
         cluster = self._clusters.pop(number)

@@ -200,7 +200,7 @@ class Joiner:
 
     def close(self, now_ns: int) -> list[ChainBatch]:
         """The chains due at `now_ns`, in the order in which they became due (ties by key)."""
-        top = int(self._state[kernel.CHAINS_TOP])
+        top = self._state.item(kernel.CHAINS_TOP)
         due = np.empty(top, np.int32)
         due = due[: collect(self._deadlines, top, now_ns, due)]
         return self._emit(due, evicted=False) if due.size else []
@@ -225,13 +225,14 @@ class Joiner:
 
     def _emit(self, due: I32, evicted: bool) -> list[ChainBatch]:
         due = due[: drop_parked(due, self._slots, self._chains, self._deadlines, self._pool, self._cells, self._state)]
-        self._draw_salts(len(self.symbols.tenants) - 1)
+        if self._salts.size < len(self.symbols.tenants):
+            self._draw_salts(len(self.symbols.tenants) - 1)
         if due.size <= FEW:
             sort_few(due, self._deadlines, self._chains, self._salts, self.symbols.tenants.hash)
         else:
             due = due[np.lexsort((*self._keys(due), self._deadlines[due]))]
         batches = self._emit_batches(due, evicted)
-        if not self._state[kernel.CHAINS_OPEN]:
+        if not self._state.item(kernel.CHAINS_OPEN):
             self._begin_at_the_front()
         return batches
 
@@ -356,13 +357,13 @@ class Joiner:
 
     def forget(self, now_ns: int) -> None:
         """Forgets chains that were closed long ago."""
-        self._state[kernel.CLOSED_HELD] = self._closed.turn(int(self._state[kernel.CLOSED_HELD]), now_ns)
+        self._state[kernel.CLOSED_HELD] = self._closed.turn(self._state.item(kernel.CLOSED_HELD), now_ns)
         self._state[kernel.CLOSED_GENERATION] = self._closed.generation
 
     def learn(self) -> None:
         """Takes over what the epoch has taught about waiting: twice the longest usual gap of the flow, more while more
         than one record in a thousand chains comes late."""
-        late = int(self._state[kernel.LATE_SPANS] + self._state[kernel.LATE_LOGS])
+        late = self._state.item(kernel.LATE_SPANS) + self._state.item(kernel.LATE_LOGS)
         closed = self._closed_chains - self._closed_before
         if not closed and late == self._late_before:
             return
@@ -378,7 +379,7 @@ class Joiner:
             *(self._gap[:known], self._seen, LEARNED_AFTER, self._slack, 0.5 * SECOND),
             *(float(least), float(most), float(initial), self._waits),
         )
-        if self._waits[-1] != int(initial):
+        if self._waits.item(-1) != int(initial):
             self._waits[known:] = int(initial)
 
     # -- snapshot ----------------------------------------------------------------------------------------------------
