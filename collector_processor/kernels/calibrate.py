@@ -35,7 +35,7 @@ def lower_bound(ordered, n, x):
     low, high = 0, n
     while low < high:
         middle = (low + high) >> 1
-        if ordered[middle] < x:
+        if ordered[uint64(middle)] < x:
             low = middle + 1
         else:
             high = middle
@@ -168,14 +168,15 @@ def replace(ordered, n, old, new):
     """Takes one `old` out of the first n of ascending `ordered` and puts `new` in."""
     at = lower_bound(ordered, n, old)
     if new > old:
-        while at + 1 < n and ordered[at + 1] < new:
-            ordered[at] = ordered[at + 1]
-            at += 1
+        end = lower_bound(ordered, n, new) - 1
+        for i in range(at, end):
+            ordered[uint64(i)] = ordered[uint64(i + 1)]
     else:
-        while at > 0 and ordered[at - 1] > new:
-            ordered[at] = ordered[at - 1]
-            at -= 1
-    ordered[at] = new
+        end = at
+        while end > 0 and ordered[uint64(end - 1)] > new:
+            ordered[uint64(end)] = ordered[uint64(end - 1)]
+            end -= 1
+    ordered[uint64(end)] = new
 
 
 @kernel

@@ -20,7 +20,7 @@ import math
 import numpy as np
 from numba import float32, uint64
 
-from collector_processor.kernels.jit import allocating_kernel, helper, kernel
+from collector_processor.kernels.jit import allocating_helper, allocating_kernel, helper, kernel
 from collector_processor.kernels.table import find
 from collector_processor.kernels.windows import in_nats, strongest
 
@@ -60,11 +60,11 @@ def call_key(caller, callee_event):
     return uint64(CALL) | uint64(caller) << uint64(20) | uint64(callee_event)
 
 
-@allocating_kernel
+@allocating_helper
 def observe(
     offsets, event, kind, parent, time_ns, duration, self_time, service, key, value, row, chain, group, near, far
 ):  # fmt: skip
-    """Fills one observation a span (two for a span taken from a queue) and returns how many there are.
+    """Fills one observation a span (two for a span taken from a queue), from the end on, and gives where they begin.
 
     `service` int32[events]. Out, each of 2 * records: key uint64, value float32 (ns), row (the callee's of a call) and
     chain int32, group uint8, near int32 (the service itself, the callee of a call), far int32 (the caller, -1 for an
@@ -74,53 +74,56 @@ def observe(
     remote = np.zeros(m, np.float32)
     callee = np.full(m, -1, np.int32)
     youngest = np.full(m, -1, np.int32)
-    sibling = np.full(m, -1, np.int32)
-    for r in range(m - 1, -1, -1):
-        p = parent[r]
-        if kind[r] == 0 or p < 0:
-            continue
-        sibling[r] = youngest[p]
-        youngest[p] = r
-        if kind[r] < 5 and service[event[r]] != service[event[p]]:
-            remote[p] += duration[r]
-            callee[p] = r
-    n = 0
-    for c in range(offsets.size - 1):
-        for r in range(offsets[c], offsets[c + 1]):
+    sibling = np.empty(m, np.int32)
+    n = uint64(key.size)
+    for c in range(offsets.size - 2, -1, -1):
+        for at in range(offsets[c + 1] - 1, offsets[c] - 1, -1):  # children come after their parents
+            r = uint64(at)
             if kind[r] == 0:
                 continue
-            own = service[event[r]]
-            row[n] = r
+            happened = event[r]
+            own = service[uint64(happened)]
+            above = own
+            sibling[r] = -1
+            if parent[r] >= 0:
+                p = uint64(parent[r])
+                above = service[uint64(event[p])]
+                sibling[r] = youngest[p]
+                youngest[p] = at
+                if kind[r] < 5 and above != own:
+                    remote[p] += duration[r]
+                    callee[p] = at
+                elif kind[r] == 6 and above != own:
+                    n -= uint64(1)
+                    row[n] = at
+                    chain[n] = c
+                    key[n] = call_key(above, happened)
+                    value[n] = time_ns[r] - time_ns[p]
+                    group[n] = QUEUE
+                    near[n] = own
+                    far[n] = above
+            n -= uint64(1)
             chain[n] = c
+            below = callee[r]
             # Without client spans, a span that does nothing but call stands for one.
-            if callee[r] >= 0 and (kind[r] == 4 or (sibling[callee[r]] < 0 and youngest[r] == callee[r])):
-                called = event[callee[r]]
-                row[n] = callee[r]
+            if below >= 0 and (kind[r] == 4 or (sibling[uint64(below)] < 0 and youngest[r] == below)):
+                called = event[uint64(below)]
+                row[n] = below
                 key[n] = call_key(own, called)
                 value[n] = duration[r] - remote[r]
                 group[n] = 0
-                near[n] = service[called]
+                near[n] = service[uint64(called)]
                 far[n] = own
             else:
-                key[n] = uint64(event[r] + 1)
+                row[n] = at
+                key[n] = uint64(happened + 1)
                 value[n] = self_time[r]
                 if kind[r] == 2 and youngest[r] < 0:
                     value[n] = duration[r] - _waited(r, sibling, time_ns, duration)
                 group[n] = kind[r]
                 near[n] = own
                 far[n] = -1
-            n += 1
-            p = parent[r]
-            if kind[r] == 6 and p >= 0 and service[event[p]] != own:
-                row[n] = r
-                chain[n] = c
-                key[n] = call_key(service[event[p]], event[r])
-                value[n] = time_ns[r] - time_ns[p]
-                group[n] = QUEUE
-                near[n] = own
-                far[n] = service[event[p]]
-                n += 1
-    return n
+    return np.int64(n)
 
 
 @helper
@@ -161,59 +164,67 @@ def _surprise(table, position):
     return low
 
 
-@allocating_kernel
+@allocating_helper
 def judge(
-    n, key, value, row, chain, group, near, far, material_ns, instance, column, table_keys, table_slots, pools,
-    instances, table, usual_surprise, typical, seen, seen_min, level, sums, usual_sums, counts, hits, hit_values,
-    hit_usual, hit, chain_value, surprise, slot,
+    begin, key, value, row, chain, near, far, material_ns, instance, column, table_keys, table_slots, pools, instances,
+    table, usual_surprise, typical, seen, seen_min, level, sums, usual_sums, counts, hits, hit_values, hit_usual, hit,
+    least, chain_value, loud, surprise, slot, first,
 ):  # fmt: skip
-    """Surprise and slot of observations 0..n-1, added to `column` of the windows; per chain three parts of its value.
+    """Adds the surprises of the observations from `begin` on to `column` of the windows; per chain three parts of its
+    value.
 
     `material_ns` float64[chains]: the delay from which on a surprise counts in full.
     `pools` int32[3, services]: slots of the calls into, the own operations of, the calls out of a service; `instances`
     int32[instances]: of the own operations of one of several instances of a service.
     `chain_value` float64[chains, 3]: greatest surprise, number of observations, greatest level of an element passed.
+    Observations that reach `least` are put into `loud`, those of chain c from `first[c]` to `first[c + 1]`, with their
+    `surprise` and `slot`.
     """
     octaves = np.empty(material_ns.size, np.int64)
     for c in range(octaves.size):
         octaves[c] = min(max(int(math.log2(material_ns[c] / 1e6)), 0), LEVELS - 1)
-    for i in range(n):
-        s = find(table_keys, table_slots, key[i])
-        slot[i] = s
-        position = _position(value[i])
-        if s < 0 or seen[s] < seen_min:
-            surprise[i] = 0.0
+    n, now = 0, uint64(column)
+    for at in range(begin, key.size):
+        i = uint64(at)
+        c = uint64(chain[i])
+        found = find(table_keys, table_slots, key[i])
+        s = uint64(found)
+        if found < 0 or seen[s] < seen_min:
             continue
-        u = _surprise(table[s], position)
         usual = typical[s]
-        weight = (value[i] - usual) / material_ns[chain[i]]
-        u *= min(max(weight, 0.0), 1.0)
-        surprise[i] = u
-        c = chain[i]
-        octave = octaves[c]
+        weight = (value[i] - usual) / material_ns[c]
+        u = 0.0
+        if weight > 0.0:  # what takes as long as usual or less is no surprise, and needs no logarithm
+            u = _surprise(table[s], _position(value[i])) * min(weight, 1.0)
+        if np.float32(u) >= least:
+            loud[n], surprise[n], slot[n] = at, u, found
+            n += 1
+            first[c + uint64(1)] = n
         chain_value[c, 0] = max(chain_value[c, 0], u)
         chain_value[c, 1] += 1.0
-        called = far[i] >= 0
-        for k in range(3):
-            if k == 0:
-                e = s
-            elif k == 1:
-                e = pools[0 if called else 1, near[i]]
-            elif called:
-                e = pools[2, far[i]]
-            else:
-                e = instances[instance[row[i]]]
-            if e < 0:
+        expected = usual_surprise[s, uint64(octaves[c])]
+        if far[i] >= 0:
+            pool, other = pools[0, uint64(near[i])], pools[2, uint64(far[i])]
+        else:
+            pool, other = pools[1, uint64(near[i])], instances[uint64(instance[uint64(row[i])])]
+        passed = level[s]
+        if pool >= 0:
+            passed = max(passed, level[uint64(pool)])
+        chain_value[c, 2] = max(chain_value[c, 2], passed)
+        for element in (found, pool, other):
+            if element < 0:
                 continue
-            sums[e, column] += u
-            usual_sums[e, column] += usual_surprise[s, octave]
-            counts[e, column] += 1
-            if u > hit:
-                hits[e, column] += 1
-                hit_values[e, column] += value[i]
-                hit_usual[e, column] += usual
-            if k < 2:
-                chain_value[c, 2] = max(chain_value[c, 2], level[e])
+            e = uint64(element)
+            usual_sums[e, now] += expected
+            counts[e, now] += 1
+            if u > 0.0:  # memory that nothing changes in is not looked at
+                sums[e, now] += u
+                if u > hit:
+                    hits[e, now] += 1
+                    hit_values[e, now] += value[i]
+                    hit_usual[e, now] += usual
+    for c in range(1, first.size):
+        first[c] = max(first[c], first[c - 1])
 
 
 @allocating_kernel
@@ -228,36 +239,31 @@ def score(
     which there is room in `out`; gives their number.
     """
     size = 2 * event.size
-    key, value, surprise = np.empty(size, np.uint64), np.empty(size, np.float32), np.empty(size, np.float32)
+    key, value, group = np.empty(size, np.uint64), np.empty(size, np.float32), np.empty(size, np.uint8)
     row, chain = np.empty(size, np.int32), np.empty(size, np.int32)
-    near, far, slot = np.empty(size, np.int32), np.empty(size, np.int32), np.empty(size, np.int32)
-    group = np.empty(size, np.uint8)
-    n = observe(
+    near, far = np.empty(size, np.int32), np.empty(size, np.int32)
+    begin = observe(
         offsets, event, kind, parent, time_ns, duration, self_time, service, key, value, row, chain, group, near, far
     )
     chains = offsets.size - 1
-    material_ns, parts = np.empty(chains), np.zeros((chains, 3))
+    material_ns, parts, first = np.empty(chains), np.zeros((chains, 3)), np.zeros(chains + 1, np.int64)
     material(flow, start_ns, end_ns, flow_typical, share, least_ns, longest_ns, material_ns)
+    loud, surprise, slot = np.empty(size, np.int64), np.empty(size, np.float32), np.empty(size, np.int32)
     judge(
-        n, key, value, row, chain, group, near, far, material_ns, instance, column, table_keys, table_slots, pools,
+        begin, key, value, row, chain, near, far, material_ns, instance, column, table_keys, table_slots, pools,
         instances, table, usual_surprise, typical, seen, seen_min, level, sums, usual_sums, counts, hits, hit_values,
-        hit_usual, hit, parts, surprise, slot,
+        hit_usual, hit, np.float32(min(least, hit)), parts, loud, surprise, slot, first,
     )  # fmt: skip
-    first = np.zeros(chains + 1, np.int64)
-    for i in range(n):
-        first[chain[i] + 1] = i + 1
-    for c in range(chains):
-        first[c + 1] = max(first[c + 1], first[c])
-    at = np.empty(min(n, chains * most), np.int64)
+    at = np.empty(min(first[chains], chains * most), np.int64)
     found = strongest(first, surprise, slot, level, np.float32(least), np.float32(hold), np.float32(hit), most, at)
     for k in range(found):
-        i = at[k]
+        i, s = loud[at[k]], slot[at[k]]
         finding = out[k]
-        say(np.int64(key[i]), near[i], far[i], slot[i], finding)
+        say(np.int64(key[i]), near[i], far[i], s, finding)
         finding["chain"] = chain[i]
         finding["instance"] = instance[row[i]]
-        finding["p"] = math.exp(-np.float64(surprise[i]))
-        finding["expected"], finding["actual"] = typical[slot[i]] / float32(NS), value[i] / float32(NS)
+        finding["p"] = math.exp(-np.float64(surprise[at[k]]))
+        finding["expected"], finding["actual"] = typical[s] / float32(NS), value[i] / float32(NS)
     in_nats(parts, nats)
     return found
 
@@ -338,30 +344,37 @@ def medians(histogram, changed, least, out):
         out[row] = math.exp(LOWEST + (b + 0.5) * WIDTH)
 
 
-@kernel
+@helper
 def count(
-    n, slot, value, chain, group, allowed, alarmed_ns, closed_ns, histogram, seen, fresh, middle, residual, touched,
-    changed,
+    begin, slot, place, chain, group, allowed, alarmed_ns, closed_ns, histogram, seen, fresh, middle, residual, stale,
+    due, changed,
 ):  # fmt: skip
-    """Adds observations to the histograms, except of chains not `allowed` and of slots in alarm since they closed.
+    """Adds the observations from `begin` on to the bins `place` of the histograms, except of chains not `allowed` and
+    of slots in alarm since they closed; gives how many slots it is time to `refresh`.
 
     A slot with few observations learns even then: what alarms about it is more likely its ignorance. `fresh`
-    float32[slots] counts what the tables do not know yet; `touched` bool[slots] is set where it is time to `refresh`.
-    How far an observation is from the middle is only counted where the tables know a middle; `changed` bool[groups] is
-    set where it is.
+    float32[slots] counts what the tables do not know yet; slots of which they lack too much go into `due`, `stale`
+    bool[slots] says which. How far an observation is from the middle is only counted where the tables know a middle;
+    `changed` bool[groups] is set where it is.
     """
-    for i in range(n):
-        s = slot[i]
-        if s < 0 or not allowed[chain[i]] or (seen[s] >= YOUNG and alarmed_ns[s] >= closed_ns[chain[i]]):
+    dues = 0
+    for at in range(begin, slot.size):
+        i = uint64(at)
+        s, c, g = uint64(slot[i]), uint64(chain[i]), uint64(group[i])
+        if slot[i] < 0 or not allowed[c] or (seen[s] >= YOUNG and alarmed_ns[s] >= closed_ns[c]):
             continue
-        b = int(_position(value[i]))
-        histogram[s, b] += 1
+        b = place[i]
+        histogram[s, uint64(b)] += 1
         if seen[s] - fresh[s] >= MIDDLE_MIN:
-            residual[group[i], min(max(b - middle[s] + BINS, 0), 2 * BINS - 1)] += 1
-            changed[group[i]] = True
+            residual[g, uint64(b - middle[s] + BINS)] += 1
+            changed[g] = True
         seen[s] += 1
         fresh[s] += 1
-        touched[s] = fresh[s] >= STALE * seen[s]
+        if not stale[s] and fresh[s] >= STALE * seen[s]:
+            stale[s] = True
+            due[dues] = slot[i]
+            dues += 1
+    return dues
 
 
 @allocating_kernel
@@ -376,35 +389,37 @@ def learn(
     int64[missing, 4] of their key, service, caller and group; else it is empty.
     """
     size = 2 * event.size
-    key, value, slot = np.empty(size, np.uint64), np.empty(size, np.float32), np.empty(size, np.int32)
+    key, value = np.empty(size, np.uint64), np.empty(size, np.float32)
+    slot, place = np.empty(size, np.int32), np.empty(size, np.int32)
     row, chain = np.empty(size, np.int32), np.empty(size, np.int32)
     near, far, of_group = np.empty(size, np.int32), np.empty(size, np.int32), np.empty(size, np.uint8)
-    n = observe(
+    begin = observe(
         offsets, event, kind, parent, time_ns, duration, self_time, service, key, value, row, chain, of_group, near, far
     )
     missing = 0
-    for i in range(n):
+    for i in range(begin, size):
         slot[i] = find(table_keys, table_slots, key[i])
         missing += slot[i] < 0
+        place[i] = int(_position(value[i]))  # not in `count`: what waits for a logarithm waits less in a short loop
     if missing and every:
         out = np.empty((missing, 4), np.int64)
         k = 0
-        for i in range(n):
+        for i in range(begin, size):
             if slot[i] < 0:
                 out[k, 0], out[k, 1], out[k, 2], out[k, 3] = np.int64(key[i]), near[i], far[i], of_group[i]
                 k += 1
         return out
-    touched, groups_changed = np.zeros(seen.size, np.bool_), np.zeros(GROUPS, np.bool_)
-    count(
-        n, slot, value, chain, of_group, allowed, alarmed_ns, closed_ns, histogram, seen, fresh, middle, residual,
-        touched, groups_changed,
+    stale, due = np.zeros(seen.size, np.bool_), np.empty(seen.size, np.int32)
+    groups_changed = np.zeros(GROUPS, np.bool_)
+    dues = count(
+        begin, slot, place, chain, of_group, allowed, alarmed_ns, closed_ns, histogram, seen, fresh, middle, residual,
+        stale, due, groups_changed,
     )  # fmt: skip
     flows_changed = np.zeros(flow_typical.size, np.bool_)
     learn_chains(flow, start_ns, end_ns, allowed, flows, flows_changed)
     survivals(residual, groups_changed, prior, share)
     medians(flows, flows_changed, flows_min, flow_typical)
-    slots = np.flatnonzero(touched)
-    refresh(slots, histogram, seen, group, share, shrink, fresh, middle, typical, table, usual_surprise)
+    refresh(due[:dues], histogram, seen, group, share, shrink, fresh, middle, typical, table, usual_surprise)
     return np.empty((0, 4), np.int64)
 
 

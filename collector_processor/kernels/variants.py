@@ -19,7 +19,7 @@ import math
 import numpy as np
 from numba import uint64
 
-from collector_processor.kernels.jit import allocating_kernel, helper, inlined, kernel
+from collector_processor.kernels.jit import allocating_helper, allocating_kernel, helper, inlined, kernel
 from collector_processor.kernels.table import find, put
 from collector_processor.kernels.windows import in_nats, strongest
 from collector_processor.kernels.wire import finish, mix
@@ -40,45 +40,49 @@ _MANY = 0x5851F42D4C957F2D
 _ERROR = 0x2545F4914F6CDD1D
 
 
-@kernel
+@allocating_helper
 def observe(event, kind, status, parent, service, family, logs, calls, last, sibling, callee):
     """Fills the hashes uint64[m] of each span's logs and calls, and the lists of children: int32[m], -1 ends.
 
     `service` int32 and `family` uint64[events]: the service of an event, and what counts as the same member. `last[r]`
     is r's last child, `sibling[r]` the one before r; `callee[r]` is r's child in another service, else r itself.
     """
-    for r in range(event.size):
-        logs[r] = 0
-        calls[r] = 0
-        last[r] = -1
-        sibling[r] = -1
-        callee[r] = r
-        p = parent[r]
-        if p >= 0 and kind[r] != 0 and service[event[r]] != service[event[p]]:
-            callee[p] = r
-    for r in range(event.size):
-        if kind[r] != 0 and status[r] == ERROR_SPAN:
-            logs[r] = (logs[r] + (finish(uint64(_ERROR)) << uint64(1))) | uint64(1)
-        p = parent[r]
-        if p < 0:
-            continue
+    logs[:] = uint64(0)
+    calls[:] = uint64(0)
+    last[:] = -1
+    for at in range(event.size):
+        r = uint64(at)
+        callee[r] = at
+        if kind[r] != 0 and parent[r] >= 0:
+            p = uint64(parent[r])
+            if service[uint64(event[r])] != service[uint64(event[p])]:
+                callee[p] = at
+    member = np.empty(event.size, np.uint64)
+    for at in range(event.size):
+        r = uint64(at)
         is_log = kind[r] == 0
-        member = family[event[callee[r]]]
-        error = is_log and status[r] >= ERROR_LOG
+        if not is_log and status[r] == ERROR_SPAN:
+            logs[r] = (logs[r] + (finish(uint64(_ERROR)) << uint64(1))) | uint64(1)
+        mine = family[uint64(event[uint64(callee[r])])]
+        member[r] = mine
+        if parent[r] < 0:
+            sibling[r] = -1
+            continue
+        p = uint64(parent[r])
         seen = 0
         s = last[p]
+        sibling[r] = s
+        last[p] = at
         steps = 0
         while s >= 0 and steps < SIBLINGS_MAX and seen < 2:
-            if (kind[s] == 0) == is_log and family[event[callee[s]]] == member:
+            if member[uint64(s)] == mine and (kind[uint64(s)] == 0) == is_log:
                 seen += 1
-            s = sibling[s]
+            s = sibling[uint64(s)]
             steps += 1
-        sibling[r] = last[p]
-        last[p] = r
         if seen < 2:
-            part = finish(mix(member, uint64(_MANY) if seen else uint64(1)))
+            part = finish(mix(mine, uint64(_MANY) if seen else uint64(1)))
             if is_log:
-                bit = (logs[p] & uint64(1)) | uint64(error)
+                bit = (logs[p] & uint64(1)) | uint64(status[r] >= ERROR_LOG)
                 logs[p] = ((logs[p] >> uint64(1)) + (part >> uint64(1))) << uint64(1) | bit
             else:
                 calls[p] += part
@@ -152,7 +156,7 @@ def variant_key(element, variant):
 def slot_of(slots, event, what):
     """The slot of the logs (0) or calls (1) of an operation, by `slots` int32[n], -1 when it has none."""
     at = 2 * event + what
-    return slots[at] if at < slots.size else np.int32(-1)
+    return slots[uint64(at)] if at < slots.size else np.int32(-1)
 
 
 @inlined
@@ -160,10 +164,11 @@ def row_of(s, element, variant, variant_keys, variant_rows, met, met_row):
     """The row of one variant of the element in slot s, -1 when it is not known. `met` uint64[slots] has the variant
     that was last asked for and `met_row` int32[slots] its row, if any: mostly it is asked for again, and the table is
     too large to stay at hand."""
-    if met[s] != variant or met_row[s] < 0:
-        met[s] = variant
-        met_row[s] = find(variant_keys, variant_rows, variant_key(element, variant))
-    return met_row[s]
+    k = uint64(s)
+    if met[k] != variant or met_row[k] < 0:
+        met[k] = variant
+        met_row[k] = find(variant_keys, variant_rows, variant_key(element, variant))
+    return met_row[k]
 
 
 @helper
@@ -182,91 +187,112 @@ def _hand_up(r, p, top, is_own, same, other):
         other[p] = max(other[p], top, same[r], other[r])
 
 
-@allocating_kernel
+@allocating_helper
 def judge(
     offsets, event, kind, status, parent, service, logs, calls, last, sibling, callee, named, column, slots,
     variant_keys, variant_rows, met, met_row, nats, new_nats, usual_nats, asks, seen, seen_min, blamed, blamed_by,
-    level, sums, usual_sums, counts, hits, hit, least, chain_value, surprise, slot,
+    level, sums, usual_sums, counts, hits, hit, least, chain_value, surprise, slot, odd, first,
 ):  # fmt: skip
-    """Surprise float32[m, 2] and slot int32[m, 2] of each span's logs and calls, added to `column` of the windows.
+    """How surprising each span's logs and calls are, added to `column` of the windows.
 
+    Most are not at all. The places in [m, 2] of those that are ascend in `odd`, those of chain c from `first[c]` to
+    `first[c + 1]`; there `surprise` float32[m, 2] and `slot` int32[m, 2] are filled, and nowhere else.
     `asks` int32[slots]: NOT_ASKING, unless all that is known of an operation is that it calls other services. When such
     a call gets no answer, its error and what its caller makes of that are the other service's.
     `named` int32[events]: the service that a template names, else -1. When a service writes an unusual error that
     names another, what else is unusual about it in that chain speaks for the other: `blamed` int32[services] has its
     slot, and `blamed_by` int32[services] is told who complained last. `chain_value` as in `elements.judge`.
     """
+    none = np.float32(0.0)
     blames = np.full(blamed.size, -1, np.int32)
     blamers = np.empty(blamed.size, np.int32)
     greatest = np.zeros(blamed.size, np.float32)
     m = event.size
     same = np.zeros(m, np.float32)
     other = np.zeros(m, np.float32)
+    n = 0
     for c in range(offsets.size - 1):
-        used = 0
-        for r in range(offsets[c + 1] - 1, offsets[c] - 1, -1):
-            for what in range(2):
-                surprise[r, what] = 0.0
-                slot[r, what] = -1
+        begin, used = n, 0
+        elements, most, passed = 0, none, none
+        for at in range(offsets[c + 1] - 1, offsets[c] - 1, -1):
+            r = uint64(at)
             if kind[r] == 0:
                 continue
-            own = service[event[r]]
-            top = np.float32(0.0)
+            own = service[uint64(event[r])]
+            top, of_logs, of_calls = none, none, none
+            log_slot, call_slot = np.int32(-1), np.int32(-1)
             for what in range(2):
                 s = slot_of(slots, event[r], what)
-                if s < 0 or seen[s] < seen_min:
+                if s < 0 or seen[uint64(s)] < seen_min:
                     continue
-                slot[r, what] = s
+                k = uint64(s)
                 variant = logs[r] if what == 0 else calls[r]
                 row = row_of(s, 2 * event[r] + what + 1, variant, variant_keys, variant_rows, met, met_row)
-                u = _weighed(nats[row] if row >= 0 else new_nats[s], least, hit)
+                u = _weighed(nats[uint64(row)] if row >= 0 else new_nats[k], least, hit)
+                elements += 1
+                passed = max(passed, level[k])
+                counts[k, column] += 1
+                if usual_nats[k] > 0.0:  # memory that nothing changes in is not looked at
+                    usual_sums[k, column] += usual_nats[k]
                 top = max(top, u)
+                u = max(u - other[r], none)
+                if what == 1:
+                    of_calls, call_slot = u, s
                 # Who fails on an answer that is unusual itself does so because of it, however seldom it failed before.
-                follows = what == 0 and other[r] > hit and logs[r] & uint64(1) != 0
-                surprise[r, what] = np.float32(0.0) if follows else max(u - other[r], np.float32(0.0))
-            if surprise[r, 0] > hit:
+                elif other[r] <= hit or logs[r] & uint64(1) == 0:
+                    of_logs, log_slot = u, s
+            if of_logs > hit:
                 to = _named_by(r, kind, status, event, last, sibling, named)
                 if to >= 0 and to != own:
                     if blames[own] < 0:
                         blamers[used] = own
                         used += 1
                     blames[own] = to
-            s = slot[r, 1]
-            unanswered = s >= 0 and asks[s] != NOT_ASKING and callee[r] == r and surprise[r, 1] > hit
-            if unanswered:
-                surprise[r, 0] = 0.0
+            unanswered = of_calls > hit and asks[call_slot] != NOT_ASKING and callee[r] == at
+            if of_calls > 0.0:
+                odd[n], surprise[r, 1], slot[r, 1] = 2 * at + 1, of_calls, call_slot
+                most = max(most, of_calls)
+                n += 1
+            if of_logs > 0.0 and not unanswered:
+                odd[n], surprise[r, 0], slot[r, 0] = 2 * at, of_logs, log_slot
+                most = max(most, of_logs)
+                n += 1
             p = parent[r]
-            if p >= 0:
+            if p >= 0 and (top > 0.0 or same[r] > 0.0 or other[r] > 0.0):
                 _hand_up(r, p, top, service[event[p]] == own and not unanswered, same, other)
-        for r in range(offsets[c], offsets[c + 1]):
-            for what in range(2):
-                s = slot[r, what]
-                if s < 0:
-                    continue
-                u = surprise[r, what]
-                own = service[event[r]]
-                chain_value[c, 0] = max(chain_value[c, 0], u)
-                chain_value[c, 1] += 1.0
-                chain_value[c, 2] = max(chain_value[c, 2], level[s])
-                counts[s, column] += 1
-                if usual_nats[s] > 0.0:  # memory that nothing changes in is not looked at
-                    usual_sums[s, column] += usual_nats[s]
-                if u == 0.0:
-                    continue
-                if blames[own] >= 0:
-                    greatest[own] = max(greatest[own], u)
-                    continue
-                if u > hit:
-                    hits[s, column] += 1
-                sums[s, column] += u
-        for k in range(used):
-            own = blamers[k]
-            _blame(own, blames[own], blamed, blamed_by, greatest[own], column, sums, counts, hits)
-            blames[own] = -1
-            greatest[own] = 0.0
+        chain_value[c, 0], chain_value[c, 1], chain_value[c, 2] = most, elements, passed
+        first[c + 1] = n
+        if n > begin:
+            _tell(
+                odd[begin:n], surprise, slot, event, service, blames, blamers[:used], greatest, blamed, blamed_by,
+                column, sums, counts, hits, hit,
+            )  # fmt: skip
 
 
-@kernel
+@helper
+def _tell(
+    odd, surprise, slot, event, service, blames, blamers, greatest, blamed, blamed_by, column, sums, counts, hits, hit
+):  # fmt: skip
+    """Adds the places `odd` of one chain, descending, which ascend afterwards, to the windows of those that they speak
+    about; `blames` and `greatest` are empty before and after."""
+    for i in range(odd.size // 2):
+        odd[i], odd[odd.size - 1 - i] = odd[odd.size - 1 - i], odd[i]
+    for place in odd:
+        r, what = place // 2, place % 2
+        own, s, u = service[event[r]], slot[r, what], surprise[r, what]
+        if blames[own] >= 0:
+            greatest[own] = max(greatest[own], u)
+            continue
+        if u > hit:
+            hits[s, column] += 1
+        sums[s, column] += u
+    for own in blamers:
+        _blame(own, blames[own], blamed, blamed_by, greatest[own], column, sums, counts, hits)
+        blames[own] = -1
+        greatest[own] = 0.0
+
+
+@helper
 def _blame(own, to, blamed, blamed_by, nats, column, sums, counts, hits):
     """Adds what is unusual about service `own` in a chain to the window of the service that its errors name."""
     s = blamed[to]
@@ -285,28 +311,31 @@ def score(
 ):  # fmt: skip
     """All that is said of a batch of chains: `observe`, `judge`, and what is surprising by itself.
 
-    Fills `values` float64[chains]; what `observe` finds: `hashes` uint64[2, m] and `children` int32[3, m]; `surprise`
-    float32[m, 2] and `slot` int32[m, 2] of the logs and calls of each record; and int64, as far as there are any, the
-    places therein: `unusual` of what is surprising, `at` of the at most `most` of each chain that are so by themselves
-    (`windows.strongest`). Gives the numbers of both.
+    Fills `values` float64[chains]; what `observe` finds: `hashes` uint64[2, m] and `children` int32[3, m]; and int64,
+    as far as there are any, places in [m, 2], the logs and calls of each record: `unusual` of what is surprising, `at`
+    of the at most `most` of each chain that are so by themselves (`windows.strongest`). At these places `surprise`
+    float32[m, 2] and `slot` int32[m, 2] are filled. Gives the numbers of both.
     """
     last, sibling, callee = children[0], children[1], children[2]
     observe(event, kind, status, parent, service, family, hashes[0], hashes[1], last, sibling, callee)
     chains = offsets.size - 1
-    parts = np.zeros((chains, 3))
+    parts, first = np.empty((chains, 3)), np.zeros(chains + 1, np.int64)
     judge(
         offsets, event, kind, status, parent, service, hashes[0], hashes[1], last, sibling, callee, named, column,
         slots, variant_keys, variant_rows, met, met_row, nats, new_nats, usual_nats, asks, seen, seen_min, blamed,
-        blamed_by, level, sums, usual_sums, counts, hits, hit, least, parts, surprise, slot,
+        blamed_by, level, sums, usual_sums, counts, hits, hit, least, parts, surprise, slot, unusual, first,
     )  # fmt: skip
     in_nats(parts, values)
-    flat = surprise.reshape(-1)
+    odd = unusual[: first[chains]]
+    found = strongest(first, surprise.reshape(-1)[odd], slot.reshape(-1)[odd], level, own_least, hold, hit, most, at)
+    for k in range(found):
+        at[k] = odd[at[k]]
     n = 0
-    for place in range(flat.size):
-        if flat[place] > hit:
+    for place in odd:
+        if surprise[place // 2, place % 2] > hit:
             unusual[n] = place
             n += 1
-    return n, strongest(2 * offsets, flat, slot.reshape(-1), level, own_least, hold, hit, most, at)
+    return n, found
 
 
 @helper
@@ -324,65 +353,74 @@ def _named_by(r, kind, status, event, last, sibling, named):
 @helper
 def count_variants(
     offsets, event, kind, logs, calls, allowed, closed_ns, alarmed_ns, audited_ns, audit_ns, slots, variant_keys,
-    variant_rows, met, met_row, count, first, following, distinct, seen, fresh, excess, novelty, kept, touched,
-    rows_used, rows_max, new_row,
+    variant_rows, met, met_row, count, first, following, distinct, seen, fresh, excess, novelty, kept, stale, due,
+    rows_used, rows_max, new,
 ):  # fmt: skip
-    """Counts variants; returns how many variant rows are in use then.
+    """Counts variants; gives how many are new, and how many slots it is time to `refresh`.
 
     Not learned are chains not `allowed` and elements in alarm since the chain closed, but for one each `audit_ns`
-    unless it holds an error. `new_row` int32[m, 2] gets the row of a variant first seen here, else -1.
+    unless it holds an error. `new` int64[2 * m, 2] gets the places in [m, 2] and the rows of variants first seen here.
     `novelty` float64[2]: new variants and observations of elements with history, fading by `kept`. `fresh` counts what
-    the surprises do not know yet; `touched` bool[slots] is set where it is time to `refresh`.
+    the surprises do not know yet; slots of which they lack too much go into `due`, `stale` bool[slots] says which.
     """
+    found, dues = 0, 0
     for c in range(offsets.size - 1):
-        for r in range(offsets[c], offsets[c + 1]):
-            new_row[r, 0] = -1
-            new_row[r, 1] = -1
-            if kind[r] == 0 or not allowed[c]:
+        if not allowed[c]:
+            continue
+        for at in range(offsets[c], offsets[c + 1]):
+            r = uint64(at)
+            if kind[r] == 0:
                 continue
             for what in range(2):
                 s = slot_of(slots, event[r], what)
                 if s < 0:
                     continue
+                k = uint64(s)
                 variant = logs[r] if what == 0 else calls[r]
-                if alarmed_ns[s] >= closed_ns[c] and seen[s] >= YOUNG:
+                if alarmed_ns[k] >= closed_ns[c] and seen[k] >= YOUNG:
                     broken = what == 0 and (variant & uint64(1)) != 0
-                    if broken or closed_ns[c] - audited_ns[s] < audit_ns:
+                    if broken or closed_ns[c] - audited_ns[k] < audit_ns:
                         continue
-                    audited_ns[s] = closed_ns[c]
+                    audited_ns[k] = closed_ns[c]
                 element = 2 * event[r] + what + 1
                 row = row_of(s, element, variant, variant_keys, variant_rows, met, met_row)
                 novelty[1] = novelty[1] * kept + 1.0
                 novelty[0] *= kept
+                is_new = False
                 if row < 0:
-                    if seen[s] > 0:
+                    if seen[k] > 0:
                         novelty[0] += 1.0
-                    if distinct[s] >= VARIANTS_MAX or rows_used >= rows_max:
-                        excess[s] += 1
-                    else:
-                        row = rows_used
-                        rows_used += 1
+                    is_new = distinct[k] < VARIANTS_MAX and rows_used + found < rows_max
+                    if is_new:
+                        row = rows_used + found
                         put(variant_keys, variant_rows, variant_key(element, variant), row)
                         count[row] = 0
-                        following[row] = first[s]
-                        first[s] = row
-                        distinct[s] += 1
-                        new_row[r, what] = row
+                        following[row] = first[k]
+                        first[k] = row
+                        distinct[k] += 1
+                        new[found, 0], new[found, 1] = 2 * at + what, row
+                        found += 1
+                    else:
+                        excess[k] += 1
                 if row >= 0:
-                    count[row] += 1
-                seen[s] += 1
-                fresh[s] += 1
-                touched[s] = touched[s] or new_row[r, what] >= 0 or fresh[s] >= STALE * seen[s]
-    return rows_used
+                    count[uint64(row)] += 1
+                seen[k] += 1
+                fresh[k] += 1
+                if not stale[k] and (is_new or fresh[k] >= STALE * seen[k]):
+                    stale[k] = True
+                    due[dues] = s
+                    dues += 1
+    return found, dues
 
 
 @helper
 def unknown(event, kind, slots, out):
     """Fills `out` with the rows of spans whose operation has no slot, and returns how many there are."""
     n = 0
-    for r in range(event.size):
+    for at in range(event.size):
+        r = uint64(at)
         if kind[r] != 0 and slot_of(slots, event[r], 0) < 0:
-            out[n] = r
+            out[n] = at
             n += 1
     return n
 
@@ -406,22 +444,16 @@ def learn(
     lacking = unknown(event, kind, slots, missing)
     if lacking and every:
         return lacking, 0
-    new_row, touched = np.empty((m, 2), np.int32), np.zeros(alarmed_ns.size, np.bool_)
-    count_variants(
+    stale, due = np.zeros(alarmed_ns.size, np.bool_), np.empty(alarmed_ns.size, np.int64)
+    found, dues = count_variants(
         offsets, event, kind, hashes[0], hashes[1], allowed, closed_ns, alarmed_ns, audited_ns, audit_ns, slots,
         variant_keys, variant_rows, met, met_row, count, first, following, distinct, seen, fresh, excess, novelty, kept,
-        touched, rows_used, count.size, new_row,
+        stale, due, rows_used, count.size, new,
     )  # fmt: skip
     refresh(
-        np.flatnonzero(touched), first, following, count, seen, fresh, excess, novelty_rate(novelty), shrink, least,
-        hit, nats, new_nats, usual_nats,
+        due[:dues], first, following, count, seen, fresh, excess, novelty_rate(novelty), shrink, least, hit, nats,
+        new_nats, usual_nats,
     )  # fmt: skip
-    rows = new_row.reshape(-1)
-    found = 0
-    for place in range(rows.size):
-        if rows[place] >= 0:
-            new[found, 0], new[found, 1] = place, rows[place]
-            found += 1
     return lacking, found
 
 
@@ -439,24 +471,25 @@ def refresh(
 
     `usual_nats` float32[slots]: the mean surprise of what the history holds, as far as it counts.
     """
-    for k in range(slots.size):
-        s = slots[k]
+    for slot in slots:
+        s = uint64(slot)
         fresh[s] = 0
         total = seen[s] + shrink
         once = excess[s]
         usual = 0.0
         a = first[s]
         while a >= 0:
-            rarer = 0.0
+            own, rarer = count[uint64(a)], 0.0
             b = first[s]
             while b >= 0:
-                if count[b] <= count[a]:
-                    rarer += count[b]
-                b = following[b]
-            if count[a] == 1:
+                other = count[uint64(b)]
+                rarer += other if other <= own else 0.0
+                b = following[uint64(b)]
+            if own == 1:
                 once += 1
-            nats[a] = max(0.0, -math.log(min((rarer + excess[s] + shrink * rate) / total, 1.0)))
-            usual += count[a] * _weighed(nats[a], least, hit)
-            a = following[a]
+            size = np.float32(max(0.0, -math.log(min((rarer + excess[s] + shrink * rate) / total, 1.0))))
+            nats[uint64(a)] = size
+            usual += own * _weighed(size, least, hit)
+            a = following[uint64(a)]
         usual_nats[s] = usual / total
         new_nats[s] = max(0.0, -math.log(min((once + 0.5 + shrink * rate) / total, 1.0)))

@@ -89,15 +89,9 @@ def window_exponent(s, sums, usual, counts, mean, dispersion, memory, prior, pie
         total += sums[s, e]
         expected += usual[s, e]
         excess = sums[s, e] - max(counts[s, e] * mean[s], usual[s, e])
-        if excess > worst:
-            third = second
-            second = worst
-            worst = excess
-        elif excess > second:
-            third = second
-            second = excess
-        elif excess > third:
-            third = excess
+        third = max(third, min(second, excess))
+        second = max(second, min(worst, excess))
+        worst = max(worst, excess)
     total -= worst - third
     burst = max(piece, memory[s, 4]) if piece > 0.0 else 0.0
     known = memory[s, 1] + prior[1]
