@@ -22,7 +22,6 @@ from collector_processor.config import ChainSequenceConfig, Config
 from collector_processor.kernels import familiarity as flags
 from collector_processor.kernels import sequence as kernels
 from collector_processor.model import (
-    FINDING,
     I32,
     I64,
     NONE,
@@ -33,6 +32,7 @@ from collector_processor.model import (
     Level,
     Symbols,
     all_findings,
+    as_findings,
     no_findings,
 )
 from detectors.chain_sequence.distribution import SLICES_MIN, Distribution
@@ -485,11 +485,6 @@ class ChainSequence:
             (int(row), int(flag)): Judgement(int(kind), p, int(other), share, *(int(event) for event in events))
             for row, flag, kind, p, other, share, *events in np.asarray(state["judged"]).tolist()
         }
-
-
-def as_findings(said: list[tuple[float, ...]]) -> Findings:
-    """Rows of FINDING as an array."""
-    return np.array(said, FINDING) if said else no_findings()
 
 
 def repeat_tail(count: int, expected: float) -> float:
