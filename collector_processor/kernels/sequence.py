@@ -373,21 +373,27 @@ def rate_excess(
 
 
 @kernel
-def excess(
-    rows_short, flows_short, rows_long, flows_long, share, dispersion, flow, total, total_min, slices, slices_min,
-    row_difference_min, greatest_share, of_rows, rates, part, rate_dispersion, rate_slices_min, profiled, away, before,
-    rate, away_chains, flow_difference_min, greatest_rate, of_flows,
+def end_epoch(
+    counts, flow, epochs, short, at, row_ring, row_short, row_long, flow_ring, flow_short, flow_long,
+    total, total_min, novel, good, bad, ratio, share, repeated,
+    dispersion, slices, slices_min, row_difference_min, greatest_share, of_rows,
+    rates, part, rate_dispersion, rate_slices_min, profiled, away, before, rate, away_chains, flow_difference_min,
+    greatest_rate, of_flows,
 ):  # fmt: skip
-    """`share_excess`, which fills `of_rows`, and `rate_excess`, which fills `of_flows`; the greatest of all."""
+    """All that an epoch ends with: `push`; `look`, which fills `share` and `repeated`; `share_excess`, which fills
+    `of_rows`; `rate_excess`, which fills `of_flows`. Gives the new `at`, the number of `repeated`, and the greatest
+    excess."""
+    at = push(counts, flow, epochs, short, at, row_ring, row_short, row_long, flow_ring, flow_short, flow_long)
+    found = look(row_long, flow, total, total_min, novel, good, bad, ratio, share, repeated)
     of_shares = share_excess(
-        rows_short, flows_short, rows_long, flows_long, share, dispersion, flow, total, total_min, slices, slices_min,
+        row_short, flow_short, row_long, flow_long, share, dispersion, flow, total, total_min, slices, slices_min,
         row_difference_min, greatest_share, of_rows,
     )  # fmt: skip
     of_rates = rate_excess(
-        flows_short, flows_long, rates, part, rate_dispersion, slices, rate_slices_min, profiled, away, before,
+        flow_short, flow_long, rates, part, rate_dispersion, slices, rate_slices_min, profiled, away, before,
         slices_min, rate, away_chains, flow_difference_min, greatest_rate, of_flows,
     )  # fmt: skip
-    return max(of_shares, of_rates)
+    return at, found, max(of_shares, of_rates)
 
 
 @helper

@@ -35,7 +35,7 @@ from collector_processor.model import (
     as_findings,
     no_findings,
 )
-from detectors.chain_sequence.distribution import SLICES_MIN, Distribution
+from detectors.chain_sequence.distribution import SLICES_MIN, Distribution, Excess, Known
 from detectors.chain_sequence.extremes import Extremes
 from detectors.chain_sequence.paths import START, Held, PathTable
 from detectors.familiarity import Familiarity, describe_young
@@ -238,30 +238,25 @@ class ChainSequence:
         if size > distribution.dispersion.size or flows > distribution.rate.size:
             distribution.reserve(size, flows)
             self.repeats.reserve(flows)
-        flow = self.known.view("flow")
+        if self.share.size != size:
+            self.share = np.empty(size)
+        flow, row = self.known.view("flow"), self.known.row
+        known = Known(
+            *(self.known.flow["total"], float(self.config.learn_chains_min), self.paths.column["novel"]),
+            *(row["good"], row["bad"], row["ratio"], self.share),
+        )
         boundary = distribution.missed_boundary(now_ns)
         if boundary is not None:
-            self._look(flow)
+            distribution.look(flow, known)
             distribution.push(boundary, np.zeros(size, np.int64), flow)  # what was seen since came after it
             self._end_slice(boundary)
-        ended = distribution.push(now_ns, self.known.view("seen"), flow)
-        findings = (self._repeated(flow, self._look(flow)), self._out_of_range(now_ns, flow))
-        if ended:
+        ended = distribution.end_epoch(now_ns, self.known.view("seen"), flow, known)
+        findings = (self._repeated(flow, ended.repeated), self._out_of_range(flow, ended.excess))
+        if ended.is_slice:
             self._end_slice(now_ns)
-        self._enter_slice(now_ns)
+        if self._enter_slice(now_ns):
+            distribution.look(flow, known)
         return all_findings(findings)
-
-    def _look(self, flow: I32) -> list[int]:
-        """Sets the share of each row expected now; those that came within the slice and are new, though not to a young
-        flow."""
-        if self.share.size != flow.size:
-            self.share = np.empty(flow.size)
-        known, repeated = self.known.row, np.empty(flow.size, np.int32)
-        count = kernels.look(
-            *(self.distribution.rows.sum_long, flow, self.known.flow["total"], float(self.config.learn_chains_min)),
-            *(self.paths.column["novel"], known["good"], known["bad"], known["ratio"], self.share, repeated),
-        )
-        return repeated[:count].tolist() if count else []
 
     def _end_slice(self, now_ns: int) -> None:
         """Learns from the slice that ended at `now_ns`."""
@@ -275,11 +270,11 @@ class ChainSequence:
         fade = min(1.0, CAME_MAX / self.came)
         self.recurred, self.came = self.recurred * fade, self.came * fade
 
-    def _enter_slice(self, now_ns: int) -> None:
+    def _enter_slice(self, now_ns: int) -> bool:
         """When another slice has begun: forgets a little, and sets what is expected in it."""
         slice_index = now_ns // self.distribution.slice_ns
         if slice_index == self.slice_index:
-            return
+            return False
         self.slice_index = slice_index
         self.known.adopt(self.config.adopt_s, self.config.adopt_repeats)
         self.paths.fade(1.0 - 1.0 / FORGET_SLICES)
@@ -289,7 +284,7 @@ class ChainSequence:
         self.known.view("ratio")[:] = np.divide(shares, overall, out=np.ones_like(overall), where=overall > 0)
         self.known.recount()
         self._forget_judgements()
-        self._look(flow)
+        return True
 
     def _forget_judgements(self) -> None:
         """After what is known has changed noticeably; part of the state, so that a restored run judges alike."""
@@ -326,9 +321,7 @@ class ChainSequence:
                 said.append((NONE, *self._finding(row, judgement, p, expected, count, detail)))
         return as_findings(said)
 
-    def _out_of_range(self, now_ns: int, flow: I32) -> Findings:
-        total, least = self.known.flow["total"], float(self.config.learn_chains_min)
-        found = self.distribution.out_of_range(now_ns, self.share, flow, total, least)
+    def _out_of_range(self, flow: I32, found: list[Excess]) -> Findings:
         if not found:
             return no_findings()
         found = [excess for excess in found if excess.p < WINDOW_P]
