@@ -227,11 +227,13 @@ class LaneTable:
 
     def _prepare(self, new: I64) -> None:
         """Room in the n-gram table, and a place in the vocabulary, for what comes with lanes that are new to it."""
-        self.counts.reserve(int((self.column["length"][new] + 1).sum()))
+        starts, lengths = self.column["start"][new].tolist(), self.column["length"][new].tolist()
+        self.counts.reserve(sum(lengths) + len(lengths))
         if self.vocabulary.size < VOCABULARY_MAX:
-            events = np.unique(np.concatenate([self.lane(row).events for row in new.tolist()]))
-            known = set(self.vocabulary.tolist())
-            more = [event for event in events.tolist() if event not in known][: VOCABULARY_MAX - len(known)]
+            events = set[int]()
+            for start, length in zip(starts, lengths, strict=True):
+                events.update(self.pool[start : start + length].tolist())
+            more = sorted(events.difference(self.vocabulary.tolist()))[: VOCABULARY_MAX - self.vocabulary.size]
             if more:
                 self.vocabulary = np.sort(np.concatenate([self.vocabulary, np.array(more, np.int32)]))
 
