@@ -138,7 +138,7 @@ def no_findings(rows: int = 0) -> Findings:
     return UNSAID_BYTES.repeat(rows).view(FINDING) if rows else NOTHING
 
 
-def as_findings(said: list[tuple[float, ...]]) -> Findings:
+def as_findings(said: Sequence[tuple[float, ...]]) -> Findings:
     """Rows of FINDING as an array."""
     return np.array(said, FINDING) if said else NOTHING
 

@@ -167,19 +167,8 @@ class ChainSequence:
         step = int(operations[at])
         return Judgement(
             Kind.NEW_SEQUENCE, p, step=step, after=int(operations[at - 1]) if at else NONE,
-            subject=step if caller == NONE else caller, other=self._nearest(row),
+            subject=step if caller == NONE else caller, other=self.paths.nearest(row)[0],
         )  # fmt: skip
-
-    def _nearest(self, row: int) -> int:
-        """The known path of the flow with the longest common beginning, the more frequent one of equals."""
-        column = self.paths.column
-        rows = self.paths.flow_rows(int(self.known.row["flow"][row]))
-        rows = rows[(self.known.row["good"][rows] > 0) & (rows != row)]
-        if rows.size == 0:
-            return NONE
-        _, _, prefix = self.paths.containing(row, rows)
-        order = np.lexsort((column["key"][rows], -self.known.row["good"][rows], -prefix))
-        return int(rows[order[0]])
 
     def _broken_off(self, row: int, held: Held, p: float, late: bool) -> Judgement:
         """The judgement when `row` is a proper subsequence of a known path."""
@@ -322,11 +311,10 @@ class ChainSequence:
         return as_findings(said)
 
     def _out_of_range(self, flow: I32, found: list[Excess]) -> Findings:
-        if not found:
-            return no_findings()
-        found = [excess for excess in found if excess.p < WINDOW_P]
-        findings = no_findings(len(found))
-        for i, excess in enumerate(found):
+        said = []
+        for excess in found:
+            if excess.p >= WINDOW_P:
+                continue
             detail = excess.index + (0 if excess.long else SHORT_DETAIL)
             if excess.subject == "flow":
                 of_flow, event = excess.index, int(self.symbols.flows.column("event")[excess.index])
@@ -334,24 +322,20 @@ class ChainSequence:
             else:
                 of_flow, event = int(flow[excess.index]), self._where_it_parts(excess.index)
             surge, drop = RATE_KINDS if excess.subject == "flow" else SHARE_KINDS
-            findings["kind"][i] = surge if excess.nats > 0 else drop
-            findings["level"][i] = Level.FLOW
-            findings["flow"][i], findings["event"][i], findings["service"][i] = of_flow, event, self._service(event)
-            findings["p"][i] = max(P_MIN, excess.p)
-            findings["expected"][i], findings["actual"][i] = excess.expected, excess.actual
-            findings["detail"][i] = detail
-        return findings
+            subject = of_flow, self._service(event), event, NONE, NONE
+            counts = excess.expected, excess.actual
+            kind = surge if excess.nats > 0 else drop
+            said.append((NONE, 0, kind, Level.FLOW, *subject, max(P_MIN, excess.p), *counts, detail))
+        return as_findings(said)
 
     def _where_it_parts(self, row: int) -> int:
         """The operation that decides between a path and the flow's most similar other one."""
-        other = self._nearest(row)
+        other, at = self.paths.nearest(row)
         operations = self.paths.operations(row)
         if operations.size == 0:
             return int(self.symbols.flows.column("event")[self.known.row["flow"][row]])
         if other == NONE:
             return int(operations[0])
-        _, _, prefix = self.paths.containing(row, np.array([other], np.int64))
-        at = int(prefix[0])
         holder, at = (row, at) if at < operations.size else (other, min(at, self.paths.operations(other).size - 1))
         caller, _ = self.paths.caller_of(holder, at)
         return caller if caller != NONE else int(self.paths.operations(holder)[at])
