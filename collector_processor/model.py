@@ -138,6 +138,11 @@ def no_findings(rows: int = 0) -> Findings:
     return UNSAID_BYTES.repeat(rows).view(FINDING) if rows else NOTHING
 
 
+def as_findings(said: Sequence[tuple[float, ...]]) -> Findings:
+    """Rows of FINDING as an array."""
+    return np.array(said, FINDING) if said else NOTHING
+
+
 def all_findings(parts: Sequence[Findings]) -> Findings:
     """The findings of all `parts`, in order. (As bytes: numpy copies the fields of records one by one.)"""
     filled = [part for part in parts if part.size]

@@ -130,7 +130,7 @@ def seldom_needed() -> None:
     about(seen, np.zeros(1, np.int32), 0, rows, rows, rows)
     none, number, numbers = np.zeros(0, np.int64), np.zeros(1, np.int64), np.zeros(1)
     ids, hashes, shares = np.zeros(1, np.int32), np.zeros(1, np.uint64), np.zeros(1, np.float32)
-    sequence.containing(ids, ids, number, number, none)
+    sequence.nearest(0, none, ids, number, number, hashes, numbers)
     of_rows, of_steps = (ids, numbers, numbers, numbers), (number, number, ids, numbers, ids, numbers)
     sequence.judge(0, ids, number, number, hashes, hashes, none, 0.0, *of_rows, *of_steps)
     variants.describe(none, number, batch.kind, batch.status, ids, ids, ids, ids, ids[None])

@@ -12,6 +12,7 @@ means is the detector's own measure.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,10 @@ ROW_COLUMNS: dict[str, type] = {
 }
 
 
+Oddities = tuple[int, list[float], float]  # of a flow: how many there were, those remembered ascending, their scale
+NO_ODDITIES: Oddities = (-1, [], 0.0)
+
+
 def grown(array: Any, size: int, fill: float = 0) -> Any:
     """`array` with room for `size` rows (doubling), new ones filled with `fill`."""
     if array.shape[0] >= size:
@@ -61,6 +66,7 @@ class Familiarity:
         self.size = 0
         self.row: dict[str, Any] = {name: np.zeros(64, kind) for name, kind in ROW_COLUMNS.items()}
         self.flow: dict[str, Any] = {name: np.zeros((16, *shape), kind) for name, (kind, shape) in FLOW_COLUMNS.items()}
+        self._oddities: dict[int, Oddities] = {}  # by flow, as last asked for
 
     def view(self, name: str) -> Any:
         """The row column `name` of all rows."""
@@ -126,12 +132,18 @@ class Familiarity:
 
     def odder_share(self, flow: int, odd: float) -> float:
         """Among normal rows that were new, the share at least as odd; beyond the oddest an exponential tail goes on."""
-        past = self.flow["oddity"][flow, : self.flow["oddities"].item(flow)]  # all of them when there were more
-        values = past.tolist()
-        rank = (sum([value >= odd - 1e-9 for value in values]) + 1) / (len(values) + 1)
-        excess = max(0.0, odd - max(values, default=0.0))
-        scale = (ODD_PRIOR * self.odd_scale + float(np.add.reduce(past))) / (ODD_PRIOR + len(values))
-        return float(rank * math.exp(-excess / scale))
+        count, values, scale = self._oddities.get(flow, NO_ODDITIES)
+        if count != self.flow["oddities"].item(flow):
+            count, values, scale = self._oddities[flow] = self._oddities_of(flow)
+        rank = (len(values) - bisect_left(values, odd - 1e-9) + 1) / (len(values) + 1)
+        excess = max(0.0, odd - (values[-1] if values else 0.0))
+        return rank * math.exp(-excess / scale)
+
+    def _oddities_of(self, flow: int) -> Oddities:
+        count = self.flow["oddities"].item(flow)
+        past = self.flow["oddity"][flow, :count]  # all of them when there were more
+        scale = (ODD_PRIOR * self.odd_scale + float(np.add.reduce(past))) / (ODD_PRIOR + past.size)
+        return count, sorted(past.tolist()), scale
 
     def adopt(self, age_s: float, repeats: int) -> bool:
         """Makes known what was judged anomalous and yet kept coming for `age_s` (an intended release). True if any."""
@@ -179,6 +191,7 @@ class Familiarity:
         self.row = {name: np.array(state["rows"][name], kind) for name, kind in ROW_COLUMNS.items()}
         self.size = int(self.row["flow"].size)
         self.flow = {name: np.array(state["flows"][name], kind) for name, (kind, _) in FLOW_COLUMNS.items()}
+        self._oddities.clear()
 
 
 def describe_young(total: F64, least: int, flows: list[str], what: str) -> str | None:

@@ -28,15 +28,15 @@ EVICTED = 2  # model.Outcome
 
 
 @allocating_kernel
-def bag(events, counted):
-    """(distinct events ascending, level of each) of one chain's events; `counted` is zero for all, and again after."""
-    distinct = np.empty(events.size, np.int32)
-    out = np.sort(distinct[: _count(events, counted, distinct)])
-    level = np.empty(out.size, np.uint8)
-    for i in range(out.size):
-        level[i] = _level(counted[out[i]])
-        counted[out[i]] = 0
-    return out, level
+def bag(events, counted, distinct, level):
+    """Fills in the distinct ones of one chain's events, ascending, and the level of each; gives their number. `counted`
+    is zero for all, and again after."""
+    n = _count(events, counted, distinct)
+    distinct[:n].sort()
+    for i in range(n):
+        level[i] = _level(counted[distinct[i]])
+        counted[distinct[i]] = 0
+    return n
 
 
 @kernel

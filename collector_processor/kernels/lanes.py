@@ -31,6 +31,7 @@ from collector_processor.kernels.wire import mix
 
 LOGS, CALLS = 0, 1  # kinds of lane
 TOP = -1  # head of the lane of records that stand inside no span
+NO_EVENT = -9
 BEGIN, END = -2, -3  # pseudo-events before and after a lane
 ORDERS = 5
 _ABOVE = (0, 0, 1, 1, 3)  # the order that backs off to each
@@ -39,29 +40,27 @@ EVICTED = 2  # model.Outcome
 _SALTS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD6E8FEB86659FD93, 0xA0761D6478BD642F)
 
 
-@allocating_kernel
-def lanes_of(event, parent, kind, offsets, table_keys, table_lanes, most):
-    """The lanes of every chain, int32: lane[lane_offsets[c] : lane_offsets[c + 1]], -1 where it is unknown.
+@kernel
+def lanes_of(event, parent, kind, offsets, table_keys, table_lanes, digest, last, lane, lane_offsets, unknown):
+    """Fills in the lanes of every chain: lane[lane_offsets[c] : lane_offsets[c + 1]], -1 where it is unknown.
 
-    Gives `lane`, `lane_offsets`, and of the first `most` unknown ones int64[unknown, 3]: chain, slot, kind. A slot is
-    the row of the head within its chain, or the chain's length for the top.
+    Of the first unknown ones, as many as there is room for, fills `unknown` int64[:, 3] with chain, slot, kind, and
+    gives their number. A slot is the row of the head within its chain, or the chain's length for the top. `digest` and
+    `last` [slots, 2] are scratch: 0 and NO_EVENT between calls.
     """
-    longest = 0
-    for c in range(offsets.size - 1):
-        longest = max(longest, offsets[c + 1] - offsets[c])
-    digest = np.zeros((longest + 1, 2), np.uint64)  # and what follows: of each slot, empty again when it was read
-    last, count = np.full((longest + 1, 2), -9, np.int32), np.zeros((longest + 1, 2), np.int32)
-    lane = np.empty(2 * (event.size + offsets.size - 1), np.int32)
-    lane_offsets, unknown = np.empty(offsets.size, np.int64), np.empty((most, 3), np.int64)
     missing = 0
     found = 0
     for c in range(offsets.size - 1):
         lo = offsets[c]
         n = offsets[c + 1] - lo
+        top_logs = 0
+        top_calls = 0
         for r in range(lo, lo + n):
             s = parent[r] - lo if parent[r] >= lo else n
             k = LOGS if kind[r] == 0 else CALLS
-            count[s, k] += 1
+            if s == n:
+                top_logs += k == LOGS
+                top_calls += k == CALLS
             if last[s, k] != event[r]:
                 last[s, k] = event[r]
                 digest[s, k] = mix(digest[s, k], uint64(event[r] + 1))
@@ -72,27 +71,26 @@ def lanes_of(event, parent, kind, offsets, table_keys, table_lanes, most):
             head = event[lo + s] if s < n else TOP
             for k in range(2):
                 key = mix(digest[s, k], uint64(2 * (head + 2) + k)) | uint64(1)
-                came = count[s, k]
-                digest[s, k], last[s, k], count[s, k] = 0, -9, 0
-                if s == n and came < 1 + k:  # a lone root is no lane
+                digest[s, k], last[s, k] = 0, NO_EVENT
+                if s == n and (top_calls < 2 if k == CALLS else top_logs < 1):  # a lone root is no lane
                     continue
                 i = slot_of(table_keys, key)
                 lane[found] = table_lanes[i] if table_keys[i] != 0 else -1
-                if table_keys[i] == 0 and missing < most:
+                if table_keys[i] == 0 and missing < len(unknown):
                     unknown[missing, 0] = c
                     unknown[missing, 1] = s
                     unknown[missing, 2] = k
                     missing += 1
                 found += 1
     lane_offsets[offsets.size - 1] = found
-    return lane[:found], lane_offsets, unknown[:missing]
+    return missing
 
 
 @helper
 def key_of(events, head, kind):
     """The table key of a lane, as `lanes_of` makes it."""
     digest = uint64(0)
-    last = -9
+    last = NO_EVENT
     for e in events:
         if e != last:
             last = e
@@ -179,10 +177,11 @@ def score(
 
 
 @allocating_kernel
-def count_lanes(lane, lane_offsets, normal, times, good, bad, seen, counted, portion):
+def count_lanes(lane, lane_offsets, normal, times, good, bad, seen, counted, portion, due):
     """Adds the lanes of each chain to `good` (normal chains) or `bad`, and notes when each was last seen.
 
-    Gives those, int64 ascending, whose `good` has outgrown what was `counted` of it by more than `portion`.
+    Fills `due` with those, ascending, whose `good` has outgrown what was `counted` of it by more than `portion`. Gives
+    their number, and whether nothing was counted yet of one of them.
     """
     for c in range(normal.size):
         for k in range(lane_offsets[c], lane_offsets[c + 1]):
@@ -192,10 +191,18 @@ def count_lanes(lane, lane_offsets, normal, times, good, bad, seen, counted, por
                 good[row] += 1.0
             else:
                 bad[row] += 1.0
-    due = np.zeros(good.size, np.bool_)
-    for row in lane:
-        due[row] = good[row] > (1.0 + portion) * counted[row]
-    return np.flatnonzero(due)
+    outgrown = np.zeros(due.size, np.bool_)
+    for k in range(lane_offsets[-1]):
+        row = lane[k]
+        outgrown[row] = good[row] > (1.0 + portion) * counted[row]
+    n = 0
+    any_new = False
+    for row in range(due.size):
+        if outgrown[row]:
+            due[n] = row
+            n += 1
+            any_new |= counted[row] == 0.0
+    return n, any_new
 
 
 @expanded
@@ -256,24 +263,31 @@ def learn_lane(pool, start, length, head, kind, weight, keys, count, kinds, used
         before, last = last, event
 
 
-@allocating_kernel
-def uncounted(rows, counted, length):
-    """(Those of `rows` of which nothing is `counted` yet, int64; how many events all of `rows` have, ends included)."""
-    new, n, places = np.empty(rows.size, np.int64), 0, 0
+@allocating_helper
+def rows_of_heads(rows, head, out):
+    """Fills `out`, which has room for every row, with those that have the head of one of `rows`; their number."""
+    greatest = 0
     for r in rows:
-        places += length[r] + 1
-        if counted[r] == 0.0:
-            new[n] = r
+        greatest = max(greatest, head[r])
+    wanted = np.zeros(greatest + 2, np.bool_)  # TOP, which is -1, is the last
+    for r in rows:
+        wanted[head[r]] = True
+    n = 0
+    for r in range(out.size):
+        if head[r] <= greatest and wanted[head[r]]:
+            out[n] = r
             n += 1
-    return new[:n], places
+    return n
 
 
 @allocating_kernel
-def learn_lanes(rows, pool, start, length, head, kind, good, counted, keys, count, kinds, used):
-    """Adds what each of `rows` was seen more often than was counted so far."""
+def learn_lanes(rows, pool, start, length, head, kind, good, counted, keys, count, kinds, used, alike):
+    """Adds what each of `rows` was seen more often than was counted so far. Fills `alike`, which has room for every
+    row, with those that have the head of one of `rows`; gives their number."""
     for r in rows:
         learn_lane(pool, start[r], length[r], head[r], kind[r], good[r] - counted[r], keys, count, kinds, used)
         counted[r] = good[r]
+    return rows_of_heads(rows, head, alike)
 
 
 @kernel
@@ -311,23 +325,6 @@ def value_lanes(rows, pool, start, length, head, kind, uniform, model, keys, cou
             if room[k] > room[worst[r]]:
                 worst[r] = k
         value[r] = room[worst[r]]
-
-
-@allocating_kernel
-def rows_of_heads(rows, head, used, out):
-    """Fills `out` with all rows < used that have the same head as one of `rows`; gives their number."""
-    greatest = 0
-    for r in rows:
-        greatest = max(greatest, head[r])
-    wanted = np.zeros(greatest + 2, np.bool_)  # TOP, which is -1, is the last
-    for r in rows:
-        wanted[head[r]] = True
-    n = 0
-    for r in range(used):
-        if head[r] <= greatest and wanted[head[r]]:
-            out[n] = r
-            n += 1
-    return n
 
 
 @helper

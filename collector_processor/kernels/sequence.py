@@ -11,46 +11,48 @@ import math
 
 import numpy as np
 
-from collector_processor.kernels.jit import allocating_helper, allocating_kernel, expanded, helper, kernel
+from collector_processor.kernels.jit import allocating_helper, allocating_kernel, expanded, helper, inlined, kernel
 
 REPEAT_MAX = 64  # longest loop body that is collapsed
 EVICTED = 2  # model.Outcome
+CLIENT, PRODUCER = 4, 5  # ChainBatch.kind
 
 
 @allocating_kernel
-def steps(event, parent, enters, asks):
-    """Module entries of one chain: (event, entry above it or -1, client span that called it or -1, unanswered calls).
+def steps(lo, hi, event, parent, kind, enters, events, callers, clients, silent):
+    """The canonical path of the chain with the records `lo` to `hi`: its module entries, `collapse`d.
 
-    `parent` holds rows of the same chain, -1 at the top; `asks`: the span is a client or producer. An unanswered call
-    is the event of an asking span from which no module was entered.
+    Fills in, of each, its event, that of the entry above it or -1, and that of the client or producer span that called
+    it or -1; and `silent`, the events of such spans from which no module was entered. Gives the numbers of both.
     """
-    n = event.size
+    n = hi - lo
     above = np.full(n, -1, np.int32)  # the row of the nearest entry at or above each row
     answered = np.zeros(n, np.bool_)
-    found = 0
     for r in range(n):
-        p = parent[r]
-        above[r] = r if enters[r] else (above[p] if 0 <= p < r else -1)
-        if enters[r]:
-            found += 1
-            if 0 <= p < n:
-                answered[p] = True
-    out = np.empty((3, found), np.int32)
-    silent = np.empty(n, np.int32)
+        p = parent[lo + r] - lo
+        above[r] = r if enters[lo + r] else (above[p] if 0 <= p < r else -1)
+        if enters[lo + r] and 0 <= p < n:
+            answered[p] = True
     quiet = 0
     k = 0
     for r in range(n):
-        p = parent[r]
-        if enters[r]:
+        p = parent[lo + r] - lo
+        if enters[lo + r]:
             inside = 0 <= p < r
-            out[0, k] = event[r]
-            out[1, k] = event[above[p]] if inside and above[p] >= 0 else -1
-            out[2, k] = event[p] if inside and asks[p] else -1
+            events[k] = event[lo + r]
+            callers[k] = event[lo + above[p]] if inside and above[p] >= 0 else -1
+            clients[k] = event[lo + p] if inside and is_call(kind[lo + p]) else -1
             k += 1
-        if asks[r] and not answered[r]:
-            silent[quiet] = event[r]
+        if is_call(kind[lo + r]) and not answered[r]:
+            silent[quiet] = event[lo + r]
             quiet += 1
-    return out[0], out[1], out[2], silent[:quiet]
+    return collapse(events[:k], callers[:k], clients[:k]), quiet
+
+
+@inlined
+def is_call(kind):
+    """Whether a record of that kind is a span that calls others."""
+    return kind == CLIENT or kind == PRODUCER
 
 
 @kernel
@@ -78,7 +80,36 @@ def collapse(events, callers, clients):
     return n
 
 
-@allocating_kernel
+@helper
+def common_beginning(query, pool, first, size):
+    """How many events `query` and the path of `size` events from `first` on begin with alike."""
+    limit = min(size, query.size)
+    common = 0
+    while common < limit and pool[first + common] == query[common]:
+        common += 1
+    return common
+
+
+@kernel
+def nearest(row, rows, pool, start, length, key, good):
+    """The one of `rows` that was ever normal, is not `row` itself and has the longest beginning in common with it, -1
+    when there is none; and how long that is. Of equal ones the more frequent, then that with the lesser `key`."""
+    query = pool[start[row] : start[row] + length[row]]
+    best = -1
+    longest = 0
+    for other in rows:
+        if other == row or good[other] <= 0.0:
+            continue
+        common = common_beginning(query, pool, start[other], length[other])
+        equal = best >= 0 and common == longest
+        if best < 0 or common > longest or (equal and good[other] > good[best]):
+            best, longest = other, common
+        elif equal and good[other] == good[best] and key[other] < key[best]:
+            best = other
+    return best, longest
+
+
+@allocating_helper
 def containing(query, pool, start, length, rows):
     """Per row: (is `query` a proper subsequence of it, number of gaps in the leftmost match, common prefix)."""
     inside = np.zeros(rows.size, np.bool_)
@@ -88,10 +119,7 @@ def containing(query, pool, start, length, rows):
         row = rows[r]
         size = length[row]
         first = start[row]
-        limit = min(size, query.size)
-        common = 0
-        while common < limit and pool[first + common] == query[common]:
-            common += 1
+        common = common_beginning(query, pool, first, size)
         prefix[r] = common
         if size <= query.size:
             continue
@@ -373,21 +401,27 @@ def rate_excess(
 
 
 @kernel
-def excess(
-    rows_short, flows_short, rows_long, flows_long, share, dispersion, flow, total, total_min, slices, slices_min,
-    row_difference_min, greatest_share, of_rows, rates, part, rate_dispersion, rate_slices_min, profiled, away, before,
-    rate, away_chains, flow_difference_min, greatest_rate, of_flows,
+def end_epoch(
+    counts, flow, epochs, short, at, row_ring, row_short, row_long, flow_ring, flow_short, flow_long,
+    total, total_min, novel, good, bad, ratio, share, repeated,
+    dispersion, slices, slices_min, row_difference_min, greatest_share, of_rows,
+    rates, part, rate_dispersion, rate_slices_min, profiled, away, before, rate, away_chains, flow_difference_min,
+    greatest_rate, of_flows,
 ):  # fmt: skip
-    """`share_excess`, which fills `of_rows`, and `rate_excess`, which fills `of_flows`; the greatest of all."""
+    """All that an epoch ends with: `push`; `look`, which fills `share` and `repeated`; `share_excess`, which fills
+    `of_rows`; `rate_excess`, which fills `of_flows`. Gives the new `at`, the number of `repeated`, and the greatest
+    excess."""
+    at = push(counts, flow, epochs, short, at, row_ring, row_short, row_long, flow_ring, flow_short, flow_long)
+    found = look(row_long, flow, total, total_min, novel, good, bad, ratio, share, repeated)
     of_shares = share_excess(
-        rows_short, flows_short, rows_long, flows_long, share, dispersion, flow, total, total_min, slices, slices_min,
+        row_short, flow_short, row_long, flow_long, share, dispersion, flow, total, total_min, slices, slices_min,
         row_difference_min, greatest_share, of_rows,
     )  # fmt: skip
     of_rates = rate_excess(
-        flows_short, flows_long, rates, part, rate_dispersion, slices, rate_slices_min, profiled, away, before,
+        flow_short, flow_long, rates, part, rate_dispersion, slices, rate_slices_min, profiled, away, before,
         slices_min, rate, away_chains, flow_difference_min, greatest_rate, of_flows,
     )  # fmt: skip
-    return max(of_shares, of_rates)
+    return at, found, max(of_shares, of_rates)
 
 
 @helper

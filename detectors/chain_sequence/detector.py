@@ -22,7 +22,6 @@ from collector_processor.config import ChainSequenceConfig, Config
 from collector_processor.kernels import familiarity as flags
 from collector_processor.kernels import sequence as kernels
 from collector_processor.model import (
-    FINDING,
     I32,
     I64,
     NONE,
@@ -33,9 +32,10 @@ from collector_processor.model import (
     Level,
     Symbols,
     all_findings,
+    as_findings,
     no_findings,
 )
-from detectors.chain_sequence.distribution import SLICES_MIN, Distribution
+from detectors.chain_sequence.distribution import SLICES_MIN, Distribution, Excess, Known
 from detectors.chain_sequence.extremes import Extremes
 from detectors.chain_sequence.paths import START, Held, PathTable
 from detectors.familiarity import Familiarity, describe_young
@@ -167,19 +167,8 @@ class ChainSequence:
         step = int(operations[at])
         return Judgement(
             Kind.NEW_SEQUENCE, p, step=step, after=int(operations[at - 1]) if at else NONE,
-            subject=step if caller == NONE else caller, other=self._nearest(row),
+            subject=step if caller == NONE else caller, other=self.paths.nearest(row)[0],
         )  # fmt: skip
-
-    def _nearest(self, row: int) -> int:
-        """The known path of the flow with the longest common beginning, the more frequent one of equals."""
-        column = self.paths.column
-        rows = self.paths.flow_rows(int(self.known.row["flow"][row]))
-        rows = rows[(self.known.row["good"][rows] > 0) & (rows != row)]
-        if rows.size == 0:
-            return NONE
-        _, _, prefix = self.paths.containing(row, rows)
-        order = np.lexsort((column["key"][rows], -self.known.row["good"][rows], -prefix))
-        return int(rows[order[0]])
 
     def _broken_off(self, row: int, held: Held, p: float, late: bool) -> Judgement:
         """The judgement when `row` is a proper subsequence of a known path."""
@@ -238,30 +227,25 @@ class ChainSequence:
         if size > distribution.dispersion.size or flows > distribution.rate.size:
             distribution.reserve(size, flows)
             self.repeats.reserve(flows)
-        flow = self.known.view("flow")
+        if self.share.size != size:
+            self.share = np.empty(size)
+        flow, row = self.known.view("flow"), self.known.row
+        known = Known(
+            *(self.known.flow["total"], float(self.config.learn_chains_min), self.paths.column["novel"]),
+            *(row["good"], row["bad"], row["ratio"], self.share),
+        )
         boundary = distribution.missed_boundary(now_ns)
         if boundary is not None:
-            self._look(flow)
+            distribution.look(flow, known)
             distribution.push(boundary, np.zeros(size, np.int64), flow)  # what was seen since came after it
             self._end_slice(boundary)
-        ended = distribution.push(now_ns, self.known.view("seen"), flow)
-        findings = (self._repeated(flow, self._look(flow)), self._out_of_range(now_ns, flow))
-        if ended:
+        ended = distribution.end_epoch(now_ns, self.known.view("seen"), flow, known)
+        findings = (self._repeated(flow, ended.repeated), self._out_of_range(flow, ended.excess))
+        if ended.is_slice:
             self._end_slice(now_ns)
-        self._enter_slice(now_ns)
+        if self._enter_slice(now_ns):
+            distribution.look(flow, known)
         return all_findings(findings)
-
-    def _look(self, flow: I32) -> list[int]:
-        """Sets the share of each row expected now; those that came within the slice and are new, though not to a young
-        flow."""
-        if self.share.size != flow.size:
-            self.share = np.empty(flow.size)
-        known, repeated = self.known.row, np.empty(flow.size, np.int32)
-        count = kernels.look(
-            *(self.distribution.rows.sum_long, flow, self.known.flow["total"], float(self.config.learn_chains_min)),
-            *(self.paths.column["novel"], known["good"], known["bad"], known["ratio"], self.share, repeated),
-        )
-        return repeated[:count].tolist() if count else []
 
     def _end_slice(self, now_ns: int) -> None:
         """Learns from the slice that ended at `now_ns`."""
@@ -275,11 +259,11 @@ class ChainSequence:
         fade = min(1.0, CAME_MAX / self.came)
         self.recurred, self.came = self.recurred * fade, self.came * fade
 
-    def _enter_slice(self, now_ns: int) -> None:
+    def _enter_slice(self, now_ns: int) -> bool:
         """When another slice has begun: forgets a little, and sets what is expected in it."""
         slice_index = now_ns // self.distribution.slice_ns
         if slice_index == self.slice_index:
-            return
+            return False
         self.slice_index = slice_index
         self.known.adopt(self.config.adopt_s, self.config.adopt_repeats)
         self.paths.fade(1.0 - 1.0 / FORGET_SLICES)
@@ -289,7 +273,7 @@ class ChainSequence:
         self.known.view("ratio")[:] = np.divide(shares, overall, out=np.ones_like(overall), where=overall > 0)
         self.known.recount()
         self._forget_judgements()
-        self._look(flow)
+        return True
 
     def _forget_judgements(self) -> None:
         """After what is known has changed noticeably; part of the state, so that a restored run judges alike."""
@@ -326,14 +310,11 @@ class ChainSequence:
                 said.append((NONE, *self._finding(row, judgement, p, expected, count, detail)))
         return as_findings(said)
 
-    def _out_of_range(self, now_ns: int, flow: I32) -> Findings:
-        total, least = self.known.flow["total"], float(self.config.learn_chains_min)
-        found = self.distribution.out_of_range(now_ns, self.share, flow, total, least)
-        if not found:
-            return no_findings()
-        found = [excess for excess in found if excess.p < WINDOW_P]
-        findings = no_findings(len(found))
-        for i, excess in enumerate(found):
+    def _out_of_range(self, flow: I32, found: list[Excess]) -> Findings:
+        said = []
+        for excess in found:
+            if excess.p >= WINDOW_P:
+                continue
             detail = excess.index + (0 if excess.long else SHORT_DETAIL)
             if excess.subject == "flow":
                 of_flow, event = excess.index, int(self.symbols.flows.column("event")[excess.index])
@@ -341,24 +322,20 @@ class ChainSequence:
             else:
                 of_flow, event = int(flow[excess.index]), self._where_it_parts(excess.index)
             surge, drop = RATE_KINDS if excess.subject == "flow" else SHARE_KINDS
-            findings["kind"][i] = surge if excess.nats > 0 else drop
-            findings["level"][i] = Level.FLOW
-            findings["flow"][i], findings["event"][i], findings["service"][i] = of_flow, event, self._service(event)
-            findings["p"][i] = max(P_MIN, excess.p)
-            findings["expected"][i], findings["actual"][i] = excess.expected, excess.actual
-            findings["detail"][i] = detail
-        return findings
+            subject = of_flow, self._service(event), event, NONE, NONE
+            counts = excess.expected, excess.actual
+            kind = surge if excess.nats > 0 else drop
+            said.append((NONE, 0, kind, Level.FLOW, *subject, max(P_MIN, excess.p), *counts, detail))
+        return as_findings(said)
 
     def _where_it_parts(self, row: int) -> int:
         """The operation that decides between a path and the flow's most similar other one."""
-        other = self._nearest(row)
+        other, at = self.paths.nearest(row)
         operations = self.paths.operations(row)
         if operations.size == 0:
             return int(self.symbols.flows.column("event")[self.known.row["flow"][row]])
         if other == NONE:
             return int(operations[0])
-        _, _, prefix = self.paths.containing(row, np.array([other], np.int64))
-        at = int(prefix[0])
         holder, at = (row, at) if at < operations.size else (other, min(at, self.paths.operations(other).size - 1))
         caller, _ = self.paths.caller_of(holder, at)
         return caller if caller != NONE else int(self.paths.operations(holder)[at])
@@ -485,11 +462,6 @@ class ChainSequence:
             (int(row), int(flag)): Judgement(int(kind), p, int(other), share, *(int(event) for event in events))
             for row, flag, kind, p, other, share, *events in np.asarray(state["judged"]).tolist()
         }
-
-
-def as_findings(said: list[tuple[float, ...]]) -> Findings:
-    """Rows of FINDING as an array."""
-    return np.array(said, FINDING) if said else no_findings()
 
 
 def repeat_tail(count: int, expected: float) -> float:

@@ -12,12 +12,12 @@ before, at a time when it would have come at its present rate, is not judged.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from collector_processor.kernels import sequence as kernels
-from collector_processor.model import F64, I32, I64
+from collector_processor.model import F64, I32, I64, Bool
 from detectors.chain_sequence.extremes import Extremes
 from detectors.familiarity import grown
 
@@ -43,6 +43,18 @@ NUMBERS = {"last_epoch": int, "clumped": float, "ended": int}
 PARTS = ("rows", "flows", "row_profile", "flow_profile", "share_extremes", "rate_extremes")
 
 
+class Known(NamedTuple):
+    """What is known of flows and their rows, as kernel `look` takes it."""
+
+    total: F64  # [flows] normal chains
+    total_min: float  # flows with so many or more may be judged by shares
+    novel: Bool  # and what follows: [rows]
+    good: F64
+    bad: F64
+    ratio: F64
+    share: F64  # of its flow's chains that is expected now: filled in
+
+
 @dataclass(frozen=True, slots=True)
 class Excess:
     """A count outside its range."""
@@ -54,6 +66,14 @@ class Excess:
     nats: float  # negative for too few
     actual: int
     expected: float
+
+
+class Ended(NamedTuple):
+    """What came of the end of an epoch."""
+
+    is_slice: bool  # a slice ended with it
+    repeated: list[int]  # rows that came within the slice and are new, though not to a young flow
+    excess: list[Excess]
 
 
 class Window:
@@ -183,20 +203,26 @@ class Distribution:
         self.share_extremes.reserve(self.rate.size)
         self.rate_extremes.reserve(self.rate.size)
 
-    def push(self, now_ns: int, counts: I64, flow: I32) -> bool:
-        """Ends the epochs up to `now_ns`, of which the last had `counts` per row, and empties those.
+    def push(self, now_ns: int, counts: I64, flow: I32) -> None:
+        """Ends the epochs up to `now_ns`, of which the last had `counts` per row, and empties those."""
+        self.rows.at = self.flows.at = kernels.push(counts, flow, self._passed(now_ns), *self._windows())
 
-        True when a slice ended with it.
-        """
+    def _passed(self, now_ns: int) -> int:
+        """How many epochs end at `now_ns`; the next call counts on from there."""
         epoch = now_ns // self.epoch_ns
         passed = max(1, epoch - self.last_epoch) if self.last_epoch >= 0 else 1
         self.last_epoch = epoch
+        return passed
+
+    def _windows(self) -> tuple[Any, ...]:
+        """What kernel `push` moves on."""
         rows, flows = self.rows, self.flows
-        rows.at = flows.at = kernels.push(
-            *(counts, flow, passed, self.short, rows.at, rows.ring, rows.sum_short, rows.sum_long),
-            *(flows.ring, flows.sum_short, flows.sum_long),
-        )
-        return now_ns % self.slice_ns == 0 and passed <= self.epochs
+        of_rows = (self.short, rows.at, rows.ring, rows.sum_short, rows.sum_long)
+        return *of_rows, flows.ring, flows.sum_short, flows.sum_long
+
+    def look(self, flow: I32, known: Known) -> None:
+        """Fills in the share of each row that is expected now."""
+        kernels.look(self.rows.sum_long, flow, *known, np.empty(flow.size, np.int32))
 
     def missed_boundary(self, now_ns: int) -> int | None:
         """The end of a slice between the last push and `now_ns`; None also after a gap longer than a slice.
@@ -232,24 +258,23 @@ class Distribution:
             return self.rate
         return np.concatenate([expected, self.rate[expected.size :]])[: self.rate.size]
 
-    def out_of_range(self, now_ns: int, share: F64, flow: I32, total: F64, total_min: float) -> list[Excess]:
-        """What lies outside its range at the boundary `now_ns`.
-
-        `total` [flows] normal chains; flows of `total_min` or more may be judged by shares.
-        """
-        rows, flows = self.rows, self.flows
-        expected, part = self.flow_profile.expected(self.slot(max(0, now_ns - 1))), self.short / self.epochs
-        rates = self.rates(expected)
-        of_rows, of_flows = np.empty((2, flow.size)), np.empty((2, rates.size))
-        most = kernels.excess(
-            *(rows.sum_short, flows.sum_short, rows.sum_long, flows.sum_long, share, self.dispersion, flow),
-            *(total, total_min, self.slices, SLICES_MIN, ROW_DIFFERENCE_MIN, self.share_extremes.current, of_rows),
+    def end_epoch(self, now_ns: int, counts: I64, flow: I32, known: Known) -> Ended:
+        """`push`, and what there is to be said at the boundary `now_ns`."""
+        passed, expected = self._passed(now_ns), self.flow_profile.expected(self.slot(max(0, now_ns - 1)))
+        rates, part = self.rates(expected), self.short / self.epochs
+        of_rows, of_flows, repeated = np.empty((2, flow.size)), np.empty((2, rates.size)), np.empty(flow.size, np.int32)
+        at, count, most = kernels.end_epoch(
+            *(counts, flow, passed, *self._windows(), *known, repeated),
+            *(self.dispersion, self.slices, SLICES_MIN, ROW_DIFFERENCE_MIN, self.share_extremes.current, of_rows),
             *(rates, part, self.rate_dispersion, RATE_SLICES_MIN, expected is not None, self.away, self.before),
             *(self.rate, AWAY_CHAINS, FLOW_DIFFERENCE_MIN, self.rate_extremes.current, of_flows),
         )
-        if most <= NATS_MIN:
-            return []
-        return self._shares_out_of_range(of_rows, share, flow) + self._rates_out_of_range(of_flows, rates)
+        self.rows.at = self.flows.at = at
+        found: list[Excess] = []
+        if most > NATS_MIN:
+            found = self._shares_out_of_range(of_rows, known.share, flow) + self._rates_out_of_range(of_flows, rates)
+        is_slice = now_ns % self.slice_ns == 0 and passed <= self.epochs
+        return Ended(is_slice, repeated[:count].tolist() if count else [], found)
 
     def _shares_out_of_range(self, nats: F64, share: F64, flow: I32) -> list[Excess]:
         out = []

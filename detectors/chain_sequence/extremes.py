@@ -31,6 +31,7 @@ class Extremes:
         self.past = np.zeros((16, KEPT))
         self.count = np.zeros(16, np.int64)
         self.current = np.zeros(16)  # greatest deviation of the present slice
+        self._asked: dict[int, tuple[float, float]] = {}  # flow -> `_moments`, as long as what is remembered stays
 
     def reserve(self, flows: int) -> None:
         """Room for that many flows."""
@@ -39,7 +40,9 @@ class Extremes:
 
     def p(self, flow: int, nats: float) -> float:
         """The probability that a normal slice of the flow has a deviation of `nats` or more."""
-        mean, sigma = self._moments(flow)
+        if flow not in self._asked:
+            self._asked[flow] = self._moments(flow)
+        mean, sigma = self._asked[flow]
         scale = max(SCALE_MIN, sigma * math.sqrt(6.0) / math.pi)
         return -math.expm1(-math.exp(min(50.0, (mean - EULER * scale - nats) / scale)))
 
@@ -57,6 +60,7 @@ class Extremes:
             self.past[flow, self.count[flow] % KEPT] = min(float(self.current[flow]), mean + SIGMA * sigma)
             self.count[flow] += 1
         self.current[:] = 0.0
+        self._asked.clear()
 
     def snapshot(self) -> dict[str, Any]:
         return {"past": self.past.copy(), "count": self.count.copy(), "current": self.current.copy()}
@@ -64,3 +68,4 @@ class Extremes:
     def restore(self, state: dict[str, Any]) -> None:
         self.past, self.count = np.array(state["past"], np.float64), np.array(state["count"], np.int64)
         self.current = np.array(state["current"], np.float64)
+        self._asked.clear()

@@ -18,7 +18,6 @@ from collector_processor.kernels.table import take
 from collector_processor.model import I32, I64, NONE, Bool, ChainBatch, Symbols, content_hash
 from detectors.familiarity import Familiarity, grown
 
-CLIENT, PRODUCER = 4, 5  # ChainBatch.kind
 START, END = -2, -3  # ends of a path, as pseudo-operations of its transitions
 COLUMNS = {
     "key": np.uint64,
@@ -100,14 +99,15 @@ class PathTable:
         if known >= 0:
             return known
         lo, hi = int(batch.offsets[chain]), int(batch.offsets[chain + 1])
-        parent = np.where(batch.parent[lo:hi] >= 0, batch.parent[lo:hi] - lo, NONE)
-        asks = (batch.kind[lo:hi] == CLIENT) | (batch.kind[lo:hi] == PRODUCER)
-        events, callers, clients, silent = kernels.steps(batch.event[lo:hi], parent, batch.enters[lo:hi], asks)
-        length = min(self.length_max, kernels.collapse(events, callers, clients))
+        events, callers, clients, silent = np.empty((4, hi - lo), np.int32)
+        length, unanswered = kernels.steps(
+            lo, hi, batch.event, batch.parent, batch.kind, batch.enters, events, callers, clients, silent
+        )
+        length = min(self.length_max, length)
         of_chain = int(batch.flow[chain]), int(batch.closed_ns[chain])
         row = self.add(*of_chain, events[:length], callers[:length], clients[:length])
-        if silent.size and row not in self.unanswered:
-            self.unanswered[row] = tuple(np.unique(silent).tolist())
+        if unanswered and row not in self.unanswered:
+            self.unanswered[row] = tuple(sorted(set(silent[:unanswered].tolist())))
         if path:
             self.of_path[path] = row
         else:
@@ -172,10 +172,12 @@ class PathTable:
         taken = 0.0 if transition is None else float(self.transition_count[transition])
         return (taken + 0.5) / (passed + 1.0)
 
-    def containing(self, row: int, rows: I64) -> tuple[Any, Any, Any]:
-        """Kernel `containing` for the operations of `row`."""
-        return kernels.containing(  # type: ignore[no-any-return]
-            self.operations(row), self.pool, self.column["start"], self.column["length"], rows
+    def nearest(self, row: int) -> tuple[int, int]:
+        """Kernel `nearest` among the paths of the same flow."""
+        column, known = self.column, self.familiarity.row
+        return kernels.nearest(  # type: ignore[no-any-return]
+            *(row, self.flow_rows(int(known["flow"][row])), self.pool, column["start"], column["length"]),
+            *(column["key"], known["good"]),
         )
 
     def judge(self, row: int, rows: I64, gap: float) -> tuple[float, int, Held]:

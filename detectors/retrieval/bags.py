@@ -90,8 +90,10 @@ class BagTable:
         return np.asarray(np.log((1.0 + self.chains) / (1.0 + seen_in)) + 1.0)
 
     def _add_bag_of(self, batch: ChainBatch, chain: int) -> None:
-        event, level = kernels.bag(batch.event[batch.offsets[chain] : batch.offsets[chain + 1]], self.counted)
-        self.add(int(batch.flow[chain]), int(batch.closed_ns[chain]), event, level)
+        events = batch.event[batch.offsets[chain] : batch.offsets[chain + 1]]
+        size = kernels.bag(events, self.counted, self.distinct, self.levels)
+        of_chain = int(batch.flow[chain]), int(batch.closed_ns[chain])
+        self.add(*of_chain, self.distinct[:size], self.levels[:size])
 
     def add(self, flow: int, now_ns: int, event: I32, level: U8) -> int:
         """The row of this bag, added when new."""

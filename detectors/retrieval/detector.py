@@ -19,7 +19,6 @@ import numpy as np
 from collector_processor.config import Config, RetrievalConfig
 from collector_processor.kernels import familiarity as flags
 from collector_processor.model import (
-    FINDING,
     I32,
     I64,
     NONE,
@@ -30,6 +29,7 @@ from collector_processor.model import (
     Level,
     Symbols,
     all_findings,
+    as_findings,
     no_findings,
 )
 from detectors.familiarity import Familiarity, describe_young
@@ -216,11 +216,6 @@ class Retrieval:
             for row, p, distance, deviation, other, event, extra in np.asarray(state["judged"]).tolist()
         }
         self.learned_at, self.faded_ns = float(state["learned_at"]), int(state["faded_ns"])
-
-
-def as_findings(said: list[tuple[float, ...]]) -> Findings:
-    """Rows of FINDING as an array."""
-    return np.array(said, FINDING) if said else no_findings()
 
 
 def embedder(config: RetrievalConfig) -> Embedder:

@@ -26,6 +26,7 @@ from collector_processor.model import (
     Level,
     Outcome,
     Symbols,
+    as_findings,
     no_findings,
 )
 from detectors.protocol import Scores
@@ -69,20 +70,20 @@ class SequenceTransformer:
         return Scores(value, self._findings(batch, unusual, p, worst))
 
     def _findings(self, batch: ChainBatch, chains: I64, p: Any, worst: Any) -> Findings:
-        findings = no_findings(chains.size)
-        findings["chain"], findings["flow"], findings["kind"] = chains, batch.flow[chains], Kind.UNLIKELY_SEQUENCE
-        findings["p"], findings["detail"] = np.maximum(p[chains], P_MIN), worst[chains]
         is_log, service = self.symbols.events.column("is_log"), self.symbols.events.column("service")
-        for i, row in enumerate(worst[chains].tolist()):
+        said = []
+        for chain in chains.tolist():
+            row = int(worst[chain])
             lane, at = self.lanes.lane(row), int(self.lanes.column["worst"][row])
             seen = int(lane.events[at]) if at < lane.events.size else NONE
-            subject = seen if seen != NONE and (is_log[seen] > 0 or lane.head == kernels.TOP) else lane.head
-            findings["level"][i] = Level.FLOW
-            if subject >= 0:
-                findings["level"][i] = Level.TEMPLATE if is_log[subject] > 0 else Level.OPERATION
-                findings["event"][i], findings["service"][i] = subject, service[subject]
-            findings["actual"][i] = self.lanes.column["value"][row]
-        return findings
+            event = seen if seen != NONE and (is_log[seen] > 0 or lane.head == kernels.TOP) else lane.head
+            subject = Level.FLOW, batch.flow[chain], NONE, NONE, NONE, NONE
+            if event >= 0:
+                level = Level.TEMPLATE if is_log[event] > 0 else Level.OPERATION
+                subject = level, batch.flow[chain], service[event], event, NONE, NONE
+            surprise = self.lanes.column["value"][row]
+            said.append((chain, 0, Kind.UNLIKELY_SEQUENCE, *subject, max(p[chain], P_MIN), 0.0, surprise, row))
+        return as_findings(said)
 
     def advance(self, now_ns: int) -> Findings:
         """Nothing is said about windows; what was counted fades."""

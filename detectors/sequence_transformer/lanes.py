@@ -49,7 +49,8 @@ class Lane:
 
 
 class Found(NamedTuple):
-    """The lanes of a batch: rows of chain c are `lane[offsets[c] : offsets[c + 1]]`."""
+    """The lanes of a batch: rows of chain c are `lane[offsets[c] : offsets[c + 1]]`; after the last there may be
+    room."""
 
     lane: I32
     offsets: I64
@@ -95,6 +96,8 @@ class LaneTable:
         self.clear()
         self.counts = Counts()
         self.vocabulary = np.zeros(0, np.int32)  # events of learned lanes, as of the last boundary
+        self._make_scratch(1024)
+        self._unknown = np.empty((FIRST_SIGHTS, 3), np.int64)  # scratch too
 
     def clear(self) -> None:
         """No rows."""
@@ -118,18 +121,23 @@ class LaneTable:
 
     def find(self, batch: ChainBatch) -> Found:
         """The lanes of every chain; new ones are added in the order of the batch, and valued."""
-        known, several = self.size, FIRST_SIGHTS
-        while True:
-            columns = (batch.event, batch.parent, batch.kind, batch.offsets, self.known.keys, self.known.values)
-            lane, offsets, unknown = kernels.lanes_of(*columns, several)
-            if not len(unknown):
-                break
+        known, columns = self.size, (batch.event, batch.parent, batch.kind, batch.offsets)
+        if batch.records >= self._last.shape[0]:
+            self._make_scratch(2 * batch.records)
+        scratch = self._digest, self._last
+        found = Found(np.empty(2 * (batch.records + len(batch)), np.int32), np.empty(len(batch) + 1, np.int64))
+        unknown = self._unknown
+        while missing := kernels.lanes_of(*columns, self.known.keys, self.known.values, *scratch, *found, unknown):
             # Most of what is unknown in a batch is the same few lanes again: enter some, and look again.
-            self._enter(batch, unknown)
-            several *= 2
+            self._enter(batch, unknown[:missing])
+            unknown = np.empty((2 * len(unknown), 3), np.int64)
         if self.size > known:
             self.value_new(known)
-        return Found(lane, offsets)
+        return found
+
+    def _make_scratch(self, slots: int) -> None:
+        """Room of the kernel, for a chain of fewer records than that."""
+        self._digest, self._last = np.zeros((slots, 2), np.uint64), np.full((slots, 2), kernels.NO_EVENT, np.int32)
 
     def _enter(self, batch: ChainBatch, unknown: I64) -> None:
         """Remembers the rows of lanes that `lanes_of` did not know."""
@@ -198,32 +206,36 @@ class LaneTable:
 
     def learn(self, found: Found, batch: ChainBatch, normal: Bool) -> None:
         """Counts the lanes of normal chains (of the others as `bad`), and values anew what that changes."""
-        column = self.column
-        due = kernels.count_lanes(
-            *(found.lane, found.offsets, normal, batch.closed_ns, column["good"], column["bad"], column["last_ns"]),
-            *(column["counted"], PORTION),
+        column, due = self.column, np.empty(self.size, np.int64)
+        count, any_new = kernels.count_lanes(
+            *(*found, normal, batch.closed_ns, column["good"], column["bad"], column["last_ns"]),
+            *(column["counted"], PORTION, due),
         )
-        self._count(due)
+        if count:
+            self._count(due[:count], any_new)
 
-    def _count(self, rows: I64) -> None:
+    def _count(self, rows: I64, any_new: bool) -> None:
         """Brings the n-gram table up to date with `rows`, and values anew the lanes of their heads."""
-        if rows.size == 0:
-            return
-        column = self.column
-        new, places = kernels.uncounted(rows, column["counted"], column["length"])
-        self.counts.reserve(places)
-        kernels.learn_lanes(
+        column, alike = self.column, np.empty(self.size, np.int64)
+        if any_new:
+            self._prepare(rows[column["counted"][rows] == 0.0])
+        count = kernels.learn_lanes(
             *(rows, self.pool, column["start"], column["length"], column["head"], column["kind"], column["good"]),
-            *(column["counted"], self.counts.keys, self.counts.count, self.counts.kinds, self.counts.used),
+            *(column["counted"], self.counts.keys, self.counts.count, self.counts.kinds, self.counts.used, alike),
         )
-        if new.size and self.vocabulary.size < VOCABULARY_MAX:
-            events = np.unique(np.concatenate([self.lane(row).events for row in new.tolist()]))
-            known = set(self.vocabulary.tolist())
-            more = [event for event in events.tolist() if event not in known][: VOCABULARY_MAX - len(known)]
+        self.revalue(alike[:count])
+
+    def _prepare(self, new: I64) -> None:
+        """Room in the n-gram table, and a place in the vocabulary, for what comes with lanes that are new to it."""
+        starts, lengths = self.column["start"][new].tolist(), self.column["length"][new].tolist()
+        self.counts.reserve(sum(lengths) + len(lengths))
+        if self.vocabulary.size < VOCABULARY_MAX:
+            events = set[int]()
+            for start, length in zip(starts, lengths, strict=True):
+                events.update(self.pool[start : start + length].tolist())
+            more = sorted(events.difference(self.vocabulary.tolist()))[: VOCABULARY_MAX - self.vocabulary.size]
             if more:
                 self.vocabulary = np.sort(np.concatenate([self.vocabulary, np.array(more, np.int32)]))
-        alike = np.empty(self.size, np.int64)
-        self.revalue(alike[: kernels.rows_of_heads(rows, column["head"], self.size, alike)])
 
     def fade(self, factor: float) -> None:
         """Forgets a little of what was counted."""
@@ -237,9 +249,10 @@ class LaneTable:
         waiting = np.flatnonzero((bad >= repeats) & (good < bad))
         age = self.view("last_ns")[waiting] - self.view("first_ns")[waiting]
         adopted = waiting[age >= age_s * 1e9]
-        good[adopted] += bad[adopted]
-        bad[adopted] = 0.0
-        self._count(adopted)
+        if adopted.size:
+            good[adopted] += bad[adopted]
+            bad[adopted] = 0.0
+            self._count(adopted, any_new=True)
 
     def evict(self) -> None:
         """Keeps the later half of the rows when there are too many."""

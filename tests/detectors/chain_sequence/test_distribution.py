@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from collector_processor.model import F64
-from detectors.chain_sequence.distribution import NS, Distribution, Excess
+from detectors.chain_sequence.distribution import NS, Distribution, Excess, Known
 
 SLICE_S, EPOCH_S = 300.0, 10.0
 EPOCHS = int(SLICE_S / EPOCH_S)
@@ -29,9 +29,10 @@ class Bench:
         for epoch in range(1, EPOCHS + 1):
             now_ns = int((self.slice * SLICE_S + epoch * EPOCH_S) * NS)
             counts = np.array([usual // EPOCHS, rare if epoch == EPOCHS - 1 else 0])
-            ended = self.distribution.push(now_ns, counts, self.flow)
-            found = self.distribution.out_of_range(now_ns, share, self.flow, np.ones(1), 1.0)
-            if ended:
+            known = Known(np.ones(1), 1.0, np.zeros(2, np.bool_), share, np.zeros(2), np.ones(2), np.empty(2))
+            ended = self.distribution.end_epoch(now_ns, counts, self.flow, known)
+            found = ended.excess
+            if ended.is_slice:
                 self.distribution.end_slice(now_ns, share, self.flow, clumped)
         self.slice += 1
         return found
