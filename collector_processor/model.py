@@ -266,7 +266,7 @@ class Symbols:
     def __init__(
         self,
         services_max: int = 4096,
-        instances_max: int = 16384,
+        instances_max: int = 65536,
         events_max: int = 65536,
         flows_max: int = 2048,
         paths_max: int = 65536,

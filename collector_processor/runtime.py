@@ -46,6 +46,7 @@ from collector_processor.model import Payload, Signal
 from collector_processor.redact import Masker
 from collector_processor.reload import Reloader, with_shipped_model
 from collector_processor.rows import Rows
+from detectors.protocol import Bounded
 from detectors.registry import preload
 from detectors.sequence_transformer.promoted import folder_of
 from exporters.forwarding import Forwarding
@@ -376,6 +377,11 @@ class Service:
             ("chains_not_learned_total", ()): self.engine.chains_not_learned,
             ("incident_findings_forgotten_total", ()): self.engine.incidents.forgotten,
         }
+        for name, names in self.engine.symbols.lists().items():
+            totals["names_overflow_total", (("list", name),)] = names.overflowed
+        for name, detector in self.engine.detectors.items():
+            if isinstance(detector, Bounded):
+                totals["elements_overflow_total", (("detector", name),)] = detector.overflowed
         if self._reloader is not None:
             totals["model_changes_total", (("outcome", "taken"),)] = self._reloader.taken
             totals["model_changes_total", (("outcome", "refused"),)] = self._reloader.refused

@@ -148,4 +148,14 @@ class Reloadable(Protocol):
         ...
 
 
+@runtime_checkable
+class Bounded(Protocol):
+    """A detector that looks at elements one by one, at so many at the most."""
+
+    @property
+    def overflowed(self) -> int:
+        """How often an element found no room, since the first start."""
+        ...
+
+
 Factory = Callable[[Config, Symbols], Detector]

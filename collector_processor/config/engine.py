@@ -49,11 +49,13 @@ class DecodeConfig(Section):
     body_bytes_max: Count = 1024
     """Bytes of a log body that make its template; the rest is not read."""
     services_max: Count = 4096
-    """Services of all tenants; a further one counts as `other`."""
-    instances_max: Count = 16_384
-    """Instances (pods, hosts, processes) of all services."""
+    """Services of all tenants; a further one counts as `other`. What finds no room in this list or the next ones is
+    counted in `spanchain_names_overflow_total`."""
+    instances_max: Count = 65_536
+    """Instances (pods, hosts, processes) of all services, ever; one service may have a quarter. A further one counts as
+    `other` of its service."""
     events_max: Count = 65_536
-    """Operations and templates; a further one counts as `other`."""
+    """Operations and templates; one service may have a quarter. A further one counts as `other` of its service."""
     flows_max: Count = 2048
     """Flows of all tenants; a further one counts as `other`."""
     paths_max: Count = 65_536

@@ -28,7 +28,7 @@ from collector_processor.kernels.cells import read_cells
 from collector_processor.kernels.resolve import read, resolve, resolve_resources, resource_key
 from collector_processor.kernels.table import LookupTable
 from collector_processor.kernels.wire import CLASSES, hash_one
-from collector_processor.model import I32, NONE, U8, U64, Payload, RecordBatch, Signal, Symbols, content_hash
+from collector_processor.model import I32, NONE, U8, U64, Names, Payload, RecordBatch, Signal, Symbols, content_hash
 from collector_processor.redact import Redactor
 
 LINK_KEYS = ("trace_id", "traceId", "traceparent", "span_id", "spanId")
@@ -39,6 +39,9 @@ REDACTION = RedactionConfig()
 LOGS = Signal.LOGS  # looking up a member of an enum takes longer than comparing with it
 NAME_MAX = 512  # characters of a name that are kept
 NAME_BYTES_MAX = 4 * NAME_MAX  # of a name that are looked at
+OTHER = "other"  # what a service's further names count as
+SERVICE_SHARE = 4  # one service may hold one in so many of all names
+KEPT_SHARE = 8  # one in so many is kept for OTHER
 
 # A segment of a span name that is an identifier and not a name: all digits, a UUID, or a long word of hex digits.
 IDENTIFIER = re.compile(r"(?<![A-Za-z0-9_])(?:\d+|[0-9a-fA-F-]{24,}|(?=[a-fA-F]*\d)[0-9a-fA-F]{8,})(?![A-Za-z0-9_])")
@@ -215,9 +218,11 @@ class Decoder:
         tenant_name = self.symbols.tenants.text[tenant]
         service = self.symbols.services.add(content_hash("service", tenant_name, name), name, tenant=tenant)
         host = next((self._name(values[key]) for key in INSTANCE_KEYS if values.get(key)), "")
-        return self.symbols.instances.add(
-            content_hash("instance", tenant_name, name, host), host or name, service=service
-        )
+        instances = self.symbols.instances
+        entry = content_hash("instance", tenant_name, name, host)
+        if not _has_room(instances, entry, service):
+            entry, host = content_hash("instance", tenant_name, name, OTHER), OTHER
+        return instances.add(entry, host or name, service=service)
 
     def _event(self, data: bytes, row: list[int], service: int, is_log: bool) -> int:
         """The event id of a span name or log body, on first sight."""
@@ -230,9 +235,10 @@ class Decoder:
         else:
             name = IDENTIFIER.sub("<*>", clean(data[:NAME_BYTES_MAX].decode("utf-8", "replace")))
             text = self.redact(name, "<*>")[:NAME_MAX].strip()
-        return symbols.events.add(
-            content_hash("event", service_key, kind, text), text, service=service, is_log=int(is_log), kind=kind
-        )
+        key = content_hash("event", service_key, kind, text)
+        if not _has_room(symbols.events, key, service):
+            key, text = content_hash("event", service_key, kind, OTHER), OTHER
+        return symbols.events.add(key, text, service=service, is_log=int(is_log), kind=kind)
 
     def _name(self, text: str) -> str:
         """A name as it is kept: nothing hides a card number from `redact`, and none is cut in two before it is seen."""
@@ -253,6 +259,19 @@ class Decoder:
         self.events.clear()
         self.resources.clear()
         self._tenants.clear()
+
+
+def _has_room(names: Names, key: int, service: int) -> bool:
+    """Whether the name `key` of a service may be entered. Where it may not, which is counted, it goes under the
+    service's OTHER: what is seen stays the service's own, and no service can take the room of all others."""
+    used, share = len(names), names.limit // SERVICE_SHARE
+    if used < share or names.get(key) is not None:
+        return True
+    is_full = used >= names.limit - names.limit // KEPT_SHARE
+    if is_full or np.count_nonzero(names.column("service") == service) >= share:
+        names.overflowed += 1
+        return False
+    return True
 
 
 def clean(text: str) -> str:

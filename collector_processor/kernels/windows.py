@@ -322,12 +322,29 @@ class Windows:
             self._allocate(2 * self.size)
         slot = self.used
         self.used += 1
+        self._begin(slot, key, near, far)
+        self.lookup.put(key, slot)
+        return slot
+
+    def _begin(self, slot: Any, key: Any, near: Any, far: Any) -> None:
+        """What is known of a slot, or of several, before anything is seen."""
         self.key[slot], self.near[slot], self.far[slot] = key, near, far
         self.mean[slot], self.dispersion[slot] = self.prior[0], self.prior[2]
         self.born_ns[slot] = self.boundary_ns
         self.since_ns[slot] = self.loud_ns[slot] = self.alarmed_ns[slot] = NEVER
-        self.lookup.put(key, slot)
-        return slot
+
+    def hand_over(self, slots: Any, keys: Any, near: Any, far: Any) -> None:
+        """Gives the slots of elements that are gone to others, as `add` would."""
+        self.clear(slots)
+        self.memory[slots] = 0.0
+        self.level[slots] = 0.0
+        self._begin(slots, keys, near, far)
+        self._look_up_all()
+
+    def _look_up_all(self) -> None:
+        """Makes the table of slots anew."""
+        self.lookup.clear()
+        self.lookup.put_many(self.key[: self.used], np.arange(self.used, dtype=np.int32))
 
     def open(self) -> int:
         """The column that the running epoch's surprises are added to: who adds any asks here first."""
@@ -363,7 +380,7 @@ class Windows:
             teach(self.used, self.column, silent_ns, self.kept, self.linked, calm, *self._taught)
 
     def clear(self, slot: int) -> None:
-        """Begins the window of `slot` anew: what was seen in it is explained."""
+        """Begins the window of `slot`, or of several, anew: what was seen in it is explained, or another's."""
         for ring in (self.sums, self.usual, self.counts, self.hits, self.hit_values, self.hit_usual):
             ring[slot] = 0
         self.exponents[slot] = np.nan
@@ -398,6 +415,4 @@ class Windows:
         if not same:
             self.column = 0
         self.filled = self.counts.any(0).tolist()
-        self.lookup.clear()
-        for slot, key in enumerate(self.key[:used].tolist()):
-            self.lookup.put(key, slot)
+        self._look_up_all()

@@ -43,6 +43,11 @@ class Context:
     def evidence(self, finding: np.void) -> dict[str, Any]:
         return (self.rules if int(finding["kind"]) == Kind.RULE_VIOLATION else self.topology).evidence(finding)
 
+    @property
+    def overflowed(self) -> int:
+        """How often an operation found no window of its own."""
+        return self.topology.windows.overflowed
+
     def version(self) -> str:
         return f"topology-1,{self.rules.version()}" if self.rules.rules else "topology-1"
 

@@ -39,6 +39,7 @@ NS = 1_000_000_000
 CHAIN_NS_MAX = 10e9  # a chain may take hours and yet be late by seconds
 PRIOR = (0.6, 20.0, 0.6, 150.0, 0.5, 5.0)  # of surprises; see `windows.teach`
 INSTANCES_SHARE = 8  # one in so many slots may be that of an instance: they come and go with every release
+GONE_NS = 6 * 3600 * NS  # an instance that was not met for so long leaves its slot to another
 POOLS = {kernel.INTO: 0, kernel.WITHIN: 1, kernel.OUT_OF: 2}
 # As plain numbers: numpy is ten times slower with members of an enum.
 SLOW_OPERATION, FLOW = int(Kind.SLOW_OPERATION), int(Level.FLOW)
@@ -58,7 +59,8 @@ class Online:
         self.history = History(self.config)
         self.slices = Slices(self.config.slice_s)
         self.pools = np.full((3, config.decode.services_max), NONE, np.int32)
-        self.instances = np.full(config.decode.instances_max, NONE, np.int32)
+        self.instances = np.full(symbols.instances.limit, NONE, np.int32)
+        self.met_ns = np.zeros(symbols.instances.limit, np.int64)  # when a chain through each was closed last
         self.lacking: I64 = np.zeros(0, np.int64)  # instances that want a slot of their own and have none
         self.instances_known = 0  # of the symbols, as of when these were sought
         self.facts: dict[int, tuple[int, int]] = {}  # slow ones and all, of the windows last reported, by slot
@@ -154,18 +156,26 @@ class Online:
             )
 
     def _new_instances(self, batch: ChainBatch) -> None:
-        """Slots for instances of services that have several."""
+        """Slots for instances of services that have several: new ones, then those of instances that are gone."""
+        now_ns = int(batch.closed_ns.max(initial=0))
+        self.met_ns[batch.instance] = now_ns
         if self.instances_known != len(self.symbols.instances):
             self._seek_lacking()
-        if not self.lacking.size:
+        met = self.lacking[np.isin(self.lacking, batch.instance)] if self.lacking.size else self.lacking
+        if not met.size:
             return
-        met = self.lacking[np.isin(self.lacking, batch.instance)]
-        room = max(0, self.config.elements_max // INSTANCES_SHARE - np.count_nonzero(self.instances != NONE))
+        having = np.flatnonzero(self.instances != NONE)
+        room = max(0, self.config.elements_max // INSTANCES_SHARE - having.size)
         service_of = self.symbols.instances.column("service")
         for instance in met[:room].tolist():
             self.instances[instance] = self._add(kernel.INSTANCE | instance, int(service_of[instance]), NONE, 0)
-        if met.size:
-            self._seek_lacking()
+        gone = having[self.met_ns[having] < now_ns - GONE_NS][: max(0, met.size - room)]
+        if gone.size:
+            heirs = met[room : room + gone.size]
+            slots = self.instances[gone]
+            self.windows.hand_over(slots, heirs | kernel.INSTANCE, service_of[heirs], NONE)
+            self.instances[gone], self.instances[heirs] = NONE, slots
+        self._seek_lacking()
 
     def _seek_lacking(self) -> None:
         service_of = self.symbols.instances.column("service")
@@ -208,6 +218,11 @@ class Online:
         slowness = f"{_seconds(actual)}{way}, usually {_seconds(expected)}"
         return f"{what}: {slowness} ({slow} of {count} in {self.config.window_s:.0f} s)"
 
+    @property
+    def overflowed(self) -> int:
+        """How often an operation, a call or a service found no window of its own, or one no place in a slice."""
+        return self.windows.overflowed + self.slices.overflowed
+
     def version(self) -> str:
         return "elements-1"
 
@@ -223,6 +238,7 @@ class Online:
             "history": self.history.snapshot(self.windows.used),
             "slices": self.slices.snapshot(),
             "facts": [[slot, *counts] for slot, counts in self.facts.items()],
+            "met_ns": self.met_ns[: len(self.symbols.instances)].copy(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -230,6 +246,8 @@ class Online:
         self.history.restore(state["history"])
         self.slices.restore(state["slices"])
         self.facts = {int(slot): (int(slow), int(count)) for slot, slow, count in state["facts"]}
+        known = len(self.symbols.instances)
+        self.met_ns[:known] = state.get("met_ns", self.windows.boundary_ns)  # earlier versions did not note it
         self.pools[:] = self.instances[:] = NONE
         self.instances_known = 0
         for slot, key in enumerate(self.windows.key[: self.windows.used].astype(np.int64).tolist()):

@@ -242,6 +242,20 @@ METRICS: dict[str, Metric] = {
             "the next minutes: there were more than are kept, and of those a sample was.",
             starts_at=((),),
         ),
+        Metric(
+            "names_overflow_total",
+            "counter",
+            "New names without room (`decode.*_max`): they count as `other`, of their service where they have one. "
+            "list: tenants, services, instances, events (operations and templates), flows, paths.",
+            ("list",),
+            starts_at=tuple((name,) for name in ("tenants", "services", "instances", "events", "flows", "paths")),
+        ),
+        Metric(
+            "elements_overflow_total",
+            "counter",
+            "Times that an operation, a call or a service found no window of its own, for `elements_max` were taken.",
+            ("detector",),
+        ),
         Metric("model_info", "gauge", "1 for each model in use.", ("model", "version")),
         Metric(
             "model_changes_total",

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from otlp import T0, log, logs, span, traces
 
 from collector_processor.config import DecodeConfig, JoinConfig, RedactionConfig
@@ -210,12 +211,35 @@ def test_a_request_with_more_resources_than_the_lookup_table_holds_is_read() -> 
         assert len(set(batch.rows[:, kernel.RESOURCE].tolist())) == len(services)
 
 
-def test_names_beyond_the_limit_count_as_other() -> None:
-    symbols = Symbols(events_max=10)
+def test_names_beyond_the_limit_count_as_other_of_their_service() -> None:
+    symbols = Symbols(events_max=16)
     d = Decoder(DecodeConfig(), JoinConfig(), symbols, SEED)
     batch = decode(d, traces(*(span(1, n + 1, name=f"op {chr(0x4E00 + n)}") for n in range(100))))
-    assert (batch.rows[9:, kernel.EVENT] == 0).all()
-    assert symbols.events.overflowed == 91
+    events = batch.rows[:, kernel.EVENT].tolist()
+    assert len(set(events[:4])) == 4  # a quarter
+    (other,) = set(events[4:])
+    assert symbols.events.text[other] == "other"
+    assert symbols.services.text[symbols.events.column("service")[other]] == "gateway"
+    assert symbols.events.overflowed == 96
+    again = decode(d, traces(span(1, 1, name="op new"), span(1, 2, name="mine", service="t")))
+    assert again.rows[0, kernel.EVENT] == other
+    assert symbols.events.text[int(again.rows[1, kernel.EVENT])] == "mine"
+
+
+def test_however_many_instances_there_were_a_service_is_known() -> None:
+    symbols = Symbols(instances_max=16)
+    d = Decoder(DecodeConfig(), JoinConfig(), symbols, SEED)
+    for n in range(100):
+        services = ("busy", "calm")[: 1 + (n % 10 == 0)]
+        request = ExportTraceServiceRequest.FromString(traces(*(span(1, 1, service=name) for name in services)))
+        for resource_spans in request.resource_spans:
+            (instance,) = (a for a in resource_spans.resource.attributes if a.key == "service.instance.id")
+            instance.value.string_value = f"pod-{n}"
+        instances = decode(d, request.SerializeToString()).rows[:, kernel.RESOURCE].astype(np.int64)
+        named = symbols.instances.column("service")[instances]
+        assert [symbols.services.text[service] for service in named] == list(services)
+    assert symbols.instances.text.count("other") == 3  # that of nobody, and those of two services
+    assert symbols.instances.overflowed == 96 + 6
 
 
 def test_a_card_number_is_no_number_and_joins_by_its_hash_alone() -> None:

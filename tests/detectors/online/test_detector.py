@@ -174,6 +174,43 @@ def test_one_slow_instance_of_several_is_named_and_all_of_them_are_the_service(s
     assert other.instances.tolist() == bench.detector.instances.tolist()
 
 
+def test_instances_that_are_gone_leave_their_windows_to_others() -> None:
+    bench = Bench()
+    config = Config.model_validate({"detectors": {"online": {"elements_max": 32}}})
+    bench.detector = Online(config, bench.symbols)
+    stock = {"slow": 0.0}
+
+    def epoch(release: int) -> Findings:
+        roots = []
+        for number in range(PER_EPOCH):
+            pod = f"pod-{release}-{number % 4}"
+            work = float(10 * bench.rng.lognormal(0.0, 0.3)) + (stock["slow"] if number % 4 == 2 else 0.0)
+            roots.append(span("gateway:buy", work + 20, span("stock:reserve", work, instance=pod)))
+        bench.detector.score(batch := bench.batch(roots))
+        return bench.end(batch)
+
+    def having() -> list[str]:
+        return [bench.symbols.instances.text[i] for i in np.flatnonzero(bench.detector.instances != NONE)]
+
+    for _ in range(15):
+        epoch(1)
+    assert having() == [f"pod-1-{number}" for number in range(4)], "one in eight windows"
+    for _ in range(15):
+        epoch(2)
+    assert having() == [f"pod-1-{number}" for number in range(4)], "they may come back"
+    bench.epoch += 7 * 3600 // EPOCH_S
+    for _ in range(40):
+        epoch(2)
+    assert having() == [f"pod-2-{number}" for number in range(4)]
+    again = Online(config, bench.symbols)
+    again.restore(bench.detector.snapshot())
+    assert again.instances.tolist() == bench.detector.instances.tolist()
+    assert _flat(again.snapshot()) == _flat(bench.detector.snapshot())
+    stock["slow"] = 300.0
+    found = [epoch(2) for _ in range(4)][-1]
+    assert [bench.symbols.instances.text[i] for i in found["instance"].tolist() if i != NONE] == ["pod-2-2"]
+
+
 def test_asynchronous_frameworks_do_not_make_a_handler_slow(bench: Bench) -> None:
     """A handler whose call hangs beside it, not below it, only waits."""
 
