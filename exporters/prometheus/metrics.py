@@ -255,6 +255,7 @@ METRICS: dict[str, Metric] = {
             "counter",
             "Times that an operation, a call or a service found no window of its own, for `elements_max` were taken.",
             ("detector",),
+            starts_at=(("context",), ("online",)),
         ),
         Metric("model_info", "gauge", "1 for each model in use.", ("model", "version")),
         Metric(

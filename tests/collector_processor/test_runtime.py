@@ -164,6 +164,15 @@ def test_the_journal_and_its_refusals_are_in_the_metrics(tmp_path: Path) -> None
         assert eventually(lambda: shown(service, "journal_failures_total") == 1)
 
 
+def test_names_without_room_are_in_the_metrics(tmp_path: Path) -> None:
+    settings = config(decode={"events_max": 16})
+    with running(tmp_path, settings) as service, sender(port_of(service)) as send:
+        send(TRACES, traces(*(span(1, n + 1, name=f"op {chr(0x4E00 + n)}") for n in range(20))))
+        assert eventually(lambda: shown(service, "names_overflow_total", list="events") == 16)
+        assert shown(service, "names_overflow_total", list="services") == 0
+        assert shown(service, "elements_overflow_total", detector="online") == 0
+
+
 def test_a_damaged_checkpoint_is_counted_and_the_start_goes_on(tmp_path: Path) -> None:
     with running(tmp_path) as service, sender(port_of(service)) as send:
         send(TRACES, request(1))
