@@ -5,11 +5,11 @@ them. Time is cut in epochs. Within one, the state of detectors and of decide st
 not depend on which others are judged in the same call, nor on how often `tick` is called. At each boundary, in this
 order: what is due is closed and judged; models announced for this boundary are taken into use; detectors look at their
 windows (`advance`); incidents are judged; the joiner learns how long to wait; and it is settled which of the chains
-whose quarantine is over are normal. Detectors learn those before the next chain is judged: in one go, what came up
-while there was none. Of an epoch with more records than its share of the quarantine, which is bounded, a sample by
-content waits there. How large a share is settled by the epoch before, so that what is drawn is drawn as chains are
-judged, and at the boundary only where traffic grew. The same payloads with the same times give the same output, byte
-for byte.
+whose quarantine is over are normal. Detectors learn those before the next chain is judged: what came up while there was
+none, in one go, or epoch by epoch where that is better (`learns_by_epoch`). Of an epoch with more records than its
+share of the quarantine, which is bounded, a sample by content waits there. How large a share is settled by the epoch
+before, so that what is drawn is drawn as chains are judged, and at the boundary only where traffic grew. The same
+payloads with the same times give the same output, byte for byte.
 
 After a while without chains, and with no record open or come, only every sixth boundary is gone through; after
 IDLE_EPOCHS_MAX epochs none, but for a change of model that is due, until a record comes: whether time goes on, stands
@@ -290,11 +290,14 @@ class Engine:
         """All that there is to learn at once, so that how chains were grouped for judging leaves no trace."""
         if not self._lessons:
             return
-        batch = ChainBatch.concat([chains for chains, _ in self._lessons])
-        normal = np.concatenate([normal for _, normal in self._lessons])
+        lessons, self._lessons = self._lessons, []
+        whole = (
+            ChainBatch.concat([chains for chains, _ in lessons]),
+            np.concatenate([normal for _, normal in lessons]),
+        )
         for detector in self.detectors.values():
-            detector.learn(batch, normal)
-        self._lessons.clear()
+            for chains, normal in lessons if getattr(detector, "learns_by_epoch", False) else [whole]:
+                detector.learn(chains, normal)
 
     # -- snapshot ----------------------------------------------------------------------------------------------------
 

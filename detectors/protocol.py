@@ -90,6 +90,8 @@ class Detector(Protocol):
 
     One whose values are -ln of a probability that it states of what it saw says so by `states_probability = True`:
     however far a value lies beyond all that calibration has seen, its p-value is no less than that probability.
+    One that learns better from one epoch after the other than from several in one go, which takes less time, says so by
+    `learns_by_epoch = True`.
     """
 
     name: str

@@ -49,6 +49,7 @@ class Online:
     """The detector `online`. See the module."""
 
     name = "online"
+    learns_by_epoch = True  # medians move from one epoch to the next, and what is learned is seen from them
 
     def __init__(self, config: Config, symbols: Symbols) -> None:
         self.config = config.detectors.online

@@ -17,7 +17,7 @@ from snapshots import digest
 from collector_processor.config import Config
 from collector_processor.decide.verdicts import incident_row, verdict_rows
 from collector_processor.engine import Engine, Output
-from collector_processor.model import Payload, Signal
+from collector_processor.model import ChainBatch, Payload, Signal
 
 SECOND = 1_000_000_000
 SERVICES = ("gateway", "order", "risk", "ledger")
@@ -214,6 +214,28 @@ def test_a_verdict_has_the_time_its_chain_was_due_not_when_somebody_looked() -> 
     (verdicts,) = engine.tick(T0 + 8 * SECOND).verdicts
     assert verdicts.chains.closed_ns.tolist() == [T0 + 6 * SECOND]
     assert verdicts.chains.end_ns.tolist() == [T0 + 40 * MS]
+
+
+def test_after_a_silence_all_is_learned_in_one_go_or_epoch_by_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, learned = Engine(config()), {"online": list[int](), "retrieval": list[int]()}
+    for name, sizes in learned.items():
+        detector = engine.detectors[name]
+
+        def learn(chains: ChainBatch, normal: Any, sizes: list[int] = sizes, learn: Any = detector.learn) -> None:
+            sizes.append(len(chains))
+            learn(chains, normal)
+
+        monkeypatch.setattr(detector, "learn", learn)
+    for payload in traffic(60):
+        engine.process((payload,), payload.arrival_ns)
+    engine.tick(engine.now_ns + 200 * SECOND)
+    assert learned == {"online": [], "retrieval": []}
+    late = traffic(1, begin=300)[0]
+    engine.process((late,), late.arrival_ns)
+    engine.flush()
+    assert sum(learned["online"]) == sum(learned["retrieval"]) == 60 * 4
+    assert learned["retrieval"] == [240]
+    assert len(learned["online"]) >= 6, "in epochs of ten seconds"
 
 
 def bounded(records_max: int) -> Engine:
