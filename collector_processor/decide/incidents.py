@@ -72,7 +72,7 @@ SAME = {  # kinds that are named for the same, after the latest example of it
     MISSING_CALL: UNUSUAL_CALLS,
     int(Kind.UNSEEN_CALL): UNUSUAL_CALLS,
 }
-FOLLOWERS = SOFT | PATHS  # kinds that are no trouble of their own, however late they come
+FOLLOWERS = SOFT | PATHS  # kinds that mostly tell of other trouble
 FINDINGS_TOLD = 4  # elements that an explanation spells out
 SEEN = np.dtype(
     [
@@ -97,6 +97,11 @@ def _about(element: Element) -> Element:
     """The element without what the latest example makes of it: other logs, or other calls, than usual."""
     same = SAME.get(element[0])
     return element if same is None else (same, *element[1:])
+
+
+def _follows(element: Element) -> bool:
+    """Whether it is no trouble of its own, however late it comes. Calls that nobody answers are: a service is gone."""
+    return element[0] in FOLLOWERS and not (element[1] == EDGE and element[0] in UNANSWERED)
 
 
 def _boundaries(saved: Iterable[Any]) -> dict[Element, int]:
@@ -292,7 +297,7 @@ class Incidents:
         """Whether the trouble with an element began when an incident about its services was no longer fresh: if it is
         too strong for an echo, it is trouble of its own. The ways of whole flows are no trouble of their own here: they
         are seen later than what turns the chains there."""
-        return element[0] not in FOLLOWERS and self._age_s(case, element, case.detected_ns) >= self.config.merge_s
+        return not _follows(element) and self._age_s(case, element, case.detected_ns) >= self.config.merge_s
 
     def _touching(self, root: int, members: list[Element]) -> list[Case]:
         """Open incidents that a group may belong to, the likeliest first."""

@@ -206,6 +206,16 @@ def test_the_ways_that_chains_go_are_told_with_the_trouble_that_turns_them_there
     assert len(bench.incidents.open) == 1
 
 
+def test_a_service_that_is_gone_while_an_incident_about_it_is_open_is_trouble_of_its_own(bench: Bench) -> None:
+    bench.judge(bench.slow("stock"), epochs=2)
+    bench.judge(bench.slow("stock"), epochs=12)
+    ids = {"service": bench.service("stock"), "event": bench.event("reserve"), "caller": bench.service("order")}
+    gone = row(Kind.UNUSUAL_CALLS, Level.EDGE, 60.0, **ids)
+    assert bench.judge(gone, epochs=9) == [], "an instance may have been restarted"
+    (second,) = bench.judge(gone)
+    assert (second.state, suspects(second)[0]) == ("opened", "stock")
+
+
 def test_what_grows_strong_is_not_taken_in_while_it_is_weak(bench: Bench) -> None:
     (first,) = bench.judge(bench.slow("stock"), epochs=2)
     bench.judge(bench.slow("stock"), epochs=12)
