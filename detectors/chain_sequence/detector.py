@@ -260,7 +260,7 @@ class ChainSequence:
         self.recurred, self.came = self.recurred * fade, self.came * fade
 
     def _enter_slice(self, now_ns: int) -> bool:
-        """When another slice has begun: forgets a little, and sets what is expected in it."""
+        """Whether another slice has begun: forgets a little then, and sets what is expected in it."""
         slice_index = now_ns // self.distribution.slice_ns
         if slice_index == self.slice_index:
             return False
